@@ -1,0 +1,48 @@
+"""Every error that this package raises on purpose.
+
+HfPerturbError
+├── PerturbationError (ValueError)      a perturbation that is malformed or cannot be applied here
+│   ├── RuleError                       a tensor that no rule names, or that two rules name
+│   └── StackedPerturbationError        a perturbation asked for on top of another
+├── ModelInputError (ValueError)        ids, masks, embeddings or lengths that a model cannot take
+├── UnsupportedModuleError (TypeError)  an object that is not a model we know how to wrap or perturb
+└── CheckpointError (OSError)           a base or a variant on disk that is missing or wrong
+    ├── FolderExistsError               an output folder that is already there
+    └── DigestError (ValueError)        weights that are not the ones that the record names
+"""
+
+
+class HfPerturbError(Exception):
+    """Root of the tree: `except HfPerturbError` catches everything that we raise on purpose."""
+
+
+class PerturbationError(HfPerturbError, ValueError):
+    """A perturbation that is malformed or cannot be applied here."""
+
+
+class RuleError(PerturbationError):
+    """A tensor that no rule names, or that two rules name."""
+
+
+class StackedPerturbationError(PerturbationError):
+    """A perturbation asked for on top of another one."""
+
+
+class ModelInputError(HfPerturbError, ValueError):
+    """Ids, masks, embeddings or lengths that a model cannot take."""
+
+
+class UnsupportedModuleError(HfPerturbError, TypeError):
+    """An object that is not a model that we know how to wrap or perturb."""
+
+
+class CheckpointError(HfPerturbError, OSError):
+    """A base or a variant on disk that is missing or wrong."""
+
+
+class FolderExistsError(CheckpointError):
+    """An output folder that is already there."""
+
+
+class DigestError(CheckpointError, ValueError):
+    """Weights that are not the ones that the record names."""

@@ -1,0 +1,117 @@
+# Copyright 2026 The hf_perturb authors. All rights reserved.
+#
+# Licensed under the MIT License: see the LICENSE file at the root of the repository.
+"""ESM-1 and ESM-1b model configuration"""
+
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers.configuration_utils import PreTrainedConfig
+
+from .record import PerturbableConfigMixin
+
+# what the generation of the network decides; source: esm.model.esm1.ProteinBertModel and esm.data.Alphabet
+_VERSIONS: dict[str, dict[str, Any]] = {
+    "ESM-1": {
+        "vocab_size": 35,
+        "bos_token_id": 32,
+        "eos_token_id": None,
+        "mask_token_id": 33,
+        "layer_norm_eps": 1e-12,
+        "token_dropout": False,
+        "tie_word_embeddings": False,
+    },
+    "ESM-1b": {
+        "vocab_size": 33,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "mask_token_id": 32,
+        "layer_norm_eps": 1e-5,
+        "token_dropout": True,
+        "tie_word_embeddings": True,
+    },
+}
+
+
+@strict
+class FairEsmConfig(PerturbableConfigMixin, PreTrainedConfig):
+    r"""Sizes of an ESM-1 or ESM-1b network and the record of its perturbation.
+
+    The defaults are `esm1b_t33_650M_UR50S`; ESM-1v is an ESM-1b by the same modules. A field that is `None` takes the
+    value of its `model_version`. Source: `esm.model.esm1.ProteinBertModel` (fair-esm 2.0.0).
+
+    Args:
+        model_version: `"ESM-1"` (sinusoidal positions, a bias in keys and values, an output projection of its own) or
+            `"ESM-1b"` (learned positions, token dropout, an output head tied to the embedding).
+        vocab_size: tokens in the alphabet; 35 or 33.
+        hidden_size: width of the residual stream (`embed_dim`).
+        num_hidden_layers: transformer layers (`layers`).
+        num_attention_heads: heads of every layer (`attention_heads`).
+        intermediate_size: width of the feed-forward layers (`ffn_embed_dim`).
+        max_position_embeddings: rows of the table of learned positions, two more than a sequence may have tokens;
+            ESM-1 has no table and no limit.
+        layer_norm_eps: 1e-12 or 1e-5.
+        emb_layer_norm_before: whether the embeddings are normed before the first layer (ESM-1b).
+        token_dropout: whether masked tokens are zeroed and the others scaled up.
+        final_bias: whether the output projection of ESM-1 has a bias.
+        classifier_dropout: dropout probability before a downstream classifier.
+        perturbation: `None`, or what was done to the weights: a record, never an order to do it again.
+    """
+
+    model_type = "fair_esm"
+
+    model_version: Literal["ESM-1", "ESM-1b"] = "ESM-1b"
+    vocab_size: int | None = None
+    hidden_size: int = 1280
+    num_hidden_layers: int = 33
+    num_attention_heads: int = 20
+    intermediate_size: int = 5120
+    max_position_embeddings: int = 1026
+    layer_norm_eps: float | None = None
+    emb_layer_norm_before: bool = True
+    token_dropout: bool | None = None
+    final_bias: bool = True
+    classifier_dropout: float = 0.0
+    pad_token_id: int = 1
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+    mask_token_id: int | None = None
+    tie_word_embeddings: bool | None = None
+    perturbation: Any = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        for key, value in _VERSIONS.get(self.model_version, {}).items():
+            if getattr(self, key) is None:
+                setattr(self, key, value)
+        super().__post_init__(**kwargs)
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Most tokens that a sequence may have, special tokens included; `None` for no limit."""
+        if self.model_version == "ESM-1":
+            return None
+        return self.max_position_embeddings - self.pad_token_id - 1
+
+    def validate_architecture(self) -> None:
+        """Part of `@strict` validation: refuse sizes that no network can have."""
+        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"FairEsmConfig.{name}: got {getattr(self, name)}; allowed: an integer of at least 1")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"FairEsmConfig.hidden_size: got {self.hidden_size}; allowed: a multiple of num_attention_heads"
+                f" ({self.num_attention_heads})"
+            )
+        if self.pad_token_id != 1:
+            raise ValueError(f"FairEsmConfig.pad_token_id: got {self.pad_token_id}; allowed: 1, as in every alphabet")
+        if self.model_version == "ESM-1" and self.hidden_size < 4:
+            raise ValueError(f"FairEsmConfig.hidden_size: got {self.hidden_size}; sinusoidal positions need at least 4")
+        if self.model_version == "ESM-1" and self.tie_word_embeddings:
+            raise ValueError("FairEsmConfig.tie_word_embeddings: got True; ESM-1 has an output projection of its own")
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise ValueError(
+                f"FairEsmConfig.max_position_embeddings: got {self.max_position_embeddings}; allowed: at least 3"
+            )
+
+
+__all__ = ["FairEsmConfig"]

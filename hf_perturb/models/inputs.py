@@ -1,0 +1,88 @@
+# Copyright 2026 The hf_perturb authors. All rights reserved.
+#
+# Licensed under the MIT License: see the LICENSE file at the root of the repository.
+"""What a network checks of its inputs before any kernel runs, and which positions are sequence."""
+
+from typing import Any
+
+import torch
+
+from .record import ModelInputError
+
+
+def check_inputs(
+    config: Any,
+    input_ids: torch.Tensor | None,
+    attention_mask: torch.Tensor | None,
+    inputs_embeds: torch.Tensor | None,
+    embedding_size: int,
+    max_length: int | None = None,
+) -> None:
+    """Refuse inputs that would fail deep inside a kernel, or worse, would not fail.
+
+    Args:
+        config: the model's configuration, for `vocab_size`.
+        input_ids: `(batch, length)` or `None`.
+        attention_mask: `(batch, length)` or `None`.
+        inputs_embeds: `(batch, length, embedding_size)` or `None`.
+        embedding_size: width of a token embedding.
+        max_length: most tokens that a sequence may have, special tokens included; `None` for no limit.
+
+    Raises:
+        ValueError: naming the argument, what it got, what is allowed and the remedy.
+    """
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ModelInputError("give exactly one of input_ids and inputs_embeds")
+    if input_ids is not None:
+        _check_ids(input_ids, config.vocab_size)
+        shape = input_ids.shape
+    else:
+        if inputs_embeds.dim() != 3 or inputs_embeds.shape[-1] != embedding_size:
+            raise ModelInputError(
+                f"inputs_embeds: got shape {tuple(inputs_embeds.shape)}; allowed: (batch, length, {embedding_size})"
+            )
+        shape = inputs_embeds.shape[:2]
+    if attention_mask is not None and attention_mask.shape != shape:
+        raise ModelInputError(
+            f"attention_mask: got shape {tuple(attention_mask.shape)}; allowed: {tuple(shape)}, (batch, length)"
+        )
+    if max_length is not None and shape[1] > max_length:
+        raise ModelInputError(
+            f"input: got {shape[1]} tokens; allowed: at most {max_length}, special tokens included, because positions"
+            " are learned; truncate (tokenizer(..., truncation=True)) or cut the sequence into windows"
+        )
+
+
+def _check_ids(input_ids: torch.Tensor, vocab_size: int) -> None:
+    if input_ids.dim() != 2:
+        raise ModelInputError(f"input_ids: got shape {tuple(input_ids.shape)}; allowed: (batch, length)")
+    if input_ids.is_floating_point() or input_ids.dtype == torch.bool:
+        raise ModelInputError(f"input_ids: got {input_ids.dtype}; allowed: an integer type")
+    if input_ids.numel() == 0:
+        raise ModelInputError(f"input_ids: got shape {tuple(input_ids.shape)}; allowed: at least one token")
+    # a compiled or meta graph has no values to look at
+    if torch.compiler.is_compiling() or input_ids.is_meta:
+        return
+    low, high = torch.aminmax(input_ids)
+    if low < 0 or high >= vocab_size:
+        raise ModelInputError(
+            f"input_ids: got ids from {int(low)} to {int(high)}; allowed: 0 to {vocab_size - 1};"
+            " was the sequence tokenized for another model?"
+        )
+
+
+def sequence_mask(
+    config: Any,
+    input_ids: torch.Tensor | None,
+    attention_mask: torch.Tensor | None,
+    inputs_embeds: torch.Tensor | None,
+) -> torch.Tensor:
+    """Return which positions are not padding, bool `(batch, length)`.
+
+    The originals know padding by its id alone; `attention_mask` can only take more positions away.
+    """
+    if input_ids is not None:
+        mask = input_ids != config.pad_token_id
+    else:
+        mask = torch.ones(inputs_embeds.shape[:2], dtype=torch.bool, device=inputs_embeds.device)
+    return mask if attention_mask is None else mask & attention_mask.to(mask.device, torch.bool)

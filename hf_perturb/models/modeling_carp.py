@@ -1,0 +1,310 @@
+# Copyright 2026 The hf_perturb authors. All rights reserved.
+#
+# Licensed under the MIT License: see the LICENSE file at the root of the repository.
+"""PyTorch CARP model: a ByteNet over protein sequences, trained as a masked language model.
+
+Source of the network: `sequence_models.pretrained.CARP` and `sequence_models.convolutional` (sequence-models 1.8.0),
+after Yang, Fusi and Lu, "Convolutions are competitive with transformers for protein sequence pretraining" (2022).
+"""
+
+import math
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import (
+    BaseModelOutput,
+    MaskedLMOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_carp import CarpConfig
+from .heads import SequenceClassificationHead, TokenClassificationHead, sequence_classification_loss, token_loss
+from .inputs import check_inputs, sequence_mask
+from .perturbable import PerturbablePreTrainedModel
+
+
+class CarpPointwise(nn.Module):
+    """A linear layer on every residue; its weight keeps the `(out, in, 1)` shape of a convolution.
+
+    Source: `sequence_models.layers.PositionFeedForward`.
+    """
+
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__()
+        self.conv = nn.Conv1d(in_features, out_features, 1)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        # (batch, length, in) -> (batch, length, out), without the two transposes that a convolution would need
+        return nn.functional.linear(hidden_states, self.conv.weight.squeeze(-1), self.conv.bias)
+
+
+class CarpBlock(GradientCheckpointingLayer):
+    """Residual block: down, dilated convolution, up. Source: `sequence_models.convolutional.ByteNetBlock`."""
+
+    def __init__(self, config: CarpConfig, dilation: int):
+        super().__init__()
+        hidden_size, block_size = config.hidden_size, config.block_size
+        padding = dilation * (config.kernel_size - 1) // 2
+        self.activation = ACT2FN[config.hidden_act]
+        self.conv = nn.Conv1d(block_size, block_size, config.kernel_size, dilation=dilation, padding=padding)
+        # the numbers are the places in the original's nn.Sequential, whose activations have no weights
+        self.sequence1 = nn.ModuleDict(
+            {
+                "0": nn.LayerNorm(hidden_size),
+                "2": CarpPointwise(hidden_size, block_size),
+                "3": nn.LayerNorm(block_size),
+            }
+        )
+        self.sequence2 = nn.ModuleDict(
+            {
+                "0": nn.LayerNorm(block_size),
+                "2": CarpPointwise(block_size, hidden_size),
+            }
+        )
+
+    def forward(
+        self, hidden_states: torch.Tensor, padding_mask: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> torch.Tensor:
+        residual = hidden_states
+        hidden_states = self.sequence1["2"](self.activation(self.sequence1["0"](hidden_states)))
+        hidden_states = self.activation(self.sequence1["3"](hidden_states))
+        # only the convolution mixes positions, so only its input is masked
+        hidden_states = (hidden_states * padding_mask).transpose(1, 2)
+        hidden_states = self.conv(hidden_states).transpose(1, 2)
+        hidden_states = self.sequence2["2"](self.activation(self.sequence2["0"](hidden_states)))
+        return residual + hidden_states
+
+
+class CarpEmbedder(nn.Module):
+    """Token embedding, projection and blocks. Source: `sequence_models.convolutional.ByteNet`."""
+
+    def __init__(self, config: CarpConfig):
+        super().__init__()
+        # the original hands the *mask* id to padding_idx; it matters for initialisation and gradients
+        self.embedder = nn.Embedding(config.vocab_size, config.embedding_size, padding_idx=config.mask_token_id)
+        self.up_embedder = CarpPointwise(config.embedding_size, config.hidden_size)
+        self.layers = nn.ModuleList([CarpBlock(config, dilation) for dilation in config.dilations])
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None,
+        padding_mask: torch.Tensor,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        if inputs_embeds is None:
+            inputs_embeds = self.embedder(input_ids)
+        hidden_states = self.up_embedder(inputs_embeds)
+        padding_mask = padding_mask.unsqueeze(-1).to(hidden_states.dtype)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, padding_mask=padding_mask, **kwargs)
+        return hidden_states
+
+
+class CarpNetwork(nn.Module):
+    """The module that the original calls `model`. Source: `sequence_models.convolutional.ByteNetLM`."""
+
+    def __init__(self, config: CarpConfig, language_head: bool):
+        super().__init__()
+        self.embedder = CarpEmbedder(config)
+        if language_head:
+            self.decoder = CarpPointwise(config.hidden_size, config.vocab_size)
+            self.last_norm = nn.LayerNorm(config.hidden_size)
+
+
+class CarpPreTrainedModel(PerturbablePreTrainedModel):
+    """Weights, initialisation and the trunk that every CARP head shares."""
+
+    config: CarpConfig
+    config_class = CarpConfig
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["CarpBlock"]
+    _can_record_outputs = {"hidden_states": CarpBlock}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Draw what the original constructors draw: torch's own defaults."""
+        super()._init_weights(module)
+        if isinstance(module, (nn.Linear, nn.Conv1d)):
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            bound = 1 / math.sqrt(module.weight[0].numel())
+            init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight)
+            if not getattr(module.weight, "_is_hf_initialized", False):
+                init.zeros_(module.weight[module.padding_idx])
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.embedder.embedder
+
+    def get_output_embeddings(self) -> None:
+        # the decoder is never tied to the embedding: they differ in width
+        return None
+
+    @capture_outputs
+    def encode(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutput:
+        """Run the trunk; see `CarpModel.forward`."""
+        check_inputs(self.config, input_ids, attention_mask, inputs_embeds, self.config.embedding_size)
+        mask = sequence_mask(self.config, input_ids, attention_mask, inputs_embeds)
+        hidden_states = self.model.embedder(input_ids, inputs_embeds, mask, **kwargs)
+        return BaseModelOutput(last_hidden_state=hidden_states)
+
+
+class CarpModel(CarpPreTrainedModel):
+    """CARP without a head: representations of residues."""
+
+    def __init__(self, config: CarpConfig):
+        super().__init__(config)
+        self.model = CarpNetwork(config, language_head=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutput:
+        r"""Compute representations.
+
+        Args:
+            input_ids: tokens, `(batch, length)`.
+            attention_mask: 1 for tokens and 0 for padding, `(batch, length)`. The token `-` counts as padding too,
+                as in the original.
+            inputs_embeds: token embeddings in place of `input_ids`, `(batch, length, embedding_size)`.
+
+        Returns:
+            `last_hidden_state` `(batch, length, hidden_size)`, before the language head's norm; on request
+            `hidden_states`: the embedding, then the output of every block.
+
+        Raises:
+            ValueError: if an id, a shape or a mask is not one that the network can take.
+        """
+        return self.encode(input_ids, attention_mask, inputs_embeds, **kwargs)
+
+
+class CarpForMaskedLM(CarpPreTrainedModel):
+    """CARP with its language head."""
+
+    def __init__(self, config: CarpConfig):
+        super().__init__(config)
+        self.model = CarpNetwork(config, language_head=True)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MaskedLMOutput:
+        r"""Predict tokens; the arguments are those of `CarpModel.forward`.
+
+        Args:
+            labels: true tokens, `(batch, length)`; positions with -100 do not count in the loss.
+
+        Returns:
+            `logits` `(batch, length, vocab_size)` and, with `labels`, the mean cross-entropy in nats.
+        """
+        outputs = self.encode(input_ids, attention_mask, inputs_embeds, **kwargs)
+        logits = self.model.decoder(self.model.last_norm(outputs.last_hidden_state))
+        return MaskedLMOutput(
+            loss=token_loss(logits, labels, **kwargs),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+        )
+
+
+class CarpForSequenceClassification(CarpPreTrainedModel):
+    """CARP with a classifier or a regression on the mean over residues."""
+
+    def __init__(self, config: CarpConfig):
+        super().__init__(config)
+        self.model = CarpNetwork(config, language_head=False)
+        self.classifier = SequenceClassificationHead(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SequenceClassifierOutput:
+        r"""Classify sequences; the arguments are those of `CarpModel.forward`.
+
+        Args:
+            labels: class ids `(batch,)`, or targets `(batch,)` or `(batch, num_labels)`.
+
+        Returns:
+            `logits` `(batch, num_labels)` and, with `labels`, the loss of `config.problem_type`.
+        """
+        outputs = self.encode(input_ids, attention_mask, inputs_embeds, **kwargs)
+        logits = self.classifier(outputs.last_hidden_state, input_ids, attention_mask)
+        return SequenceClassifierOutput(
+            loss=sequence_classification_loss(self.config, logits, labels),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+        )
+
+
+class CarpForTokenClassification(CarpPreTrainedModel):
+    """CARP with a classifier on every residue."""
+
+    def __init__(self, config: CarpConfig):
+        super().__init__(config)
+        self.model = CarpNetwork(config, language_head=False)
+        self.classifier = TokenClassificationHead(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> TokenClassifierOutput:
+        r"""Classify residues; the arguments are those of `CarpModel.forward`.
+
+        Args:
+            labels: class ids, `(batch, length)`; positions with -100 do not count in the loss.
+
+        Returns:
+            `logits` `(batch, length, num_labels)` and, with `labels`, the mean cross-entropy.
+        """
+        outputs = self.encode(input_ids, attention_mask, inputs_embeds, **kwargs)
+        logits = self.classifier(outputs.last_hidden_state)
+        return TokenClassifierOutput(
+            loss=token_loss(logits, labels),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+        )
+
+
+__all__ = [
+    "CarpForMaskedLM",
+    "CarpForSequenceClassification",
+    "CarpForTokenClassification",
+    "CarpModel",
+    "CarpPreTrainedModel",
+]

@@ -1,0 +1,532 @@
+# Copyright 2026 The hf_perturb authors. All rights reserved.
+#
+# Licensed under the MIT License: see the LICENSE file at the root of the repository.
+"""PyTorch ESM-1 and ESM-1b models, with the names and the arithmetic of fair-esm.
+
+Source of the network: `esm.model.esm1.ProteinBertModel`, `esm.modules` and `esm.multihead_attention` (fair-esm
+2.0.0), after Rives et al., "Biological structure and function emerge from scaling unsupervised learning to 250
+million protein sequences" (2021).
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import (
+    BaseModelOutput,
+    MaskedLMOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_fair_esm import FairEsmConfig
+from .heads import SequenceClassificationHead, TokenClassificationHead, sequence_classification_loss, token_loss
+from .inputs import check_inputs, sequence_mask
+from .perturbable import PerturbablePreTrainedModel
+
+# the share of tokens that was masked in training; source: esm.model.esm1.ProteinBertModel.forward
+_MASK_RATIO_TRAIN = 0.15 * 0.8
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attend, and return the weights.
+
+    Args:
+        module: the attention layer, which the interface passes.
+        query: `(batch, heads, length, head)`.
+        key: `(batch, heads, keys, head)`.
+        value: `(batch, heads, keys, head)`.
+        attention_mask: `(batch, 1, length, keys)`, bool or additive, or `None`.
+        scaling: factor of the scores.
+        dropout: unused; the originals have none.
+        **kwargs: unused.
+    """
+    scores = torch.matmul(query * scaling, key.transpose(2, 3))
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    elif attention_mask is not None:
+        scores = scores + attention_mask
+    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    return torch.matmul(weights, value).transpose(1, 2), weights
+
+
+class FairEsmAttention(nn.Module):
+    """Self-attention. Source: `esm.multihead_attention.MultiheadAttention`."""
+
+    def __init__(self, config: FairEsmConfig):
+        super().__init__()
+        self.config = config
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False
+        # CODEPATH: ESM-1 has one more key and value, the same for every sequence; ESM-1b has none.
+        if config.model_version == "ESM-1":
+            self.bias_k = nn.Parameter(torch.empty(1, 1, config.hidden_size))
+            self.bias_v = nn.Parameter(torch.empty(1, 1, config.hidden_size))
+        else:
+            self.bias_k = self.bias_v = None
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        padding_mask: torch.Tensor,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        batch, length, hidden_size = hidden_states.shape
+        query, key, value = (proj(hidden_states) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        if self.bias_k is not None:
+            key = torch.cat([key, self.bias_k.expand(batch, 1, hidden_size)], dim=1)
+            value = torch.cat([value, self.bias_v.expand(batch, 1, hidden_size)], dim=1)
+        query, key, value = (x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for x in (query, key, value))
+        want_weights = kwargs.get("output_attentions", self.config.output_attentions)
+        # only the eager path has weights to return
+        interface: Callable[..., Any] = eager_attention_forward
+        if not want_weights:
+            interface = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        output, weights = interface(
+            self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs
+        )
+        output = self.out_proj(output.reshape(batch, length, hidden_size))
+        if not want_weights:
+            return output, None
+        # like the original: without the extra key, and nothing from or to padding
+        residues = padding_mask.to(weights.dtype)
+        weights = weights[..., :length] * residues[:, None, None, :] * residues[:, None, :, None]
+        return output, weights
+
+
+class FairEsmLayer(GradientCheckpointingLayer):
+    """Pre-norm transformer layer. Source: `esm.modules.TransformerLayer`."""
+
+    def __init__(self, config: FairEsmConfig):
+        super().__init__()
+        self.self_attn = FairEsmAttention(config)
+        self.self_attn_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.activation = ACT2FN["gelu"]
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        padding_mask: torch.Tensor,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        attended, _ = self.self_attn(self.self_attn_layer_norm(hidden_states), attention_mask, padding_mask, **kwargs)
+        hidden_states = hidden_states + attended
+        return hidden_states + self.fc2(self.activation(self.fc1(self.final_layer_norm(hidden_states))))
+
+
+class FairEsmSinusoidalPositions(nn.Module):
+    """Sines and cosines of the position. Source: `esm.modules.SinusoidalPositionalEmbedding`."""
+
+    def __init__(self, config: FairEsmConfig):
+        super().__init__()
+        self.padding_idx, self.hidden_size = config.pad_token_id, config.hidden_size
+        # without meaning, but the original stores it, so strict loading wants it
+        self._float_tensor = nn.Buffer(torch.empty(1))
+
+    def forward(self, positions: torch.Tensor) -> torch.Tensor:
+        half = self.hidden_size // 2
+        step = math.log(10000) / (half - 1)
+        rates = torch.exp(torch.arange(half, dtype=torch.float32, device=positions.device) * -step)
+        angles = positions.unsqueeze(-1).to(torch.float32) * rates
+        table = torch.cat([angles.sin(), angles.cos()], dim=-1)
+        table = nn.functional.pad(table, (0, self.hidden_size % 2))
+        return table * (positions != self.padding_idx).unsqueeze(-1)
+
+
+class FairEsmContactHead(nn.Module):
+    """Logistic regression on symmetrised, corrected attentions. Source: `esm.modules.ContactPredictionHead`."""
+
+    def __init__(self, config: FairEsmConfig):
+        super().__init__()
+        self.config = config
+        self.regression = nn.Linear(config.num_hidden_layers * config.num_attention_heads, 1)
+
+    def forward(self, attentions: torch.Tensor, residues: torch.Tensor) -> torch.Tensor:
+        """Predict contacts.
+
+        Args:
+            attentions: `(batch, layers * heads, length, length)`.
+            residues: which positions are residues, not special tokens or padding, `(batch, length)`.
+
+        Returns:
+            Probabilities `(batch, length without the special tokens, the same)`.
+        """
+        residues = residues.to(attentions.dtype)
+        attentions = attentions * residues[:, None, None, :] * residues[:, None, :, None]
+        # the first token begins every sequence; the last ends the longest one, where sequences have an end
+        end = -1 if self.config.eos_token_id is not None else None
+        attentions = attentions[..., 1:end, 1:end]
+        attentions = attentions + attentions.transpose(-1, -2)
+        rows, columns = attentions.sum(-1, keepdim=True), attentions.sum(-2, keepdim=True)
+        attentions = attentions - rows * columns / attentions.sum((-1, -2), keepdim=True)
+        return self.regression(attentions.permute(0, 2, 3, 1)).squeeze(-1).sigmoid()
+
+
+class FairEsmLMHead(nn.Module):
+    """Output head of ESM-1b. Source: `esm.modules.RobertaLMHead`."""
+
+    def __init__(self, config: FairEsmConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.weight = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
+        self.bias = nn.Parameter(torch.empty(config.vocab_size))
+        self.activation = ACT2FN["gelu"]
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        hidden_states = self.layer_norm(self.activation(self.dense(hidden_states)))
+        return nn.functional.linear(hidden_states, self.weight, self.bias)
+
+
+class FairEsmPreTrainedModel(PerturbablePreTrainedModel):
+    """Weights, initialisation and the trunk that every ESM head shares."""
+
+    config: FairEsmConfig
+    config_class = FairEsmConfig
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["FairEsmLayer"]
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _can_record_outputs = {"hidden_states": FairEsmLayer, "attentions": FairEsmAttention}
+
+    def build_trunk(self, config: FairEsmConfig) -> None:
+        """Register the modules up to the last representation, in the order of the original."""
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.layers = nn.ModuleList([FairEsmLayer(config) for _ in range(config.num_hidden_layers)])
+        self.contact_head = FairEsmContactHead(config)
+        self.emb_layer_norm_before = self.emb_layer_norm_after = None
+        # CODEPATH: ESM-1 counts positions by sines and norms nothing outside its layers.
+        if config.model_version == "ESM-1":
+            self.embed_scale = math.sqrt(config.hidden_size)
+            self.embed_positions = FairEsmSinusoidalPositions(config)
+            return
+        self.embed_scale = 1.0
+        self.embed_positions = nn.Embedding(
+            config.max_position_embeddings, config.hidden_size, padding_idx=config.pad_token_id
+        )
+        # CODEPATH: esm1b_t33_650M_UR50S norms its embeddings, ESM-1v does not.
+        if config.emb_layer_norm_before:
+            self.emb_layer_norm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.emb_layer_norm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Draw what the original constructors draw."""
+        super()._init_weights(module)
+        if isinstance(module, nn.Linear):
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            bound = 1 / math.sqrt(module.in_features)
+            init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight)
+            if not getattr(module.weight, "_is_hf_initialized", False):
+                init.zeros_(module.weight[module.padding_idx])
+        elif isinstance(module, FairEsmAttention):
+            for projection in (module.k_proj, module.v_proj, module.q_proj):
+                init.xavier_uniform_(projection.weight, gain=1 / math.sqrt(2))
+            init.xavier_uniform_(module.out_proj.weight)
+            init.zeros_(module.out_proj.bias)
+            if module.bias_k is not None:
+                init.xavier_normal_(module.bias_k)
+                init.xavier_normal_(module.bias_v)
+        elif isinstance(module, FairEsmLMHead):
+            # tied to embed_tokens in the original; a head of its own starts like one
+            init.normal_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, FairEsmSinusoidalPositions):
+            init.zeros_(module._float_tensor)
+        elif isinstance(module, FairEsmForMaskedLM) and module.embed_out is not None:
+            init.zeros_(module.embed_out)
+            if module.embed_out_bias is not None:
+                init.zeros_(module.embed_out_bias)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embed_tokens
+
+    def get_output_embeddings(self) -> None:
+        # tying is declared by `_tied_weights_keys`; a module here would be tied once more
+        return None
+
+    def document_tensors(self, rules: str = "documented") -> dict[str, torch.Tensor]:
+        tensors = super().document_tensors(rules)
+        # the study drew the tied head, so under its rules a model without one has its embedding drawn all the same
+        if rules == "published" and self.config.tie_word_embeddings:
+            tensors.setdefault("lm_head.weight", tensors["embed_tokens.weight"])
+        return tensors
+
+    def untie(self, chosen: set[str]) -> None:
+        """Give ESM-1b's output head a weight of its own: the document keeps the embedding and perturbs the head."""
+        if not self.config.tie_word_embeddings or "lm_head.weight" not in chosen:
+            return
+        self.config.tie_word_embeddings = False
+        self.all_tied_weights_keys = {}
+        if isinstance(self, FairEsmForMaskedLM):
+            tied = self.lm_head.weight
+            self.lm_head.weight = nn.Parameter(tied.detach().clone(), requires_grad=tied.requires_grad)
+
+    def embed(
+        self,
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None,
+        mask: torch.Tensor,
+    ) -> torch.Tensor:
+        """Embed tokens and positions; representation 0 of the original.
+
+        Args:
+            input_ids: `(batch, length)` or `None`.
+            inputs_embeds: token embeddings, `(batch, length, hidden_size)`, or `None`.
+            mask: which positions are not padding, `(batch, length)`.
+        """
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        hidden_states = self.embed_scale * inputs_embeds
+        # CODEPATH: ESM-1b and ESM-1v were trained with token dropout, ESM-1 without.
+        if self.config.token_dropout:
+            masked = torch.zeros_like(mask) if input_ids is None else input_ids == self.config.mask_token_id
+            hidden_states = hidden_states.masked_fill(masked.unsqueeze(-1), 0.0)
+            observed = masked.sum(-1).float() / mask.sum(-1)
+            scale = (1 - _MASK_RATIO_TRAIN) / (1 - observed)
+            hidden_states = hidden_states * scale[:, None, None].to(hidden_states.dtype)
+        # counting what is not padding makes a sequence the same alone, padded left and padded right
+        positions = mask.long().cumsum(-1) * mask + self.config.pad_token_id
+        hidden_states = hidden_states + self.embed_positions(positions).to(hidden_states.dtype)
+        if self.emb_layer_norm_before is not None:
+            hidden_states = self.emb_layer_norm_before(hidden_states)
+        if self.emb_layer_norm_after is not None:  # ESM-1b zeroes padding, ESM-1 does not
+            hidden_states = hidden_states * mask.unsqueeze(-1).to(hidden_states.dtype)
+        return hidden_states
+
+    @capture_outputs
+    def encode(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutput:
+        """Run the trunk; see `FairEsmModel.forward`."""
+        config = self.config
+        check_inputs(config, input_ids, attention_mask, inputs_embeds, config.hidden_size, config.max_tokens)
+        mask = sequence_mask(config, input_ids, attention_mask, inputs_embeds)
+        hidden_states = self.embed(input_ids, inputs_embeds, mask)
+        key_mask = create_bidirectional_mask(config=config, inputs_embeds=hidden_states, attention_mask=mask)
+        # CODEPATH: every query of ESM-1 sees the extra key, that of `bias_k`.
+        if key_mask is not None and config.model_version == "ESM-1":
+            key_mask = nn.functional.pad(key_mask, (0, 1), value=key_mask.dtype == torch.bool)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, attention_mask=key_mask, padding_mask=mask, **kwargs)
+        if self.emb_layer_norm_after is not None:
+            hidden_states = self.emb_layer_norm_after(hidden_states)
+        return BaseModelOutput(last_hidden_state=hidden_states)
+
+    def predict_contacts(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Predict which residues touch.
+
+        Args:
+            input_ids: tokens with the special tokens that the tokenizer adds, `(batch, length)`.
+            attention_mask: `(batch, length)` or `None`.
+
+        Returns:
+            Probabilities `(batch, residues, residues)`, `residues` being the length without the token that begins a
+            sequence and, for ESM-1b, the one that ends it; where padding is, they mean nothing.
+        """
+        attentions = self.encode(input_ids, attention_mask, output_attentions=True).attentions
+        residues = sequence_mask(self.config, input_ids, attention_mask, None)
+        for token in (self.config.bos_token_id, self.config.eos_token_id):
+            if token is not None:
+                residues = residues & (input_ids != token)
+        return self.contact_head(torch.cat(attentions, dim=1), residues)
+
+
+class FairEsmModel(FairEsmPreTrainedModel):
+    """ESM without a head: representations of residues, and contacts."""
+
+    def __init__(self, config: FairEsmConfig):
+        super().__init__(config)
+        self.build_trunk(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutput:
+        r"""Compute representations.
+
+        Args:
+            input_ids: tokens, `(batch, length)`.
+            attention_mask: 1 for tokens and 0 for padding, `(batch, length)`; the padding token never counts.
+            inputs_embeds: token embeddings in place of `input_ids`, `(batch, length, hidden_size)`.
+
+        Returns:
+            `last_hidden_state` `(batch, length, hidden_size)`; on request `hidden_states`, the representations 0 to n
+            of the original (the last one normed, for ESM-1b), and `attentions` `(batch, heads, length, length)`.
+
+        Raises:
+            ValueError: if an id, a shape, a mask or a length is not one that the network can take.
+        """
+        return self.encode(input_ids, attention_mask, inputs_embeds, **kwargs)
+
+
+class FairEsmForMaskedLM(FairEsmPreTrainedModel):
+    """ESM with its language head."""
+
+    _tied_weights_keys = {"lm_head.weight": "embed_tokens.weight"}
+
+    def __init__(self, config: FairEsmConfig):
+        super().__init__(config)
+        self.build_trunk(config)
+        self.embed_out = self.embed_out_bias = None
+        # CODEPATH: ESM-1 projects with a matrix of its own, ESM-1b with a head on the tied embedding.
+        if config.model_version == "ESM-1":
+            self.embed_out = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
+            # CODEPATH: every released ESM-1 has the bias; the original class can go without.
+            if config.final_bias:
+                self.embed_out_bias = nn.Parameter(torch.empty(config.vocab_size))
+        else:
+            self.lm_head = FairEsmLMHead(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MaskedLMOutput:
+        r"""Predict tokens; the arguments are those of `FairEsmModel.forward`.
+
+        Args:
+            labels: true tokens, `(batch, length)`; positions with -100 do not count in the loss.
+
+        Returns:
+            `logits` `(batch, length, vocab_size)` and, with `labels`, the mean cross-entropy in nats.
+        """
+        outputs = self.encode(input_ids, attention_mask, inputs_embeds, **kwargs)
+        if self.embed_out is not None:
+            logits = nn.functional.linear(outputs.last_hidden_state, self.embed_out, self.embed_out_bias)
+        else:
+            logits = self.lm_head(outputs.last_hidden_state)
+        return MaskedLMOutput(
+            loss=token_loss(logits, labels, **kwargs),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class FairEsmForSequenceClassification(FairEsmPreTrainedModel):
+    """ESM with a classifier or a regression on the mean over residues."""
+
+    def __init__(self, config: FairEsmConfig):
+        super().__init__(config)
+        self.build_trunk(config)
+        self.classifier = SequenceClassificationHead(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SequenceClassifierOutput:
+        r"""Classify sequences; the arguments are those of `FairEsmModel.forward`.
+
+        Args:
+            labels: class ids `(batch,)`, or targets `(batch,)` or `(batch, num_labels)`.
+
+        Returns:
+            `logits` `(batch, num_labels)` and, with `labels`, the loss of `config.problem_type`.
+        """
+        outputs = self.encode(input_ids, attention_mask, inputs_embeds, **kwargs)
+        logits = self.classifier(outputs.last_hidden_state, input_ids, attention_mask)
+        return SequenceClassifierOutput(
+            loss=sequence_classification_loss(self.config, logits, labels),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class FairEsmForTokenClassification(FairEsmPreTrainedModel):
+    """ESM with a classifier on every residue."""
+
+    def __init__(self, config: FairEsmConfig):
+        super().__init__(config)
+        self.build_trunk(config)
+        self.classifier = TokenClassificationHead(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> TokenClassifierOutput:
+        r"""Classify residues; the arguments are those of `FairEsmModel.forward`.
+
+        Args:
+            labels: class ids, `(batch, length)`; positions with -100 do not count in the loss.
+
+        Returns:
+            `logits` `(batch, length, num_labels)` and, with `labels`, the mean cross-entropy.
+        """
+        outputs = self.encode(input_ids, attention_mask, inputs_embeds, **kwargs)
+        logits = self.classifier(outputs.last_hidden_state)
+        return TokenClassifierOutput(
+            loss=token_loss(logits, labels),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+__all__ = [
+    "FairEsmForMaskedLM",
+    "FairEsmForSequenceClassification",
+    "FairEsmForTokenClassification",
+    "FairEsmModel",
+    "FairEsmPreTrainedModel",
+]

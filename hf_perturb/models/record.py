@@ -1,0 +1,91 @@
+# Copyright 2026 The hf_perturb authors. All rights reserved.
+#
+# Licensed under the MIT License: see the LICENSE file at the root of the repository.
+"""The `perturbation` field of a configuration, and the one guarded import of the package that defines the rules."""
+
+from pathlib import Path
+from typing import Any
+
+try:
+    from hf_perturb import demo, perturbation as rules
+    from hf_perturb.errors import (
+        DigestError,
+        ModelInputError,
+        PerturbationError,
+        StackedPerturbationError,
+        UnsupportedModuleError,
+    )
+except ImportError:  # this file travels to the Hub: there, loading works without the package
+    demo = rules = None  # type: ignore[assignment]
+    DigestError = ModelInputError = PerturbationError = StackedPerturbationError = ValueError  # type: ignore[assignment, misc]
+    UnsupportedModuleError = TypeError  # type: ignore[assignment, misc]
+
+PROVENANCE = ("base", "digest")
+
+
+def parse_perturbation(value: Any) -> Any:
+    """Turn what a user or a `config.json` gives into a `Perturbation`.
+
+    Args:
+        value: `None`, a `Perturbation`, its dict, or a method name as shorthand.
+
+    Returns:
+        `None` or a `Perturbation`; without `hf_perturb` installed, `None` or the dict as it is stored.
+
+    Raises:
+        ValueError: if the value is not a valid perturbation.
+    """
+    if value is None:
+        return None
+    if rules is not None:
+        return rules.Perturbation.parse(value)
+    if isinstance(value, str):
+        return {"method": value}
+    if not isinstance(value, dict) or "method" not in value:
+        raise PerturbationError(f"perturbation: got {value!r}; allowed: None, a method name, or a dict with 'method'")
+    return value
+
+
+def same_perturbation(one: Any, other: Any, family: str) -> bool:
+    """Whether two parsed perturbations give the same weights, a default axis spelled out or not."""
+    if rules is None:
+        one, other = ({k: v for k, v in p.items() if k not in PROVENANCE} for p in (one, other))
+        return bool(one == other)
+    axis = rules.default_axis(family)
+    return bool(one.with_axis(axis) == other.with_axis(axis))
+
+
+def require_rules() -> Any:
+    """Return the package that defines the rules.
+
+    Raises:
+        ImportError: if only the model files are here, as in a repository loaded with `trust_remote_code`.
+    """
+    if rules is None:
+        raise ImportError("applying a perturbation needs the package that defines its rules: pip install hf-perturb")
+    return rules
+
+
+def base_location(name: str) -> str:
+    """Return where a recorded base is loaded from: `demo` is a folder of the package."""
+    if demo is not None and name == demo.NAME and not Path(name).exists():
+        return str(demo.folder())
+    return name
+
+
+class PerturbableConfigMixin:
+    """Keeps `config.perturbation` parsed however it is set, and plain JSON when it is written."""
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        # from_dict() and users assign the raw value after construction, so parsing belongs here
+        if key == "perturbation":
+            value = parse_perturbation(value)
+        super().__setattr__(key, value)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the configuration as a JSON-ready dict; `perturbation` is a dict or absent."""
+        output: dict[str, Any] = super().to_dict()  # type: ignore[misc]
+        record = output.pop("perturbation", None)
+        if record is not None:
+            output["perturbation"] = record if isinstance(record, dict) else record.to_dict()
+        return output

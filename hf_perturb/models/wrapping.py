@@ -1,0 +1,110 @@
+# Copyright 2026 The hf_perturb authors. All rights reserved.
+#
+# Licensed under the MIT License: see the LICENSE file at the root of the repository.
+"""`wrap`: a live original module becomes a Transformers model over the same memory."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from .configuration_carp import CarpConfig
+from .configuration_fair_esm import FairEsmConfig
+from .modeling_carp import CarpForMaskedLM
+from .modeling_fair_esm import FairEsmForMaskedLM
+from .perturbable import PerturbablePreTrainedModel
+from .record import UnsupportedModuleError
+
+
+def wrap(module: nn.Module) -> PerturbablePreTrainedModel:
+    """Make a masked language model of an original module, sharing its tensors.
+
+    Nothing is copied: a change of either changes both, and a head that is tied stays tied. The original is known by
+    the name of its class, so neither package is imported.
+
+    Args:
+        module: an `esm.model.esm1.ProteinBertModel` (ESM-1, ESM-1b, ESM-1v) or a `sequence_models.pretrained.CARP`.
+
+    Returns:
+        A `FairEsmForMaskedLM` or a `CarpForMaskedLM` in the same mode (training or evaluation), ready for `perturb`
+        and `save_pretrained`.
+
+    Raises:
+        UnsupportedModuleError: a `TypeError`, for any other object, and for a network that is not quite an original.
+    """
+    for cls in type(module).__mro__:
+        origin = (cls.__module__.partition(".")[0], cls.__name__)
+        if origin in _WRAPPERS:
+            return _share(_WRAPPERS[origin](module), module)
+    raise UnsupportedModuleError(
+        f"wrap: got a {type(module).__module__}.{type(module).__qualname__}; allowed: fair-esm's ProteinBertModel"
+        " (ESM-1, ESM-1b, ESM-1v) and sequence-models' CARP; a checkpoint on disk needs no wrapping:"
+        " from_pretrained(folder)"
+    )
+
+
+def _empty_fair_esm(module: nn.Module) -> PerturbablePreTrainedModel:
+    layer = module.layers[0]
+    is_esm1 = module.model_version == "ESM-1"
+    config = FairEsmConfig(
+        model_version=module.model_version,
+        vocab_size=module.alphabet_size,
+        hidden_size=layer.embed_dim,
+        num_hidden_layers=len(module.layers),
+        num_attention_heads=layer.attention_heads,
+        intermediate_size=layer.ffn_embed_dim,
+        max_position_embeddings=1026 if is_esm1 else module.embed_positions.num_embeddings,
+        emb_layer_norm_before=bool(module.emb_layer_norm_before),
+        token_dropout=bool(getattr(module.args, "token_dropout", False)),
+        final_bias=not is_esm1 or module.embed_out_bias is not None,
+        pad_token_id=module.padding_idx,
+        mask_token_id=module.mask_idx,
+        bos_token_id=module.cls_idx,
+        eos_token_id=module.eos_idx if module.append_eos else None,
+    )
+    with torch.device("meta"):
+        return FairEsmForMaskedLM(config)
+
+
+def _empty_carp(module: nn.Module) -> PerturbablePreTrainedModel:
+    trunk = module.model.embedder
+    block = trunk.layers[0]
+    hidden_size = trunk.up_embedder.conv.out_channels
+    config = CarpConfig(
+        vocab_size=trunk.embedder.num_embeddings,
+        embedding_size=trunk.embedder.embedding_dim,
+        hidden_size=hidden_size,
+        num_hidden_layers=len(trunk.layers),
+        kernel_size=block.conv.kernel_size[0],
+        max_dilation=max(layer.conv.dilation[0] for layer in trunk.layers),
+        slim=block.conv.in_channels != hidden_size,
+        hidden_act=type(block.sequence1[1]).__name__.lower(),
+        pad_token_id=module.pad_idx,
+        mask_token_id=trunk.embedder.padding_idx,
+    )
+    with torch.device("meta"):
+        return CarpForMaskedLM(config)
+
+
+_WRAPPERS: dict[tuple[str, str], Callable[[nn.Module], PerturbablePreTrainedModel]] = {
+    ("esm", "ProteinBertModel"): _empty_fair_esm,
+    ("sequence_models", "CARP"): _empty_carp,
+}
+
+
+def _share(model: PerturbablePreTrainedModel, module: nn.Module) -> PerturbablePreTrainedModel:
+    """Put the original's parameters and stored buffers in the places of ours."""
+    theirs = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    ours = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if theirs != ours:
+        different = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
+        raise UnsupportedModuleError(
+            f"wrap: this {type(module).__name__} is not built like an original: {len(different)} tensors differ,"
+            f" first {different[0]!r} (its shape {theirs.get(different[0])}, expected {ours.get(different[0])})"
+        )
+    tensors = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    for name, tensor in tensors:
+        if name in ours:
+            parent, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, tensor)
+    return model.train(module.training)

@@ -1,0 +1,59 @@
+"""Digests of weights: independent of sharding, of the order inside files and of the device."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+
+import torch
+
+# the names that safetensors headers use, so that a file's digest needs no tensor
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+def digest_of(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Digest tensors by name.
+
+    The sha256 of the lines `name dtype shape sha256-of-the-bytes`, in the order of the names, with dtype and shape as
+    in a safetensors header (`F32`, `[2, 3]`). A tensor that goes by several names counts once, under the first.
+
+    Args:
+        tensors: by document name, in the order of the original class.
+
+    Returns:
+        `"sha256:"` and 64 hexadecimal digits.
+    """
+    unique = distinct(tensors)
+    lines = [f"{name} {tensor_digest(tensor)}\n" for name, tensor in sorted(unique.items())]
+    return "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def tensor_digest(tensor: torch.Tensor) -> str:
+    """Return `dtype shape sha256` of one tensor."""
+    data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return f"{_DTYPES[tensor.dtype]} {json.dumps(list(tensor.shape))} {hashlib.sha256(data).hexdigest()}"
+
+
+def distinct(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the tensors without the later names of those that share their memory."""
+    seen: set[tuple[int, torch.Size]] = set()
+    kept = {}
+    for name, tensor in tensors.items():
+        key = (tensor.data_ptr(), tensor.shape)
+        if tensor.numel() and key in seen:
+            continue
+        seen.add(key)
+        kept[name] = tensor
+    return kept

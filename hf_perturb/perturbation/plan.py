@@ -1,0 +1,194 @@
+"""A plan: names and shapes plus a `Perturbation` give a list of steps, and the same steps run everywhere."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+
+from hf_perturb.errors import PerturbationError, RuleError
+from hf_perturb.perturbation.kernels import INITIALISERS, Shape, shuffle
+from hf_perturb.perturbation.rules import Row, default_axis, globs_of, literal_names, rows_of
+from hf_perturb.perturbation.spec import Perturbation
+
+
+@dataclass(frozen=True)
+class Step:
+    """What happens to one tensor.
+
+    Args:
+        name: the tensor's name in the document.
+        shape: its shape.
+        kernel: a name in `kernels.INITIALISERS`, or `"shuffle"`.
+        arguments: keyword arguments for the kernel.
+        seed: seed of the tensor's own generator; `None` where the plan has one generator for all.
+    """
+
+    name: str
+    shape: Shape
+    kernel: str
+    arguments: tuple[tuple[str, float | str], ...]
+    seed: int | None
+
+    def run(self, tensor: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Return the perturbed tensor, in the type and on the device of the old one.
+
+        Args:
+            tensor: the old tensor, `shape`; only a shuffle reads it.
+            generator: the shared generator, for a step without a seed.
+        """
+        if generator is None:
+            generator = torch.Generator("cpu").manual_seed(self.seed or 0)
+        arguments = dict(self.arguments)
+        if self.kernel == "shuffle":
+            return shuffle(tensor, generator, **arguments)  # type: ignore[arg-type]
+        return INITIALISERS[self.kernel](self.shape, generator, **arguments).to(tensor.device, tensor.dtype)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The steps of a perturbation, in the order of the tensors.
+
+    Args:
+        steps: one for every tensor that changes.
+        seed: seed of the one generator that all steps share (rules `"published"`), or `None`.
+    """
+
+    steps: tuple[Step, ...]
+    seed: int | None = None
+
+    def generator(self) -> torch.Generator | None:
+        """Return the shared generator, `None` where every step has its own."""
+        return None if self.seed is None else torch.Generator("cpu").manual_seed(self.seed)
+
+
+def make_plan(family: str, shapes: Mapping[str, Shape], perturbation: Perturbation) -> Plan:
+    """Plan a perturbation.
+
+    Args:
+        family: `"fair_esm"` or `"carp"`.
+        shapes: shape of every parameter and stored buffer under its document name, in the order of the original
+            class's `state_dict`.
+        perturbation: what to do.
+
+    Raises:
+        RuleError: if no row, or more than one, names a tensor.
+        PerturbationError: if a glob matches nothing, or nothing is left to perturb.
+    """
+    rules = {name: _rule(family, name) for name in shapes}
+    chosen = selection(family, shapes, perturbation)
+    documented = perturbation.rules == "documented"
+    steps = []
+    for name, shape in shapes.items():
+        if name in chosen and (kernel := _kernel(family, rules[name], name, shapes, perturbation)) is not None:
+            seed = tensor_seed(perturbation.seed, name) if documented else None
+            steps.append(Step(name, tuple(shape), *kernel, seed))
+    if not steps:
+        raise PerturbationError(
+            f"perturbation: include {list(perturbation.include)} and exclude {list(perturbation.exclude)} leave"
+            " nothing to perturb; widen one or narrow the other"
+        )
+    return Plan(tuple(steps), None if documented else perturbation.seed)
+
+
+def selection(family: str, names: Iterable[str], perturbation: Perturbation) -> set[str]:
+    """Return the names that `include` and `exclude` leave and that the rules do not keep.
+
+    Tensors that the table names one by one count as known even where a model lacks them: the same perturbation must
+    work on a model with and without its language head.
+
+    Raises:
+        PerturbationError: if a glob matches no tensor, or `include` names only tensors that the rules keep.
+    """
+    known = dict.fromkeys([*names, *literal_names(family)])
+    perturbed = [name for name in known if _rule(family, name).resample]
+    for key, candidates in (("include", perturbed), ("exclude", [*known, *globs_of(family)])):
+        for glob in getattr(perturbation, key):
+            if not any(fnmatchcase(name, glob) for name in candidates):
+                kept = any(fnmatchcase(name, glob) for name in known)
+                problem = "matches only tensors that the rules keep" if kept else "matches no parameter"
+                raise PerturbationError(
+                    f"perturbation {key}: glob {glob!r} {problem}; allowed: globs over names such as"
+                    f" {', '.join(map(repr, perturbed[:2] + perturbed[-1:]))}"
+                )
+    return {
+        name
+        for name in perturbed
+        if (not perturbation.include or _any(name, perturbation.include)) and not _any(name, perturbation.exclude)
+    }
+
+
+def _any(name: str, globs: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(name, glob) for glob in globs)
+
+
+def _rule(family: str, name: str) -> Row:
+    rows = [row for row in rows_of(family) if row.names(name)]
+    if len(rows) != 1:
+        found = "no rule names it" if not rows else "rules " + " and ".join(repr(r.pattern) for r in rows) + " name it"
+        raise RuleError(
+            f"tensor {name!r} of family {family!r}: {found}; every tensor needs exactly one row in"
+            " hf_perturb/perturbation/rules.py"
+        )
+    return rows[0]
+
+
+def _kernel(
+    family: str, row: Row, name: str, shapes: Mapping[str, Shape], perturbation: Perturbation
+) -> tuple[str, tuple[tuple[str, float | str], ...]] | None:
+    if perturbation.method == "resample":
+        axis = "all" if perturbation.rules == "published" else perturbation.axis or default_axis(family)
+        return "shuffle", (("axis", axis),)
+    initialiser = row.initialiser(perturbation.rules)
+    if initialiser is None:
+        return None
+    if not initialiser.fan_in:
+        return initialiser.kernel, initialiser.arguments
+    weight = shapes[name.removesuffix("bias") + "weight"]
+    return initialiser.kernel, (("bound", 1 / math.sqrt(math.prod(weight[1:]))),)
+
+
+def tensor_seed(seed: int, name: str) -> int:
+    """Return the seed of a tensor's own generator: no other tensor and no order can change its draw."""
+    digest = hashlib.sha256(f"hf_perturb/1/{seed}/{name}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") & (2**63 - 1)
+
+
+def check_values(plan: Plan, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Refuse tensors without values.
+
+    Raises:
+        PerturbationError: if a tensor of the plan is on the meta device.
+    """
+    for step in plan.steps:
+        if tensors[step.name].is_meta:
+            raise PerturbationError(
+                f"tensor {step.name!r} has no values here (it is on the meta device, or offloaded to disk or CPU);"
+                " build the variant first (hf-perturb create) and load that, or load the model whole on one device"
+            )
+
+
+@torch.no_grad()
+def apply_plan(
+    plan: Plan, tensors: Mapping[str, torch.Tensor], progress: Callable[[Step], None] | None = None
+) -> None:
+    """Run a plan on tensors, in place.
+
+    Args:
+        plan: from `make_plan` over the same names.
+        tensors: the tensors by document name; none on the meta device.
+        progress: called after every step.
+
+    Raises:
+        PerturbationError: if a tensor has no values (meta device), before anything is changed.
+    """
+    check_values(plan, tensors)
+    generator = plan.generator()
+    for step in plan.steps:
+        tensors[step.name].copy_(step.run(tensors[step.name], generator))
+        if progress is not None:
+            progress(step)

@@ -1,0 +1,174 @@
+"""THE tables: for every tensor of a family, how it is drawn anew and whether it is shuffled.
+
+`keep` is explicit. A tensor that no row names, or that two rows name, is an error (see `plan.py`).
+
+Sources: *document* is `scr/encoding/README.md` of microsoft/protein-transfer, *study* is
+`scr/encoding/encoding_classes.py` there at commit 8aed408, *fair-esm* is fair-esm 2.0.0, *sequence-models* is
+sequence-models 1.8.0, *torch* is `torch.nn`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cache
+
+from hf_perturb.errors import PerturbationError
+
+
+@dataclass(frozen=True)
+class Initialiser:
+    """How a tensor is drawn anew.
+
+    Args:
+        kernel: name of a function in `kernels.py`.
+        text: how the tables of the README name it.
+        arguments: constants for the kernel.
+        fan_in: whether the bound comes from the fan-in of the weight beside this bias.
+    """
+
+    kernel: str
+    text: str
+    arguments: tuple[tuple[str, float], ...] = ()
+    fan_in: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """One rule.
+
+    Args:
+        pattern: names of the tensors; `*` stands for anything, `{a,b}` for either.
+        reinit: initialiser, `None` to keep.
+        resample: whether the tensor is shuffled.
+        source: where the rule comes from.
+        published: initialiser under the rules `"published"`; `"same"` where study and document agree.
+    """
+
+    pattern: str
+    reinit: Initialiser | None
+    resample: bool
+    source: str
+    published: Initialiser | None | str = "same"
+
+    def __post_init__(self) -> None:
+        if (self.reinit is not None) != self.resample:
+            raise PerturbationError(f"rule {self.pattern!r}: a tensor has an initialiser exactly when it is shuffled")
+
+    def names(self, name: str) -> bool:
+        """Whether this row is the rule of a tensor."""
+        return any(fnmatchcase(name, glob) for glob in expand(self.pattern))
+
+    def initialiser(self, rules: str) -> Initialiser | None:
+        """Return the initialiser under a rule set."""
+        if rules == "published" and not isinstance(self.published, str):
+            return self.published
+        return self.reinit
+
+
+@cache
+def expand(pattern: str) -> tuple[str, ...]:
+    """Return the globs that a pattern stands for, its braces expanded."""
+    head, brace, rest = pattern.partition("{")
+    if not brace:
+        return (pattern,)
+    choices, _, tail = rest.partition("}")
+    return tuple(glob for choice in choices.split(",") for glob in expand(head + choice + tail))
+
+
+XAVIER = Initialiser("xavier_uniform", "`xavier_uniform_()`", (("gain", 1.0),))
+XAVIER_QKV = Initialiser("xavier_uniform", "`xavier_uniform_(gain=1/sqrt(2))`", (("gain", 1 / math.sqrt(2)),))
+XAVIER_NORMAL = Initialiser("xavier_normal", "`xavier_normal_()`")
+KAIMING = Initialiser("kaiming_uniform", "`kaiming_uniform_(a=sqrt(5))`", (("a", math.sqrt(5)),))
+FAN_IN = Initialiser("uniform", "U(-b, b), b = 1/sqrt(fan_in) of the weight beside it", fan_in=True)
+ONE = Initialiser("constant", "1", (("value", 1.0),))
+ZERO = Initialiser("constant", "0", (("value", 0.0),))
+NORMAL = Initialiser("normal", "`normal_()`")
+# every fair-esm alphabet pads with id 1, and the row of the padding id is the padding row
+NORMAL_PADDED = Initialiser("normal", "`normal_()`, then 0 in the padding row", (("zero_row", 1),))
+
+_ATTENTION = "document; fair-esm MultiheadAttention.reset_parameters"
+_LINEAR_BIAS = "document; torch Linear.reset_parameters"
+_CONV = "document; torch Conv1d.reset_parameters"
+_NORM = "document; fair-esm ESM1LayerNorm and ESM1bLayerNorm; the study builds ones and zeros and drops them"
+_LM_HEAD = "document; fair-esm RobertaLMHead"
+
+FAIR_ESM = (
+    Row("embed_tokens.weight", None, False, "document: no bracket; fair-esm ProteinBertModel"),
+    Row("{embed_out,embed_out_bias}", None, False, "document: no bracket; fair-esm ESM-1 output projection"),
+    Row("embed_positions._float_tensor", None, False, "document: 'leave untouched'; a buffer without values"),
+    Row("layers.*.self_attn.rot_emb.inv_freq", None, False, "buffer of rotary positions (ESM-2); fair-esm"),
+    Row("classifier.*", None, False, "a downstream head, no part of the studied network"),
+    Row("layers.*.self_attn.{q,k,v}_proj.weight", XAVIER_QKV, True, _ATTENTION),
+    Row("layers.*.self_attn.{q,k,v}_proj.bias", FAN_IN, True, _LINEAR_BIAS),
+    Row("layers.*.self_attn.out_proj.weight", XAVIER, True, _ATTENTION),
+    Row("layers.*.self_attn.out_proj.bias", ZERO, True, _ATTENTION),
+    Row("layers.*.self_attn.bias_{k,v}", XAVIER_NORMAL, True, _ATTENTION + "; the study leaves them", None),
+    Row("layers.*.{self_attn,final}_layer_norm.weight", ONE, True, _NORM, None),
+    Row("layers.*.{self_attn,final}_layer_norm.bias", ZERO, True, _NORM, None),
+    Row("emb_layer_norm_{before,after}.weight", ONE, True, _NORM, None),
+    Row("emb_layer_norm_{before,after}.bias", ZERO, True, _NORM, None),
+    Row("layers.*.fc{1,2}.weight", KAIMING, True, "document; torch Linear.reset_parameters"),
+    Row("layers.*.fc{1,2}.bias", FAN_IN, True, _LINEAR_BIAS),
+    Row("contact_head.regression.weight", KAIMING, True, "document; torch Linear.reset_parameters"),
+    Row("contact_head.regression.bias", FAN_IN, True, _LINEAR_BIAS),
+    Row(
+        "embed_positions.weight",
+        NORMAL_PADDED,
+        True,
+        "document; torch Embedding.reset_parameters; the study zeroes no row",
+        NORMAL,
+    ),
+    Row("lm_head.weight", XAVIER, True, _LM_HEAD + "; the study draws it while tied to embed_tokens"),
+    Row("lm_head.bias", ZERO, True, _LM_HEAD + "; the study leaves it", None),
+    Row("lm_head.layer_norm.weight", ONE, True, _NORM, None),
+    Row("lm_head.layer_norm.bias", ZERO, True, _NORM, None),
+    Row("lm_head.dense.weight", KAIMING, True, _LM_HEAD),
+    Row("lm_head.dense.bias", FAN_IN, True, _LM_HEAD),
+)
+
+_BLOCK = "model.embedder.layers.*."
+CARP = (
+    Row("model.embedder.embedder.*", None, False, "document: no bracket; sequence-models ByteNet"),
+    Row("model.embedder.up_embedder.*", None, False, "document: no bracket; sequence-models ByteNet"),
+    Row("model.decoder.*", None, False, "document: no bracket; sequence-models ByteNetLM"),
+    Row("model.last_norm.*", None, False, "document: no bracket; sequence-models ByteNetLM"),
+    Row("classifier.*", None, False, "a downstream head, no part of the studied network"),
+    Row(_BLOCK + "{conv,sequence1.2.conv,sequence2.2.conv}.weight", KAIMING, True, _CONV),
+    Row(_BLOCK + "{conv,sequence1.2.conv,sequence2.2.conv}.bias", FAN_IN, True, _CONV),
+    Row(_BLOCK + "{sequence1.0,sequence1.3,sequence2.0}.weight", ONE, True, "document; torch LayerNorm"),
+    Row(_BLOCK + "{sequence1.0,sequence1.3,sequence2.0}.bias", ZERO, True, "document; torch LayerNorm"),
+)
+
+FAMILIES: dict[str, tuple[Row, ...]] = {"fair_esm": FAIR_ESM, "carp": CARP}
+
+# the document: ESM "along non-zero or embedding dimension", CARP "along all dim"
+_DEFAULT_AXES = {"fair_esm": "embedding", "carp": "all"}
+
+
+def rows_of(family: str) -> tuple[Row, ...]:
+    """Return the table of a family.
+
+    Raises:
+        PerturbationError: if there is none.
+    """
+    if family not in FAMILIES:
+        raise PerturbationError(f"family {family!r} has no rules; allowed: {', '.join(FAMILIES)}")
+    return FAMILIES[family]
+
+
+def default_axis(family: str) -> str:
+    """Return the axis that the document names for a family."""
+    rows_of(family)
+    return _DEFAULT_AXES[family]
+
+
+def globs_of(family: str) -> list[str]:
+    """Return every glob of a table, braces expanded."""
+    return [glob for row in rows_of(family) for glob in expand(row.pattern)]
+
+
+def literal_names(family: str) -> list[str]:
+    """Return the tensors that the table names one by one, whether a model at hand has them or not."""
+    return [glob for glob in globs_of(family) if "*" not in glob]

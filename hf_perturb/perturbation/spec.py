@@ -1,0 +1,169 @@
+"""`Perturbation`: what is done to the weights, as an immutable value that is JSON both ways."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from hf_perturb.errors import PerturbationError
+
+METHODS = ("reinit", "resample")
+RULES = ("documented", "published")
+AXES = ("embedding", "rows", "all")
+MAX_SEED = 2**63 - 1
+DEFAULT_SEED = 42  # the study's first, of 42, 0 and 12345
+
+
+def _refuse(key: str, value: object, allowed: str) -> PerturbationError:
+    return PerturbationError(f"perturbation {key}: got {value!r}; allowed: {allowed}")
+
+
+def _choose(key: str, value: object, allowed: tuple[str, ...]) -> None:
+    if not isinstance(value, str) or value not in allowed:
+        raise _refuse(key, value, "one of " + ", ".join(map(repr, allowed)))
+
+
+def _known_keys(key: str, given: Mapping[str, Any], cls: type) -> None:
+    allowed = [f.name for f in fields(cls)]
+    for name in given:
+        if name not in allowed:
+            raise PerturbationError(f"{key} key {name!r} is unknown; allowed: {', '.join(allowed)}")
+
+
+def _digest(key: str, value: object) -> None:
+    if value is not None and not (isinstance(value, str) and re.fullmatch("sha256:[0-9a-f]{64}", value)):
+        raise _refuse(key, value, "None or 'sha256:' and 64 hexadecimal digits")
+
+
+@dataclass(frozen=True)
+class Base:
+    """Where the weights came from: provenance, written by the tool.
+
+    Args:
+        name: Hub id, folder or `demo`.
+        revision: commit on the Hub; `None` for a folder.
+        digest: digest of the base's weights.
+    """
+
+    name: str | None = None
+    revision: str | None = None
+    digest: str | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("name", "revision"):
+            if not isinstance(getattr(self, key), str | None):
+                raise _refuse(f"base.{key}", getattr(self, key), "None or a string")
+        _digest("base.digest", self.digest)
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """A control: how the weights of a network are re-initialised or shuffled.
+
+    Two perturbations are equal when all keys but `base` and `digest` are.
+
+    Args:
+        method: `"reinit"` draws weights anew, `"resample"` shuffles the trained ones within each tensor.
+        seed: 0 to 2**63 - 1.
+        rules: `"documented"`, or `"published"` for what the study's own code did.
+        axis: for resample, what is shuffled: `"embedding"` applies one permutation of the last dimension to every
+            row, `"rows"` permutes every row on its own, `"all"` permutes all entries; `None` is the family's default.
+        include: globs over parameter names; empty for everything that the rules name.
+        exclude: globs over parameter names that stay as they are.
+        base: where the weights came from.
+        digest: digest of the weights that result.
+
+    Raises:
+        PerturbationError: a `ValueError` that names the key, the value and what is allowed.
+    """
+
+    method: str
+    seed: int = DEFAULT_SEED
+    rules: str = "documented"
+    axis: str | None = None
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    base: Base | None = field(default=None, compare=False)
+    digest: str | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        _choose("method", self.method, METHODS)
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed <= MAX_SEED:
+            raise _refuse("seed", self.seed, f"an integer from 0 to {MAX_SEED}")
+        _choose("rules", self.rules, RULES)
+        for key in ("include", "exclude"):
+            object.__setattr__(self, key, self._globs(key))
+        if self.axis is not None:
+            _choose("axis", self.axis, AXES)
+            if self.method != "resample":
+                raise _refuse("axis", self.axis, f"nothing with method {self.method!r}; an axis is for 'resample'")
+        if self.rules == "published":
+            for key in ("axis", "include", "exclude"):
+                if getattr(self, key):
+                    raise _refuse(key, getattr(self, key), "nothing with rules 'published', which repeat the study")
+        if isinstance(self.base, Mapping):
+            _known_keys("perturbation base", self.base, Base)
+            object.__setattr__(self, "base", Base(**self.base))
+        elif self.base is not None and not isinstance(self.base, Base):
+            raise _refuse("base", self.base, "None or a dict of name, revision and digest")
+        _digest("digest", self.digest)
+
+    def __str__(self) -> str:
+        parts = [f"{key} {value}" for key, value in self.to_dict().items() if key not in ("method", "base", "digest")]
+        return f"{self.method} ({', '.join(parts)})"
+
+    def _globs(self, key: str) -> tuple[str, ...]:
+        value = getattr(self, key)
+        if value is None:
+            return ()
+        if isinstance(value, str) or not isinstance(value, list | tuple):
+            raise _refuse(key, value, "a list of globs over parameter names")
+        for glob in value:
+            if not isinstance(glob, str) or not glob:
+                raise _refuse(key, glob, "globs that are non-empty strings")
+        # the order and repeats of globs change nothing, so they must not make two perturbations differ
+        return tuple(sorted(set(value)))
+
+    @classmethod
+    def parse(cls, value: object) -> Perturbation:
+        """Read a perturbation from a method name, a dict or a `Perturbation`.
+
+        Raises:
+            PerturbationError: if the value is none of these, or one of its keys is wrong.
+        """
+        if isinstance(value, cls):
+            return value
+        if isinstance(value, str):
+            return cls(method=value)
+        if not isinstance(value, Mapping):
+            raise PerturbationError(f"perturbation: got {value!r}; allowed: a method name, a dict or a Perturbation")
+        _known_keys("perturbation", value, cls)
+        if "method" not in value:
+            raise PerturbationError(f"perturbation key 'method' is missing; allowed: {', '.join(METHODS)}")
+        return cls(**value)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready dict that `parse` reads back; optional keys that are not set are left out."""
+        output: dict[str, Any] = {"method": self.method, "seed": self.seed, "rules": self.rules}
+        if self.axis is not None:
+            output["axis"] = self.axis
+        for key in ("include", "exclude"):
+            if getattr(self, key):
+                output[key] = list(getattr(self, key))
+        if self.base is not None:
+            output["base"] = {f.name: v for f in fields(Base) if (v := getattr(self.base, f.name)) is not None}
+        if self.digest is not None:
+            output["digest"] = self.digest
+        return output
+
+    def with_axis(self, default: str) -> Perturbation:
+        """Return the same perturbation with the axis spelled out where it was left to the family."""
+        if self.method != "resample" or self.axis is not None or self.rules == "published":
+            return self
+        return replace(self, axis=default)
+
+    def with_record(self, base: Base | None, digest: str | None) -> Perturbation:
+        """Return the same perturbation with its provenance."""
+        return replace(self, base=base, digest=digest)
