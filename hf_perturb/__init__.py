@@ -11,6 +11,7 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
+from hf_perturb import demo
 from hf_perturb.errors import (
     CheckpointError,
     DigestError,
@@ -77,6 +78,7 @@ __all__ = [
     "StackedPerturbationError",
     "UnsupportedModuleError",
     "__version__",
+    "demo",
     "perturb",
     "wrap",
 ]

@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from hf_perturb import demo
+from hf_perturb.evaluation import masked_lm_loss
 from hf_perturb.models.configuration_carp import CarpConfig
 from hf_perturb.models.modeling_carp import CarpForMaskedLM
 from hf_perturb.tokenizers import CARP, build_tokenizer
@@ -67,7 +68,7 @@ class HeldOutTrainer(Trainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         self.model.eval()
-        loss = demo.masked_lm_loss(self.model, self.processing_class, self.eval_dataset)
+        loss = masked_lm_loss(self.model, self.processing_class, self.eval_dataset)
         metrics = {"eval_loss": loss}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

@@ -87,9 +87,7 @@ def token_loss(
     return loss if num_items_in_batch is None else loss / num_items_in_batch
 
 
-def sequence_classification_loss(
-    config: Any, logits: torch.Tensor, labels: torch.Tensor | None
-) -> torch.Tensor | None:
+def sequence_classification_loss(config: Any, logits: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor | None:
     """Loss of `config.problem_type`, or of the type that the labels suggest, as in Transformers' own heads."""
     if labels is None:
         return None

@@ -36,7 +36,7 @@ def check_inputs(
     if input_ids is not None:
         _check_ids(input_ids, config.vocab_size)
         shape = input_ids.shape
-    else:
+    elif inputs_embeds is not None:
         if inputs_embeds.dim() != 3 or inputs_embeds.shape[-1] != embedding_size:
             raise ModelInputError(
                 f"inputs_embeds: got shape {tuple(inputs_embeds.shape)}; allowed: (batch, length, {embedding_size})"
@@ -81,7 +81,7 @@ def sequence_mask(
 
     The originals know padding by its id alone; `attention_mask` can only take more positions away.
     """
-    if input_ids is not None:
+    if inputs_embeds is None or input_ids is not None:
         mask = input_ids != config.pad_token_id
     else:
         mask = torch.ones(inputs_embeds.shape[:2], dtype=torch.bool, device=inputs_embeds.device)

@@ -83,7 +83,7 @@ class FairEsmAttention(nn.Module):
             self.bias_k = nn.Parameter(torch.empty(1, 1, config.hidden_size))
             self.bias_v = nn.Parameter(torch.empty(1, 1, config.hidden_size))
         else:
-            self.bias_k = self.bias_v = None
+            self.bias_k = self.bias_v = None  # type: ignore[assignment]
         self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
@@ -230,7 +230,7 @@ class FairEsmPreTrainedModel(PerturbablePreTrainedModel):
             self.embed_positions = FairEsmSinusoidalPositions(config)
             return
         self.embed_scale = 1.0
-        self.embed_positions = nn.Embedding(
+        self.embed_positions = nn.Embedding(  # type: ignore[assignment]
             config.max_position_embeddings, config.hidden_size, padding_idx=config.pad_token_id
         )
         # CODEPATH: esm1b_t33_650M_UR50S norms its embeddings, ESM-1v does not.
@@ -348,9 +348,7 @@ class FairEsmPreTrainedModel(PerturbablePreTrainedModel):
             hidden_states = self.emb_layer_norm_after(hidden_states)
         return BaseModelOutput(last_hidden_state=hidden_states)
 
-    def predict_contacts(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def predict_contacts(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Predict which residues touch.
 
         Args:

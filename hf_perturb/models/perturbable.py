@@ -4,31 +4,31 @@
 """What makes a Transformers model perturbable: `perturb()`, `post_init` and `from_pretrained(perturbation=...)`."""
 
 import copy
-import json
 import sys
 from contextvars import ContextVar
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils.hub import cached_file, extract_commit_hash
 
+from .loading import (
+    HUB_ARGUMENTS,
+    has_no_weights,
+    quantised,
+    refuse_another,
+    refuse_quantised_or_offloaded,
+    stored_config,
+)
 from .record import (
     DigestError,
     ModelInputError,
     PerturbationError,
-    StackedPerturbationError,
     UnsupportedModuleError,
     base_location,
     parse_perturbation,
     require_rules,
-    same_perturbation,
 )
-
-_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 # while a checkpoint is being read, post_init must not act on the record that its config brings along
 _loading: ContextVar[bool] = ContextVar("_loading", default=False)
@@ -36,6 +36,8 @@ _loading: ContextVar[bool] = ContextVar("_loading", default=False)
 
 class PerturbablePreTrainedModel(PreTrainedModel):
     """A `PreTrainedModel` whose `config.perturbation` says what was done to its weights."""
+
+    config_class: type[PreTrainedConfig]
 
     def post_init(self) -> None:
         """Initialise as the original package would, then apply `config.perturbation` to the new weights."""
@@ -91,10 +93,10 @@ class PerturbablePreTrainedModel(PreTrainedModel):
         if asked is None:
             raise PerturbationError("perturbation: got None; allowed: a method name, a dict or a Perturbation")
         if (applied := self.config.perturbation) is not None:
-            _refuse_another(applied, asked, family, "this model")
+            refuse_another(applied, asked, family, "this model")
             return self
         if getattr(self, "is_quantized", False):
-            raise _quantised()
+            raise quantised()
         tensors = self.document_tensors(asked.rules)
         plan = rules.make_plan(family, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, asked)
         rules.check_values(plan, tensors)
@@ -128,8 +130,8 @@ class PerturbablePreTrainedModel(PreTrainedModel):
                 with quantised loading or offloading to disk.
         """
         name = pretrained_model_name_or_path
-        hub = {key: kwargs[key] for key in _HUB_ARGUMENTS if key in kwargs}
-        stored, commit = _stored_config(name, hub)
+        hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
+        stored, commit = stored_config(name, hub)
         if commit is not None:
             hub["revision"] = kwargs["revision"] = commit
         if config is not None and not isinstance(config, PreTrainedConfig):
@@ -139,15 +141,15 @@ class PerturbablePreTrainedModel(PreTrainedModel):
             asked = parse_perturbation(kwargs.pop("perturbation"))
         record = parse_perturbation(stored.get("perturbation"))
         if asked is not None and record is not None:
-            _refuse_another(record, asked, cls.config_class.model_type, f"the checkpoint {str(name)!r}")
+            refuse_another(record, asked, cls.config_class.model_type, f"the checkpoint {str(name)!r}")
         if asked is not None and record is None:
-            _refuse_quantised_or_offloaded(stored, kwargs)
+            refuse_quantised_or_offloaded(stored, kwargs)
         if config is not None:
             config = copy.deepcopy(config)
             config.perturbation = record
             if stored:  # what is on disk decides whether the head's weight is there
                 config.tie_word_embeddings = cls.config_class.from_dict(stored).tie_word_embeddings
-        if record is not None and kwargs.get("variant") is None and _has_no_weights(name, hub):
+        if record is not None and kwargs.get("variant") is None and has_no_weights(name, hub):
             return cls._from_recipe(name, record, config, hub, *model_args, **kwargs)
         token = _loading.set(True)
         try:
@@ -198,47 +200,3 @@ def perturb(model: PerturbablePreTrainedModel, perturbation: Any) -> Perturbable
             " an original fair-esm or sequence-models module becomes one with hf_perturb.wrap(module)"
         )
     return model.perturb(perturbation)
-
-
-def _has_no_weights(name: Any, hub: dict[str, Any]) -> bool:
-    return all(_cached(name, file, hub) is None for file in _WEIGHTS)
-
-
-def _stored_config(name: Any, hub: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
-    """Read a checkpoint's own `config.json`, untouched by keywords, and the commit that it came from."""
-    path = None if name is None else _cached(name, "config.json", hub)
-    if path is None:
-        return {}, None
-    stored: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
-    return stored, extract_commit_hash(path, None)
-
-
-def _cached(name: Any, file: str, hub: dict[str, Any]) -> str | None:
-    path: str | None = cached_file(name, file, _raise_exceptions_for_missing_entries=False, **hub)
-    return path
-
-
-def _refuse_another(record: Any, asked: Any, family: str, what: str) -> None:
-    if not same_perturbation(record, asked, family):
-        raise StackedPerturbationError(
-            f"{what} is perturbed already, by {record}; got {asked} on top; perturbations do not stack: start from"
-            " the base"
-        )
-
-
-def _refuse_quantised_or_offloaded(stored: dict[str, Any], kwargs: dict[str, Any]) -> None:
-    if kwargs.get("quantization_config") is not None or stored.get("quantization_config") is not None:
-        raise _quantised()
-    device_map = kwargs.get("device_map")
-    if isinstance(device_map, dict) and "disk" in device_map.values():
-        raise PerturbationError(
-            "perturbation: weights that are offloaded to disk cannot be perturbed while they load; build the variant"
-            " first (hf-perturb create) and load that"
-        )
-
-
-def _quantised() -> PerturbationError:
-    return PerturbationError(
-        "perturbation: quantised weights cannot be perturbed; build the variant first (hf-perturb create) and load"
-        " that with the quantization_config"
-    )

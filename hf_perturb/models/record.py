@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 try:
-    from hf_perturb import demo, perturbation as rules
+    from hf_perturb import demo
+    from hf_perturb import perturbation as rules
     from hf_perturb.errors import (
         DigestError,
         ModelInputError,
@@ -19,6 +20,19 @@ except ImportError:  # this file travels to the Hub: there, loading works withou
     demo = rules = None  # type: ignore[assignment]
     DigestError = ModelInputError = PerturbationError = StackedPerturbationError = ValueError  # type: ignore[assignment, misc]
     UnsupportedModuleError = TypeError  # type: ignore[assignment, misc]
+
+__all__ = [
+    "DigestError",
+    "ModelInputError",
+    "PerturbableConfigMixin",
+    "PerturbationError",
+    "StackedPerturbationError",
+    "UnsupportedModuleError",
+    "base_location",
+    "parse_perturbation",
+    "require_rules",
+    "same_perturbation",
+]
 
 PROVENANCE = ("base", "digest")
 

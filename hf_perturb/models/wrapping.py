@@ -4,6 +4,7 @@
 """`wrap`: a live original module becomes a Transformers model over the same memory."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -43,7 +44,7 @@ def wrap(module: nn.Module) -> PerturbablePreTrainedModel:
     )
 
 
-def _empty_fair_esm(module: nn.Module) -> PerturbablePreTrainedModel:
+def _empty_fair_esm(module: Any) -> PerturbablePreTrainedModel:
     layer = module.layers[0]
     is_esm1 = module.model_version == "ESM-1"
     config = FairEsmConfig(
@@ -66,7 +67,7 @@ def _empty_fair_esm(module: nn.Module) -> PerturbablePreTrainedModel:
         return FairEsmForMaskedLM(config)
 
 
-def _empty_carp(module: nn.Module) -> PerturbablePreTrainedModel:
+def _empty_carp(module: Any) -> PerturbablePreTrainedModel:
     trunk = module.model.embedder
     block = trunk.layers[0]
     hidden_size = trunk.up_embedder.conv.out_channels
@@ -78,7 +79,7 @@ def _empty_carp(module: nn.Module) -> PerturbablePreTrainedModel:
         kernel_size=block.conv.kernel_size[0],
         max_dilation=max(layer.conv.dilation[0] for layer in trunk.layers),
         slim=block.conv.in_channels != hidden_size,
-        hidden_act=type(block.sequence1[1]).__name__.lower(),
+        hidden_act="relu" if isinstance(block.sequence1[1], nn.ReLU) else "gelu",
         pad_token_id=module.pad_idx,
         mask_token_id=trunk.embedder.padding_idx,
     )
@@ -86,7 +87,7 @@ def _empty_carp(module: nn.Module) -> PerturbablePreTrainedModel:
         return CarpForMaskedLM(config)
 
 
-_WRAPPERS: dict[tuple[str, str], Callable[[nn.Module], PerturbablePreTrainedModel]] = {
+_WRAPPERS: dict[tuple[str, str], Callable[[Any], PerturbablePreTrainedModel]] = {
     ("esm", "ProteinBertModel"): _empty_fair_esm,
     ("sequence_models", "CARP"): _empty_carp,
 }

@@ -43,7 +43,7 @@ def digest_of(tensors: Mapping[str, torch.Tensor]) -> str:
 def tensor_digest(tensor: torch.Tensor) -> str:
     """Return `dtype shape sha256` of one tensor."""
     data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return f"{_DTYPES[tensor.dtype]} {json.dumps(list(tensor.shape))} {hashlib.sha256(data).hexdigest()}"
+    return f"{_DTYPES[tensor.dtype]} {json.dumps(list(tensor.shape))} {hashlib.sha256(data.data).hexdigest()}"
 
 
 def distinct(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

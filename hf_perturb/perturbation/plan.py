@@ -173,9 +173,7 @@ def check_values(plan: Plan, tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 @torch.no_grad()
-def apply_plan(
-    plan: Plan, tensors: Mapping[str, torch.Tensor], progress: Callable[[Step], None] | None = None
-) -> None:
+def apply_plan(plan: Plan, tensors: Mapping[str, torch.Tensor], progress: Callable[[Step], None] | None = None) -> None:
     """Run a plan on tensors, in place.
 
     Args:

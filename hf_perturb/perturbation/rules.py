@@ -50,7 +50,7 @@ class Row:
     reinit: Initialiser | None
     resample: bool
     source: str
-    published: Initialiser | None | str = "same"
+    published: Initialiser | str | None = "same"
 
     def __post_init__(self) -> None:
         if (self.reinit is not None) != self.resample:

@@ -1,0 +1,1 @@
+"""Files in, files out: the documented checkpoints as data, and variants on disk."""

@@ -1,0 +1,78 @@
+"""Build both controls of the demo base, load the three models, compare them, and run two pipelines on each."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import torch
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, pipeline, utils
+
+from hf_perturb import demo
+from hf_perturb.checkpoints.variants import create_variant
+from hf_perturb.evaluation import masked_lm_loss
+
+
+def build(folder: Path, seed: int) -> dict[str, Path]:
+    """Build the variants; return the folders of base, reinit and resample."""
+    folders = {"base": demo.folder()}
+    for method in ("reinit", "resample"):
+        folders[method] = folder / f"demo-{method}-seed{seed}"
+        create_variant(demo.NAME, folders[method], {"method": method, "seed": seed}, force=True)
+    return folders
+
+
+def changed_tensors(model: torch.nn.Module, base: torch.nn.Module) -> str:
+    """Say how many tensors of a model differ from the base's."""
+    old, new = base.state_dict(), model.state_dict()
+    changed = [name for name in old if not torch.equal(old[name], new[name])]
+    return f"{len(changed)} of {len(old)}"
+
+
+def describe(folders: dict[str, Path]) -> None:
+    """Print held-out losses and changed tensors, a row a model."""
+    sequences = demo.held_out_sequences()
+    base = AutoModelForMaskedLM.from_pretrained(folders["base"])
+    print(f"\n{'model':<10}{'held-out masked-LM loss':>25}{'tensors changed':>18}")
+    for name, folder in folders.items():
+        model = AutoModelForMaskedLM.from_pretrained(folder)
+        loss = masked_lm_loss(model, AutoTokenizer.from_pretrained(folder), sequences)
+        print(f"{name:<10}{loss:>20.3f} nats{changed_tensors(model, base):>18}")
+    kept = "the token embedding, its projection, the last norm and the decoder are kept, as the rules say"
+    print(f"({len(sequences)} sequences; {kept})")
+
+
+def run_pipelines(folders: dict[str, Path]) -> None:
+    """Fill a mask and extract features with every model."""
+    sequence = demo.held_out_sequences()[0][:40]
+    masked = sequence[:20] + "#" + sequence[21:]
+    print(f"\n{masked}   (# hides {sequence[20]})")
+    for name, folder in folders.items():
+        fill = pipeline("fill-mask", model=str(folder))
+        guesses = ", ".join(f"{guess['token_str']} {guess['score']:.2f}" for guess in fill(masked)[:3])
+        extract = pipeline("feature-extraction", model=AutoModel.from_pretrained(folder), tokenizer=fill.tokenizer)
+        features = extract(sequence, return_tensors=True)
+        print(f"{name:<10}fill-mask: {guesses:<28}feature-extraction: {tuple(features.shape)}")
+
+
+def main() -> None:
+    """Parse the command line and run the four parts."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("quickstart"), help="where the variants go (%(default)s)")
+    parser.add_argument("--seed", type=int, default=42, help="default: %(default)s")
+    options = parser.parse_args()
+    utils.logging.set_verbosity_error()
+    utils.logging.disable_progress_bar()
+    start = time.monotonic()
+    folders = build(options.out, options.seed)
+    for name, folder in folders.items():
+        print(f"{name:<10}{folder}")
+    describe(folders)
+    run_pipelines(folders)
+    print(f"\ndone in {time.monotonic() - start:.0f} s; next: AutoModel.from_pretrained({str(folders['reinit'])!r})")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
