@@ -218,6 +218,11 @@ class FairEsmPreTrainedModel(PerturbablePreTrainedModel):
     _supports_attention_backend = True
     _can_record_outputs = {"hidden_states": FairEsmLayer, "attentions": FairEsmAttention}
 
+    @property
+    def _supports_flex_attn(self) -> bool:  # type: ignore[override]
+        # the block mask of flex attention has no place for ESM-1's extra key
+        return self.config.model_version != "ESM-1"
+
     def build_trunk(self, config: FairEsmConfig) -> None:
         """Register the modules up to the last representation, in the order of the original."""
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
