@@ -144,7 +144,10 @@ def test_sequence_classification_losses(network, num_labels, labels, wanted):
         ({"input_ids": torch.tensor([5, 6])}, r"got shape \(2,\); allowed: \(batch, length\)"),
         ({"input_ids": torch.zeros(1, 0, dtype=torch.long)}, "at least one token"),
         ({"input_ids": torch.tensor([[0.5, 1.0]])}, "float32; allowed: an integer type"),
-        ({"input_ids": torch.tensor([[5, 6]]), "attention_mask": torch.ones(1, 3)}, r"attention_mask: got shape \(1, 3\)"),
+        (
+            {"input_ids": torch.tensor([[5, 6]]), "attention_mask": torch.ones(1, 3)},
+            r"attention_mask: got shape \(1, 3\)",
+        ),
         ({"inputs_embeds": torch.zeros(1, 4, 7)}, r"got shape \(1, 4, 7\); allowed: \(batch, length, "),
         ({}, "exactly one of input_ids and inputs_embeds"),
         ({"input_ids": torch.tensor([[5]]), "inputs_embeds": torch.zeros(1, 1, 32)}, "exactly one of"),

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
@@ -55,7 +56,8 @@ def create_variant(
 
     Raises:
         FolderExistsError: if `out` exists and `force` is not set.
-        CheckpointError: if the base is missing, is no base of a known family, or lacks tensors.
+        CheckpointError: if the base is missing, is no base of a known family, or lacks tensors, or if the folder
+            cannot be written.
         PerturbationError: if the perturbation is not valid, or the base is a variant itself.
     """
     base, out, asked = str(base), Path(out), Perturbation.parse(perturbation)
@@ -74,14 +76,17 @@ def create_variant(
     architecture = type(model).__name__
     card = variant_card(model.config.model_type, architecture, record, changed, len(distinct(tensors)))
     tokenizer = tokenizer_of(base, model)
-    with whole_folder(out) as folder:
-        if recipe:
-            model.config.architectures = [architecture]
-            model.config.save_pretrained(folder)
-        else:
-            model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        (folder / "README.md").write_text(card, encoding="utf-8")
+    try:
+        with whole_folder(out) as folder:
+            if recipe:
+                model.config.architectures = [architecture]
+                model.config.save_pretrained(folder)
+            else:
+                model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            (folder / "README.md").write_text(card, encoding="utf-8")
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{out}: nothing was written, because {error}") from error
     return record
 
 
@@ -107,10 +112,12 @@ def load_base(base: str) -> tuple[PerturbablePreTrainedModel, str | None]:
     try:
         stored, revision = stored_config(location, {})
     except OSError as error:
-        raise CheckpointError(
-            f"base {base!r}: no such folder, and not to be had from the Hub; allowed: a folder, a Hub id, or"
-            f" {demo.NAME!r} ({error})"
-        ) from error
+        raise CheckpointError(f"base {base!r}: {error}") from error
+    if not stored:
+        problem = (
+            "a folder without config.json" if Path(location).is_dir() else "no such folder, nor to be had from the Hub"
+        )
+        raise CheckpointError(f"base {base!r}: {problem}; allowed: a folder of a model, a Hub id, or {demo.NAME!r}")
     family = stored.get("model_type")
     if family not in _MODULES:
         raise CheckpointError(f"base {base!r}: model_type is {family!r}; allowed: {', '.join(_MODULES)}")
@@ -122,7 +129,10 @@ def load_base(base: str) -> tuple[PerturbablePreTrainedModel, str | None]:
     if model_class is None:
         raise CheckpointError(f"base {base!r}: architecture {architecture!r} is not one of the family {family!r}")
     arguments = {} if revision is None else {"revision": revision}
-    model, info = model_class.from_pretrained(location, output_loading_info=True, **arguments)
+    try:
+        model, info = model_class.from_pretrained(location, output_loading_info=True, **arguments)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"base {base!r}: its weights (model.safetensors) cannot be read: {error}") from error
     for problem in ("missing_keys", "unexpected_keys"):
         if info[problem]:
             names = sorted(info[problem])

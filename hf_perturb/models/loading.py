@@ -32,12 +32,15 @@ def stored_config(name: Any, hub: Mapping[str, Any]) -> tuple[dict[str, Any], st
         Its content, `{}` where there is none, and the commit that it came from, `None` for a folder.
 
     Raises:
-        OSError: if there is no such folder or repository, or it cannot be reached.
+        OSError: if the folder or repository cannot be reached, or the file is not JSON.
     """
     path = None if name is None else _cached(name, "config.json", hub)
     if path is None:
         return {}, None
-    stored: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+    try:
+        stored: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise OSError(f"{path} is not valid JSON: {error}") from error
     return stored, extract_commit_hash(path, None)
 
 

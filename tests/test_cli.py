@@ -1,0 +1,112 @@
+"""The command: exit codes, streams, and no traceback for what a user can cause."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from transformers import AutoModel
+
+import hf_perturb
+from hf_perturb.cli import main
+
+
+def test_create_says_what_it_wrote(tmp_path, capsys):
+    assert main(["create", "demo", str(tmp_path / "out"), "--method", "resample", "--seed", "5", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    model = AutoModel.from_pretrained(tmp_path / "out")
+    assert said["perturbation"] == model.config.perturbation.to_dict()
+    assert said["perturbation"]["base"]["name"] == "demo"
+    assert model.config.perturbation == hf_perturb.Perturbation("resample", seed=5)
+
+
+def test_create_with_every_option(tmp_path, capsys):
+    words = ["--axis", "rows", "--include", "*.layers.1.*", "--include", "*.layers.2.*", "--exclude", "*.bias"]
+    assert main(["create", "demo", str(tmp_path / "out"), "--method", "resample", *words]) == 0
+    record = AutoModel.from_pretrained(tmp_path / "out").config.perturbation
+    assert (record.axis, record.include, record.exclude) == ("rows", ("*.layers.1.*", "*.layers.2.*"), ("*.bias",))
+    assert main(["create", "demo", str(tmp_path / "out"), "--method", "reinit", "--rules", "published", "--force"]) == 0
+    assert AutoModel.from_pretrained(tmp_path / "out").config.perturbation.rules == "published"
+    assert main(["create", "demo", str(tmp_path / "recipe"), "--method", "reinit", "--recipe"]) == 0
+    assert not list((tmp_path / "recipe").glob("*.safetensors"))
+    assert AutoModel.from_pretrained(tmp_path / "recipe").config.perturbation.method == "reinit"
+    assert "reinit (seed 42" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["create", "no-such-base", "OUT", "--method", "reinit"], "no such folder"),
+        (["create", "demo", "EXISTS", "--method", "reinit"], "exists already"),
+        (["create", "demo", "OUT", "--method", "reinit", "--include", "nothing.*"], "matches no parameter"),
+        (["create", "demo", "OUT", "--method", "reinit", "--include", "model.decoder.*"], "that the rules keep"),
+        (["create", "demo", "OUT", "--method", "reinit", "--exclude", "*"], "nothing to perturb"),
+        (["list", "no-such-base"], "no such folder"),
+    ],
+)
+def test_what_fails_exits_1_and_writes_nothing(tmp_path, capsys, words, message):
+    (tmp_path / "exists").mkdir()
+    places = {"OUT": str(tmp_path / "out"), "EXISTS": str(tmp_path / "exists")}
+    assert main([places.get(word, word) for word in words]) == 1
+    streams = capsys.readouterr()
+    assert message in streams.err
+    assert streams.out == ""
+    assert os.listdir(tmp_path) == ["exists"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["destroy"],
+        ["create", "demo"],
+        ["create", "demo", "OUT"],
+        ["create", "demo", "OUT", "--method", "shuffle"],
+        ["create", "demo", "OUT", "--method", "reinit", "--seed", "-1"],
+        ["create", "demo", "OUT", "--method", "reinit", "--seed", "one"],
+        ["create", "demo", "OUT", "--method", "reinit", "--axis", "all"],
+        ["create", "demo", "OUT", "--method", "resample", "--rules", "published", "--axis", "rows"],
+    ],
+)
+def test_wrong_usage_exits_2(tmp_path, capsys, words):
+    with pytest.raises(SystemExit) as caught:
+        main([str(tmp_path / "out") if word == "OUT" else word for word in words])
+    assert caught.value.code == 2
+    assert "usage: hf-perturb" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == []
+
+
+def test_list_names_the_documented_bases(capsys):
+    assert main(["list", "--json"]) == 0
+    rows = {row["base"]: row for row in json.loads(capsys.readouterr().out)}
+    assert len(rows) == 9
+    assert round(rows["esm1_t34_670M_UR50S"]["parameters"] / 1e6) == 669
+    assert round(rows["carp_640M"]["parameters"] / 1e6) == 643
+    assert main(["list"]) == 0
+    assert "esm1b_t33_650M_UR50S" in capsys.readouterr().out
+
+
+def test_list_shows_the_tensors_of_a_base(capsys):
+    assert main(["list", "demo", "--json"]) == 0
+    rows = {row["tensor"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows["model.decoder.conv.weight"]["reinit"] == "keep"
+    assert rows["model.embedder.layers.3.conv.weight"]["resample"] == "shuffle(all)"
+    assert rows["model.embedder.layers.3.sequence1.0.weight"]["reinit"] == "constant(value=1)"
+
+
+@pytest.mark.parametrize("words", [["-h"], ["create", "-h"], ["list", "-h"], ["--version"]])
+def test_help_is_there(capsys, words):
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 0
+    assert "hf-perturb" in capsys.readouterr().out
+
+
+def test_python_m(tmp_path):
+    words = ["create", "demo", str(tmp_path / "out"), "--method", "reinit"]
+    done = subprocess.run([sys.executable, "-m", "hf_perturb", *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "sha256:" in done.stdout
