@@ -64,7 +64,7 @@ def test_memory_and_disk_agree_to_the_bit(base, tmp_path):
 def test_an_existing_folder_is_kept_unless_forced(base, tmp_path):
     create_variant(base, tmp_path / "out", {"method": "reinit", "seed": 1})
     before = (tmp_path / "out" / "model.safetensors").read_bytes()
-    with pytest.raises(hf_perturb.FolderExistsError, match="exists already.*--force"):
+    with pytest.raises(hf_perturb.FolderExistsError, match=r"exists already.*--force"):
         create_variant(base, tmp_path / "out", {"method": "reinit", "seed": 2})
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
     record = create_variant(base, tmp_path / "out", {"method": "reinit", "seed": 2}, force=True)
@@ -75,9 +75,14 @@ def test_an_existing_folder_is_kept_unless_forced(base, tmp_path):
 def test_a_failure_leaves_nothing_and_keeps_the_old(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old").write_text("old")
-    with pytest.raises(RuntimeError), whole_folder(tmp_path / "out") as folder:
-        (folder / "new").write_text("half")
-        raise RuntimeError
+
+    def fail_half_way():
+        with whole_folder(tmp_path / "out") as folder:
+            (folder / "new").write_text("half")
+            raise RuntimeError("half way")
+
+    with pytest.raises(RuntimeError, match="half way"):
+        fail_half_way()
     assert os.listdir(tmp_path) == ["out"]
     assert os.listdir(tmp_path / "out") == ["old"]
 
@@ -133,7 +138,7 @@ def test_a_base_that_lacks_tensors_is_refused_by_name(tmp_path):
 
 def test_a_variant_is_no_base(base, tmp_path):
     create_variant(base, tmp_path / "out", "reinit")
-    with pytest.raises(hf_perturb.StackedPerturbationError, match="is a variant already.*start from its base"):
+    with pytest.raises(hf_perturb.StackedPerturbationError, match=r"is a variant already.*start from its base"):
         create_variant(tmp_path / "out", tmp_path / "again", "resample")
     checkpoint = tmp_path / "original.pt"
     checkpoint.write_bytes(b"")

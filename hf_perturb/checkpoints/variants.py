@@ -109,15 +109,16 @@ def load_base(base: str) -> tuple[PerturbablePreTrainedModel, str | None]:
             f"{base} is a file; allowed: a folder that save_pretrained wrote, a Hub id, or {demo.NAME!r};"
             " load an original checkpoint with its own package, wrap it (hf_perturb.wrap) and save that"
         )
+    absent = "no config.json in it" if Path(location).is_dir() else "no such folder, and not to be had from the Hub"
+    absent = f"base {base!r}: {absent}; allowed: a folder of a model, a Hub id, or {demo.NAME!r}"
     try:
         stored, revision = stored_config(location, {})
+    except CheckpointError:
+        raise
     except OSError as error:
-        raise CheckpointError(f"base {base!r}: {error}") from error
+        raise CheckpointError(f"{absent} ({error})") from error
     if not stored:
-        problem = (
-            "a folder without config.json" if Path(location).is_dir() else "no such folder, nor to be had from the Hub"
-        )
-        raise CheckpointError(f"base {base!r}: {problem}; allowed: a folder of a model, a Hub id, or {demo.NAME!r}")
+        raise CheckpointError(absent)
     family = stored.get("model_type")
     if family not in _MODULES:
         raise CheckpointError(f"base {base!r}: model_type is {family!r}; allowed: {', '.join(_MODULES)}")

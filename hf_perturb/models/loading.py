@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers.utils.hub import cached_file, extract_commit_hash
 
-from .record import PerturbationError, StackedPerturbationError, same_perturbation
+from .record import CheckpointError, PerturbationError, StackedPerturbationError, same_perturbation
 
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -40,7 +40,7 @@ def stored_config(name: Any, hub: Mapping[str, Any]) -> tuple[dict[str, Any], st
     try:
         stored: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise OSError(f"{path} is not valid JSON: {error}") from error
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
     return stored, extract_commit_hash(path, None)
 
 

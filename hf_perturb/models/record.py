@@ -10,6 +10,7 @@ try:
     from hf_perturb import demo
     from hf_perturb import perturbation as rules
     from hf_perturb.errors import (
+        CheckpointError,
         DigestError,
         ModelInputError,
         PerturbationError,
@@ -19,9 +20,11 @@ try:
 except ImportError:  # this file travels to the Hub: there, loading works without the package
     demo = rules = None  # type: ignore[assignment]
     DigestError = ModelInputError = PerturbationError = StackedPerturbationError = ValueError  # type: ignore[assignment, misc]
+    CheckpointError = OSError  # type: ignore[assignment, misc]
     UnsupportedModuleError = TypeError  # type: ignore[assignment, misc]
 
 __all__ = [
+    "CheckpointError",
     "DigestError",
     "ModelInputError",
     "PerturbableConfigMixin",
