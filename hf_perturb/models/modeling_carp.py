@@ -29,6 +29,9 @@ from .heads import SequenceClassificationHead, TokenClassificationHead, sequence
 from .inputs import check_inputs, sequence_mask
 from .perturbable import PerturbablePreTrainedModel
 
+# a checkpoint of the masked LM is a good one for every class without its head
+_LANGUAGE_HEAD = [r"^model\.decoder\.", r"^model\.last_norm\."]
+
 
 class CarpPointwise(nn.Module):
     """A linear layer on every residue; its weight keeps the `(out, in, 1)` shape of a convolution.
@@ -166,6 +169,8 @@ class CarpPreTrainedModel(PerturbablePreTrainedModel):
 class CarpModel(CarpPreTrainedModel):
     """CARP without a head: representations of residues."""
 
+    _keys_to_ignore_on_load_unexpected = _LANGUAGE_HEAD
+
     def __init__(self, config: CarpConfig):
         super().__init__(config)
         self.model = CarpNetwork(config, language_head=False)
@@ -234,6 +239,8 @@ class CarpForMaskedLM(CarpPreTrainedModel):
 class CarpForSequenceClassification(CarpPreTrainedModel):
     """CARP with a classifier or a regression on the mean over residues."""
 
+    _keys_to_ignore_on_load_unexpected = _LANGUAGE_HEAD
+
     def __init__(self, config: CarpConfig):
         super().__init__(config)
         self.model = CarpNetwork(config, language_head=False)
@@ -268,6 +275,8 @@ class CarpForSequenceClassification(CarpPreTrainedModel):
 
 class CarpForTokenClassification(CarpPreTrainedModel):
     """CARP with a classifier on every residue."""
+
+    _keys_to_ignore_on_load_unexpected = _LANGUAGE_HEAD
 
     def __init__(self, config: CarpConfig):
         super().__init__(config)

@@ -37,6 +37,9 @@ from .perturbable import PerturbablePreTrainedModel
 # the share of tokens that was masked in training; source: esm.model.esm1.ProteinBertModel.forward
 _MASK_RATIO_TRAIN = 0.15 * 0.8
 
+# a checkpoint of the masked LM is a good one for every class without its head
+_LANGUAGE_HEAD = [r"^lm_head\.", r"^embed_out"]
+
 
 def eager_attention_forward(
     module: nn.Module,
@@ -69,6 +72,14 @@ def eager_attention_forward(
     return torch.matmul(weights, value).transpose(1, 2), weights
 
 
+class FairEsmInputProjection(nn.Linear):
+    """To queries, keys or values. A class of its own because it starts differently; see `_init_weights`."""
+
+
+class FairEsmOutputProjection(nn.Linear):
+    """From the heads. A class of its own because it starts differently; see `_init_weights`."""
+
+
 class FairEsmAttention(nn.Module):
     """Self-attention. Source: `esm.multihead_attention.MultiheadAttention`."""
 
@@ -84,10 +95,10 @@ class FairEsmAttention(nn.Module):
             self.bias_v = nn.Parameter(torch.empty(1, 1, config.hidden_size))
         else:
             self.bias_k = self.bias_v = None  # type: ignore[assignment]
-        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = FairEsmInputProjection(config.hidden_size, config.hidden_size)
+        self.v_proj = FairEsmInputProjection(config.hidden_size, config.hidden_size)
+        self.q_proj = FairEsmInputProjection(config.hidden_size, config.hidden_size)
+        self.out_proj = FairEsmOutputProjection(config.hidden_size, config.hidden_size)
 
     def forward(
         self,
@@ -245,24 +256,29 @@ class FairEsmPreTrainedModel(PerturbablePreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Draw what the original constructors draw."""
+        """Draw what the original constructors draw.
+
+        Transformers skips a module outside its own package that has no tensor itself, so an attention layer cannot
+        initialise its projections: each does it by its class.
+        """
         super()._init_weights(module)
         if isinstance(module, nn.Linear):
-            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
             bound = 1 / math.sqrt(module.in_features)
             init.uniform_(module.bias, -bound, bound)
+            if isinstance(module, FairEsmInputProjection):
+                init.xavier_uniform_(module.weight, gain=1 / math.sqrt(2))
+            elif isinstance(module, FairEsmOutputProjection):
+                init.xavier_uniform_(module.weight)
+                init.zeros_(module.bias)
+            else:
+                init.kaiming_uniform_(module.weight, a=math.sqrt(5))
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight)
             if not getattr(module.weight, "_is_hf_initialized", False):
                 init.zeros_(module.weight[module.padding_idx])
-        elif isinstance(module, FairEsmAttention):
-            for projection in (module.k_proj, module.v_proj, module.q_proj):
-                init.xavier_uniform_(projection.weight, gain=1 / math.sqrt(2))
-            init.xavier_uniform_(module.out_proj.weight)
-            init.zeros_(module.out_proj.bias)
-            if module.bias_k is not None:
-                init.xavier_normal_(module.bias_k)
-                init.xavier_normal_(module.bias_v)
+        elif isinstance(module, FairEsmAttention) and module.bias_k is not None:
+            init.xavier_normal_(module.bias_k)
+            init.xavier_normal_(module.bias_v)
         elif isinstance(module, FairEsmLMHead):
             # tied to embed_tokens in the original; a head of its own starts like one
             init.normal_(module.weight)
@@ -375,6 +391,8 @@ class FairEsmPreTrainedModel(PerturbablePreTrainedModel):
 class FairEsmModel(FairEsmPreTrainedModel):
     """ESM without a head: representations of residues, and contacts."""
 
+    _keys_to_ignore_on_load_unexpected = _LANGUAGE_HEAD
+
     def __init__(self, config: FairEsmConfig):
         super().__init__(config)
         self.build_trunk(config)
@@ -457,6 +475,8 @@ class FairEsmForMaskedLM(FairEsmPreTrainedModel):
 class FairEsmForSequenceClassification(FairEsmPreTrainedModel):
     """ESM with a classifier or a regression on the mean over residues."""
 
+    _keys_to_ignore_on_load_unexpected = _LANGUAGE_HEAD
+
     def __init__(self, config: FairEsmConfig):
         super().__init__(config)
         self.build_trunk(config)
@@ -492,6 +512,8 @@ class FairEsmForSequenceClassification(FairEsmPreTrainedModel):
 
 class FairEsmForTokenClassification(FairEsmPreTrainedModel):
     """ESM with a classifier on every residue."""
+
+    _keys_to_ignore_on_load_unexpected = _LANGUAGE_HEAD
 
     def __init__(self, config: FairEsmConfig):
         super().__init__(config)

@@ -1,0 +1,84 @@
+"""A new network starts like the original's: every tensor equal in distribution to what its constructor draws."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+import torch
+from esm.data import Alphabet
+from esm.model.esm1 import ProteinBertModel
+from scipy.stats import ks_2samp
+from sequence_models.convolutional import ByteNetLM
+from sequence_models.pretrained import CARP
+
+import hf_perturb
+
+
+def esm_pair(arch, version):
+    sizes = {"layers": 2, "embed_dim": 128, "ffn_embed_dim": 256, "attention_heads": 4, "max_positions": 1024}
+    options = {"token_dropout": True, "emb_layer_norm_before": True, "final_bias": True}
+    original = ProteinBertModel(argparse.Namespace(arch=arch, **sizes, **options), Alphabet.from_architecture(arch))
+    config = hf_perturb.FairEsmConfig(
+        model_version=version, hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=256
+    )
+    return original, hf_perturb.FairEsmForMaskedLM(config)
+
+
+def carp_pair():
+    network = ByteNetLM(30, 8, 128, 3, 5, 128, padding_idx=28, final_ln=True, slim=True, activation="gelu")
+    config = hf_perturb.CarpConfig(hidden_size=128, num_hidden_layers=3, slim=True)
+    return CARP(network), hf_perturb.CarpForMaskedLM(config)
+
+
+PAIRS = {
+    "ESM-1": lambda: esm_pair("protein_bert_base", "ESM-1"),
+    "ESM-1b": lambda: esm_pair("roberta_large", "ESM-1b"),
+    "CARP": carp_pair,
+}
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_equal_in_distribution(pair):
+    torch.manual_seed(0)
+    original, model = PAIRS[pair]()
+    theirs, ours = original.state_dict(), model.state_dict()
+    assert list(theirs) == list(ours)
+    compared = 0
+    for name, expected in theirs.items():
+        if name == "embed_positions._float_tensor":
+            continue  # the original leaves it uninitialised
+        one, other = expected.flatten(), ours[name].flatten()
+        if one.numel() == 1:
+            continue  # one draw says nothing
+        if one.min() == one.max():
+            assert torch.equal(one, other), f"{name} is a constant"
+        else:
+            # Bonferroni: about a hundred tensors, one false alarm in a thousand runs (and the seed is fixed)
+            assert ks_2samp(one.numpy(), other.numpy()).pvalue > 1e-5, name
+            compared += 1
+    assert compared > 20
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_zero_rows_are_the_same(pair):
+    original, model = PAIRS[pair]()
+    for name, expected in original.state_dict().items():
+        if "embed" in name and expected.dim() == 2 and expected.shape[0] > 1:
+            zero = (expected == 0).all(1)
+            assert torch.equal(zero, (model.state_dict()[name] == 0).all(1)), name
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_parts_that_a_checkpoint_lacks_start_like_the_original(pair, tmp_path):
+    """Loading draws only what is missing, and leaves what is there, whatever module it sits in."""
+    _, model = PAIRS[pair]()
+    for parameter in model.parameters():
+        torch.nn.init.constant_(parameter, 7.0)
+    state = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith(".bias")}
+    state.pop("lm_head.weight", None)
+    model.save_pretrained(tmp_path, state_dict=state)
+    loaded = type(model).from_pretrained(tmp_path)
+    for name, tensor in loaded.state_dict().items():
+        seven = bool((tensor == 7.0).all())
+        assert seven != name.endswith(".bias") or name == "embed_positions._float_tensor", name
