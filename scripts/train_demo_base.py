@@ -1,6 +1,6 @@
 """Train the demo base: a CARP of the `carp_600k` size on UniProtKB sequences, with Transformers' own Trainer.
 
-Writes `hf_perturb/demo/carp_demo` (config, weights, tokenizer, training figures) and `held_out.fasta.gz` beside it.
+Writes `hf_perturb/demo/carp_demo` (config, weights, tokenizer, card) and `held_out.fasta.gz` beside it.
 Needs `pip install -e .[train]`. About one to two hours on two cores.
 """
 
@@ -142,15 +142,59 @@ def train(arguments: argparse.Namespace) -> None:
 
 
 def write(output: Path, model: Any, tokenizer: Any, held_out: list[tuple[str, str]], figures: Any) -> None:
-    """Write the demo folder; the card is rendered from `training.json` by `scripts/render`."""
+    """Write the demo folder and the held-out sequences beside it."""
     target = output / "carp_demo"
     shutil.rmtree(target, ignore_errors=True)
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
-    (target / "training.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    (target / "README.md").write_text(card(figures), encoding="utf-8")
     text = "".join(f">{header}\n{sequence}\n" for header, sequence in held_out)
     (output / "held_out.fasta.gz").write_bytes(gzip.compress(text.encode("ascii"), mtime=0))
     print(json.dumps(figures))
+
+
+CARD = """---
+library_name: transformers
+pipeline_tag: fill-mask
+license: cc-by-4.0
+tags:
+- hf-perturb
+- protein
+---
+
+# The demo base of hf_perturb
+
+A CARP (a convolutional masked language model of proteins) of the `carp_600k` size: 16 layers, 128 channels, 607,630
+parameters. It is for demonstration: it shows what a control does to a trained network, in seconds and without a
+download. It is no predictor of anything; for work, take a published checkpoint.
+
+| | |
+| --- | --- |
+| data | {training_sequences:,} UniProtKB sequences, those that Debian's package mmseqs2-examples ships, less the held-out ones |
+| attribution | UniProtKB is licensed CC BY 4.0; The UniProt Consortium. So are these weights |
+| held out | 200 sequences of 50 to 1,022 residues, drawn at random (`held_out.fasta.gz`); no copy of one is among the training sequences, relatives may be |
+| procedure | `scripts/train_demo_base.py`: Transformers' Trainer, masked LM (15% of the residues; of these 80% masked, 10% replaced, 10% left), windows of {crop} residues, 32 a batch, AdamW, cosine schedule, the weights with the best held-out loss |
+| steps | {steps:,}, best at {best_step:,} |
+| held-out masked-LM loss | **{held_out_loss_nats:.3f}** nats a residue (15% of the residues, all masked) |
+| for comparison | {residue_frequency_loss_nats:.3f} nats for the residue frequencies of the training sequences, {uniform_loss_nats:.3f} for twenty equal ones |
+
+Held-out loss as training went on (step: nats): {history}.
+
+```python
+from transformers import pipeline
+
+import hf_perturb
+
+fill = pipeline("fill-mask", model=str(hf_perturb.demo.folder()))
+print(fill("MKTAYIAKQR#ISFVKSHFSRQ")[0]["token_str"])
+```
+"""
+
+
+def card(figures: dict[str, Any]) -> str:
+    """Render the model card of the demo base."""
+    history = ", ".join(f"{step:,}: {loss:.3f}" for step, loss in dict(figures["history"]).items())
+    return CARD.format(**{**figures, "history": history, "crop": CROP})
 
 
 def main() -> None:

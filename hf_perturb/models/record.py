@@ -38,6 +38,7 @@ __all__ = [
 ]
 
 PROVENANCE = ("base", "digest")
+DEFAULTS = {"seed": 42, "rules": "documented"}
 
 
 def parse_perturbation(value: Any) -> Any:
@@ -66,7 +67,7 @@ def parse_perturbation(value: Any) -> Any:
 def same_perturbation(one: Any, other: Any, family: str) -> bool:
     """Whether two parsed perturbations give the same weights, a default axis spelled out or not."""
     if rules is None:
-        one, other = ({k: v for k, v in p.items() if k not in PROVENANCE} for p in (one, other))
+        one, other = ({**DEFAULTS, **{k: v for k, v in p.items() if k not in PROVENANCE}} for p in (one, other))
         return bool(one == other)
     axis = rules.default_axis(family)
     return bool(one.with_axis(axis) == other.with_axis(axis))
