@@ -185,6 +185,15 @@ def test_a_config_of_another_checkpoint_cannot_lie(folders):
     assert of_base.perturbation is None, "the caller's config is left alone"
 
 
+def test_a_state_dict_is_what_its_config_says(folders, network):
+    _, variant = folders(network, "ForMaskedLM")
+    cls = model_class(network)
+    model = cls.from_pretrained(variant)
+    again = cls.from_pretrained(None, config=model.config, state_dict=model.state_dict())
+    assert same(model, again)
+    assert again.config.perturbation == model.config.perturbation
+
+
 def test_axis_spelled_out_is_the_same_perturbation(folders, network):
     _, variant = folders(network, "Model")
     axis = "all" if network == "carp" else "embedding"

@@ -16,8 +16,16 @@ HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "re
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
-def has_no_weights(name: Any, hub: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint is a recipe: a configuration without weights."""
+def has_no_weights(name: Any, hub: Mapping[str, Any], variant: str | None = None) -> bool:
+    """Whether a checkpoint is a recipe: a configuration without weights.
+
+    Args:
+        name: a folder, a Hub id, or `None` for no checkpoint, which is no recipe.
+        hub: what `from_pretrained` takes to find a file on the Hub.
+        variant: Transformers' `variant=`; a checkpoint with weights by another name is no recipe.
+    """
+    if name is None or variant is not None:
+        return False
     return all(_cached(name, file, hub) is None for file in _WEIGHTS)
 
 

@@ -137,9 +137,10 @@ class PerturbablePreTrainedModel(PreTrainedModel):
         if config is not None and not isinstance(config, PreTrainedConfig):
             config = cls.config_class.from_pretrained(config, **hub)
         asked = getattr(config, "perturbation", None)
+        # with a state_dict in place of a checkpoint, the config is all that describes the weights
+        record = asked if name is None else parse_perturbation(stored.get("perturbation"))
         if "perturbation" in kwargs:
             asked = parse_perturbation(kwargs.pop("perturbation"))
-        record = parse_perturbation(stored.get("perturbation"))
         if asked is not None and record is not None:
             refuse_another(record, asked, cls.config_class.model_type, f"the checkpoint {str(name)!r}")
         if asked is not None and record is None:
@@ -149,7 +150,7 @@ class PerturbablePreTrainedModel(PreTrainedModel):
             config.perturbation = record
             if stored:  # what is on disk decides whether the head's weight is there
                 config.tie_word_embeddings = cls.config_class.from_dict(stored).tie_word_embeddings
-        if record is not None and kwargs.get("variant") is None and has_no_weights(name, hub):
+        if record is not None and has_no_weights(name, hub, kwargs.get("variant")):
             return cls._from_recipe(name, record, config, hub, *model_args, **kwargs)
         token = _loading.set(True)
         try:
