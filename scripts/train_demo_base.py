@@ -32,6 +32,7 @@ from hf_perturb.models.configuration_carp import CarpConfig
 from hf_perturb.models.modeling_carp import CarpForMaskedLM
 from hf_perturb.tokenizers import CARP, build_tokenizer
 
+CARD = Path(__file__).parent.parent / "model_cards" / "demo_base.md"
 HELD_OUT = 200
 CROP = 256  # residues
 LENGTHS = range(50, 1023)  # residues, of held-out sequences: whole in every documented model
@@ -153,48 +154,10 @@ def write(output: Path, model: Any, tokenizer: Any, held_out: list[tuple[str, st
     print(json.dumps(figures))
 
 
-CARD = """---
-library_name: transformers
-pipeline_tag: fill-mask
-license: cc-by-4.0
-tags:
-- hf-perturb
-- protein
----
-
-# The demo base of hf_perturb
-
-A CARP (a convolutional masked language model of proteins) of the `carp_600k` size: 16 layers, 128 channels, 607,630
-parameters. It is for demonstration: it shows what a control does to a trained network, in seconds and without a
-download. It is no predictor of anything; for work, take a published checkpoint.
-
-| | |
-| --- | --- |
-| data | {training_sequences:,} UniProtKB sequences, those that Debian's package mmseqs2-examples ships, less the held-out ones |
-| attribution | UniProtKB is licensed CC BY 4.0; The UniProt Consortium. So are these weights |
-| held out | 200 sequences of 50 to 1,022 residues, drawn at random (`held_out.fasta.gz`); no copy of one is among the training sequences, relatives may be |
-| procedure | `scripts/train_demo_base.py`: Transformers' Trainer, masked LM (15% of the residues; of these 80% masked, 10% replaced, 10% left), windows of {crop} residues, 32 a batch, AdamW, cosine schedule, the weights with the best held-out loss |
-| steps | {steps:,}, best at {best_step:,} |
-| held-out masked-LM loss | **{held_out_loss_nats:.3f}** nats a residue (15% of the residues, all masked) |
-| for comparison | {residue_frequency_loss_nats:.3f} nats for the residue frequencies of the training sequences, {uniform_loss_nats:.3f} for twenty equal ones |
-
-Held-out loss as training went on (step: nats): {history}.
-
-```python
-from transformers import pipeline
-
-import hf_perturb
-
-fill = pipeline("fill-mask", model=str(hf_perturb.demo.folder()))
-print(fill("MKTAYIAKQR#ISFVKSHFSRQ")[0]["token_str"])
-```
-"""
-
-
 def card(figures: dict[str, Any]) -> str:
     """Render the model card of the demo base."""
     history = ", ".join(f"{step:,}: {loss:.3f}" for step, loss in dict(figures["history"]).items())
-    return CARD.format(**{**figures, "history": history, "crop": CROP})
+    return CARD.read_text(encoding="utf-8").format(**{**figures, "history": history, "crop": CROP})
 
 
 def main() -> None:

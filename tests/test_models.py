@@ -59,6 +59,18 @@ def test_attention_implementations_agree(network, implementation):
     assert [tuple(a.shape) for a in output.attentions] == [(3, 4, length, length)] * 3
 
 
+@pytest.mark.slow  # compiling for the CPU takes a minute
+def test_flex_attention_agrees():
+    model = small_model("esm1b")
+    batch = batch_of("esm1b")
+    expected = model(**batch).logits
+    model.set_attn_implementation("flex_attention")
+    with torch.no_grad():
+        output = model(**batch).logits
+    inside = batch["attention_mask"] == 1
+    torch.testing.assert_close(output[inside], expected[inside], atol=1e-5, rtol=0)
+
+
 def test_what_is_not_supported_is_refused():
     with pytest.raises(ValueError, match="flex_attention"):
         small_model("esm1").set_attn_implementation("flex_attention")
@@ -186,12 +198,21 @@ def test_alphabet_cannot_be_resized(network):
         (hf_perturb.FairEsmConfig, {"model_version": "ESM-1", "tie_word_embeddings": True}, "tie_word_embeddings"),
         (hf_perturb.FairEsmConfig, {"pad_token_id": 3}, "pad_token_id: got 3; allowed: 1"),
         (hf_perturb.FairEsmConfig, {"hidden_size": "wide"}, "hidden_size"),
-        (hf_perturb.FairEsmConfig, {"perturbation": {"method": "reinit", "axis": "all"}}, "axis: got 'all'"),
     ],
 )
 def test_impossible_configs_are_refused(config, sizes, message):
     with pytest.raises(Exception, match=message):
         config(**sizes)
+
+
+def test_a_bad_perturbation_is_refused_by_the_config(network):
+    with pytest.raises(ValueError, match="axis: got 'all'"):
+        CONFIGS[network](perturbation={"method": "reinit", "axis": "all"})
+    config = CONFIGS[network]()
+    with pytest.raises(ValueError, match="seed: got -1"):
+        config.perturbation = {"method": "reinit", "seed": -1}
+    assert config.perturbation is None
+    assert "perturbation" not in config.to_dict()
 
 
 def test_bf16_follows_fp32(network):

@@ -116,6 +116,10 @@ def test_a_killed_process_leaves_no_folder_by_the_name(tmp_path):
     [
         (lambda base: (base / "config.json").write_text('{"model_type": "bert"}'), "model_type is 'bert'; allowed"),
         (lambda base: (base / "config.json").write_text("{"), "config.json.*not valid JSON"),
+        (
+            lambda base: (base / "config.json").write_text('{"model_type": "carp", "kernel_size": 4}'),
+            "kernel_size: got 4",
+        ),
         (lambda base: (base / "model.safetensors").write_bytes(b"no"), "model.safetensors"),
         (lambda base: shutil.rmtree(base), "no such folder"),
     ],

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
@@ -132,8 +133,8 @@ def load_base(base: str) -> tuple[PerturbablePreTrainedModel, str | None]:
     arguments = {} if revision is None else {"revision": revision}
     try:
         model, info = model_class.from_pretrained(location, output_loading_info=True, **arguments)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"base {base!r}: its weights (model.safetensors) cannot be read: {error}") from error
+    except (OSError, ValueError, SafetensorError, StrictDataclassError) as error:
+        raise CheckpointError(f"base {base!r}: its config.json or model.safetensors cannot be used: {error}") from error
     for problem in ("missing_keys", "unexpected_keys"):
         if info[problem]:
             names = sorted(info[problem])

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
+from transformers.configuration_utils import PreTrainedConfig
 
 from .configuration_carp import CarpConfig
 from .configuration_fair_esm import FairEsmConfig
@@ -35,8 +37,8 @@ def wrap(module: nn.Module) -> PerturbablePreTrainedModel:
     """
     for cls in type(module).__mro__:
         origin = (cls.__module__.partition(".")[0], cls.__name__)
-        if origin in _WRAPPERS:
-            return _share(_WRAPPERS[origin](module), module)
+        if origin in _CONFIGS:
+            return _share(_empty_model(module, *_CONFIGS[origin]), module)
     raise UnsupportedModuleError(
         f"wrap: got a {type(module).__module__}.{type(module).__qualname__}; allowed: fair-esm's ProteinBertModel"
         " (ESM-1, ESM-1b, ESM-1v) and sequence-models' CARP; a checkpoint on disk needs no wrapping:"
@@ -44,10 +46,23 @@ def wrap(module: nn.Module) -> PerturbablePreTrainedModel:
     )
 
 
-def _empty_fair_esm(module: Any) -> PerturbablePreTrainedModel:
+def _empty_model(
+    module: nn.Module, model_class: type[PerturbablePreTrainedModel], read: Callable[[Any], PreTrainedConfig]
+) -> PerturbablePreTrainedModel:
+    try:
+        config = read(module)
+    except (AttributeError, IndexError, TypeError, ValueError, StrictDataclassError) as error:
+        raise UnsupportedModuleError(
+            f"wrap: this {type(module).__name__} is not built like an original of this family: {error}"
+        ) from error
+    with torch.device("meta"):
+        return model_class(config)
+
+
+def _fair_esm_config(module: Any) -> FairEsmConfig:
     layer = module.layers[0]
     is_esm1 = module.model_version == "ESM-1"
-    config = FairEsmConfig(
+    return FairEsmConfig(
         model_version=module.model_version,
         vocab_size=module.alphabet_size,
         hidden_size=layer.embed_dim,
@@ -62,16 +77,15 @@ def _empty_fair_esm(module: Any) -> PerturbablePreTrainedModel:
         mask_token_id=module.mask_idx,
         bos_token_id=module.cls_idx,
         eos_token_id=module.eos_idx if module.append_eos else None,
+        tie_word_embeddings=not is_esm1 and module.lm_head.weight is module.embed_tokens.weight,
     )
-    with torch.device("meta"):
-        return FairEsmForMaskedLM(config)
 
 
-def _empty_carp(module: Any) -> PerturbablePreTrainedModel:
+def _carp_config(module: Any) -> CarpConfig:
     trunk = module.model.embedder
     block = trunk.layers[0]
     hidden_size = trunk.up_embedder.conv.out_channels
-    config = CarpConfig(
+    return CarpConfig(
         vocab_size=trunk.embedder.num_embeddings,
         embedding_size=trunk.embedder.embedding_dim,
         hidden_size=hidden_size,
@@ -83,13 +97,11 @@ def _empty_carp(module: Any) -> PerturbablePreTrainedModel:
         pad_token_id=module.pad_idx,
         mask_token_id=trunk.embedder.padding_idx,
     )
-    with torch.device("meta"):
-        return CarpForMaskedLM(config)
 
 
-_WRAPPERS: dict[tuple[str, str], Callable[[Any], PerturbablePreTrainedModel]] = {
-    ("esm", "ProteinBertModel"): _empty_fair_esm,
-    ("sequence_models", "CARP"): _empty_carp,
+_CONFIGS: dict[tuple[str, str], tuple[type[PerturbablePreTrainedModel], Callable[[Any], PreTrainedConfig]]] = {
+    ("esm", "ProteinBertModel"): (FairEsmForMaskedLM, _fair_esm_config),
+    ("sequence_models", "CARP"): (CarpForMaskedLM, _carp_config),
 }
 
 
