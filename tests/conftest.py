@@ -47,3 +47,12 @@ def network(request) -> str:
 @pytest.fixture(params=HEADS)
 def head(request) -> str:
     return request.param
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Run on one thread: with tensors this small, more of them only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -5,6 +5,7 @@ Nothing here comes from `hf_perturb/perturbation`, and whoever changes a rule ha
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 
@@ -104,6 +105,12 @@ def distribution(family: str, name: str, shapes: dict[str, tuple[int, ...]]):
     if kernel == "xavier_uniform":
         return "uniform", arguments["gain"] * math.sqrt(6 / (fan_in + fan_out))
     return "uniform", math.sqrt(2 / (1 + arguments["a"] ** 2)) * math.sqrt(3 / fan_in)
+
+
+def own_generator(seed: int, name: str) -> torch.Generator:
+    """Return the generator that the contract's section 5 gives a tensor."""
+    first = hashlib.sha256(b"hf_perturb/1/" + str(seed).encode() + b"/" + name.encode()).hexdigest()[:16]
+    return torch.Generator("cpu").manual_seed(int(first, 16) % 2**63)
 
 
 def _esm1(layers: int, hidden_size: int, heads: int, feed_forward: int):
