@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForMaskedLM
+from transformers.utils import logging
 
 import hf_perturb
 from hf_perturb.checkpoints.catalog import CATALOG, Entry
@@ -38,8 +40,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: words of the command line, those of the process if `None`.
     """
     options = _parser().parse_args(arguments)
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
     try:
         options.run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # whoever read the output has gone (`| head`); keep the interpreter from flushing to them at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (OSError, ValueError) as error:
         print(f"hf-perturb {options.command}: {error}", file=sys.stderr)
         return 1
