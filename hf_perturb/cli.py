@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     create.add_argument("base", metavar="BASE", help="a folder, a Hub id, or 'demo'")
     create.add_argument("out", metavar="OUT", type=Path, help="the folder to write")
     create.add_argument("--method", required=True, choices=spec.METHODS)
-    create.add_argument("--seed", type=int, default=spec.DEFAULT_SEED, metavar="N", help="default: %(default)s")
+    create.add_argument("--seed", type=int, action="append", metavar="N", help=f"default: {spec.DEFAULT_SEED}")
     create.add_argument("--rules", default="documented", choices=spec.RULES, help="default: %(default)s")
     create.add_argument("--axis", choices=spec.AXES, help="what resample shuffles; default: the family's")
     for option, what in (("--include", "perturb only these"), ("--exclude", "leave these as they are")):
@@ -87,9 +87,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _create(options: argparse.Namespace) -> None:
-    keys = ("method", "seed", "rules", "axis", "include", "exclude")
+    keys = ("method", "rules", "axis", "include", "exclude")
+    seed, *more = options.seed or [spec.DEFAULT_SEED]
+    if more:
+        options.usage_error("argument --seed: given more than once; run create once for every seed")
     try:
-        asked = hf_perturb.Perturbation.parse({key: getattr(options, key) for key in keys})
+        asked = hf_perturb.Perturbation(seed=seed, **{key: getattr(options, key) for key in keys})
     except hf_perturb.PerturbationError as error:
         options.usage_error(str(error))
     record = create_variant(options.base, options.out, asked, recipe=options.recipe, force=options.force)
@@ -132,7 +135,8 @@ def _base_row(entry: Entry) -> dict[str, Any]:
 def _tensors(base: str) -> list[dict[str, Any]]:
     model, _ = load_base(base)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.document_tensors().items()}
-    plans = {m: make_plan(model.config.model_type, shapes, hf_perturb.Perturbation(m)) for m in spec.METHODS}
+    family, head = model.config.model_type, model.language_head_names()
+    plans = {method: make_plan(family, shapes, hf_perturb.Perturbation(method), head) for method in spec.METHODS}
     steps = {method: {step.name: step for step in plan.steps} for method, plan in plans.items()}
     return [
         {

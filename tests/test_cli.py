@@ -67,6 +67,7 @@ def test_what_fails_exits_1_and_writes_nothing(tmp_path, capsys, words, message)
         ["create", "demo", "OUT", "--method", "shuffle"],
         ["create", "demo", "OUT", "--method", "reinit", "--seed", "-1"],
         ["create", "demo", "OUT", "--method", "reinit", "--seed", "one"],
+        ["create", "demo", "OUT", "--method", "reinit", "--seed", "1", "--seed", "2"],
         ["create", "demo", "OUT", "--method", "reinit", "--axis", "all"],
         ["create", "demo", "OUT", "--method", "resample", "--rules", "published", "--axis", "rows"],
     ],

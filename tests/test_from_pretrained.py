@@ -194,6 +194,62 @@ def test_a_state_dict_is_what_its_config_says(folders, network):
     assert again.config.perturbation == model.config.perturbation
 
 
+def test_a_state_dict_stays_the_caller_s():
+    source = small_model("carp")
+    model = hf_perturb.CarpForMaskedLM.from_pretrained(
+        None, config=source.config, state_dict=source.state_dict(), perturbation="reinit"
+    )
+    assert model.config.perturbation == Perturbation("reinit")
+    assert same(source, small_model("carp"))
+
+
+def test_a_head_that_the_perturbation_names_and_the_file_lacks_is_refused(folders, tmp_path):
+    base, _ = folders("esm1b", "ForMaskedLM")
+    hf_perturb.FairEsmModel.from_pretrained(base, perturbation="reinit").save_pretrained(tmp_path / "trunk")
+    with pytest.raises(OSError, match=r"lacks lm_head\.bias, .*lm_head\.weight, which reinit"):
+        hf_perturb.FairEsmForMaskedLM.from_pretrained(tmp_path / "trunk")
+    trunk, _ = folders("esm1b", "Model")
+    with pytest.raises(OSError, match=r"lacks lm_head\.bias"):
+        hf_perturb.FairEsmForMaskedLM.from_pretrained(trunk, perturbation="resample")
+    classifier = hf_perturb.FairEsmForTokenClassification.from_pretrained(tmp_path / "trunk", num_labels=3)
+    assert classifier.classifier.out_proj.out_features == 3
+
+
+def test_a_digest_that_is_not_true_any_more_is_not_stored(folders, tmp_path):
+    _, variant = folders("carp", "ForMaskedLM")
+    hf_perturb.CarpForMaskedLM.from_pretrained(variant, dtype=torch.bfloat16).save_pretrained(tmp_path / "cast")
+    record = AutoModel.from_pretrained(tmp_path / "cast").config.perturbation
+    assert record == Perturbation(**P)
+    assert record.digest is None
+    assert record.base is not None
+
+
+def test_a_tie_is_the_checkpoint_s_to_decide(folders):
+    base, variant = folders("esm1b", "ForMaskedLM")
+    for folder, tied in ((base, True), (variant, False)):
+        model = hf_perturb.FairEsmForMaskedLM.from_pretrained(folder, tie_word_embeddings=tied)
+        assert model.config.tie_word_embeddings is tied
+        with pytest.raises(ValueError, match="tie_word_embeddings: got"):
+            hf_perturb.FairEsmForMaskedLM.from_pretrained(folder, tie_word_embeddings=not tied)
+
+
+def test_a_recipe_takes_what_a_checkpoint_takes(folders, tmp_path):
+    base, _ = folders("esm1b", "ForMaskedLM")
+    create_variant(base, tmp_path / "recipe", P, recipe=True)
+    model, info = hf_perturb.FairEsmForSequenceClassification.from_pretrained(
+        tmp_path / "recipe", num_labels=3, dtype=torch.bfloat16, output_loading_info=True
+    )
+    assert model.classifier.out_proj.out_features == 3
+    assert model.dtype == torch.bfloat16
+    assert set(info["missing_keys"]) == {name for name in model.state_dict() if name.startswith("classifier.")}
+    shutil.move(base, tmp_path / "moved")
+    try:
+        with pytest.raises(OSError, match=r"the recipe .* needs its base"):
+            hf_perturb.FairEsmModel.from_pretrained(tmp_path / "recipe")
+    finally:
+        shutil.move(tmp_path / "moved", base)
+
+
 def test_axis_spelled_out_is_the_same_perturbation(folders, network):
     _, variant = folders(network, "Model")
     axis = "all" if network == "carp" else "embedding"

@@ -90,6 +90,31 @@ def test_hidden_states_are_the_representations_and_outputs_come_as_tuples(networ
         torch.testing.assert_close(output.last_hidden_state, output.hidden_states[-1])
 
 
+def test_a_config_may_ask_for_tuples(network, head):
+    model = small_model(network, head)
+    model.config.return_dict = False
+    assert isinstance(model(**batch_of(network)), tuple)
+
+
+def test_a_hidden_residue_behind_the_mask_does_not_count():
+    model = small_model("esm1b")
+    alone = model(torch.tensor([[0, 5, 6, 7, 2]])).logits
+    mask = torch.tensor([[1, 1, 1, 1, 1, 0]])
+    padded = model(torch.tensor([[0, 5, 6, 7, 2, 32]]), attention_mask=mask).logits
+    torch.testing.assert_close(padded[:, :5], alone, atol=1e-5, rtol=0)
+
+
+def test_an_accumulated_loss_is_divided_by_all_labels(network):
+    batch = batch_of(network)
+    for head in ("ForMaskedLM", "ForTokenClassification"):
+        model = small_model(network, head)
+        labels = batch["input_ids"].clamp(max=1)
+        mean = model(**batch, labels=labels).loss
+        halved = model(**batch, labels=labels, num_items_in_batch=2 * labels.numel()).loss
+        torch.testing.assert_close(halved, mean / 2)
+    assert small_model(network, "ForSequenceClassification").accepts_loss_kwargs is False
+
+
 def test_embeddings_in_place_of_ids(network, head):
     model = small_model(network, head)
     batch = batch_of(network, SEQUENCES[:1])
@@ -155,12 +180,15 @@ def test_sequence_classification_losses(network, num_labels, labels, wanted):
         ({"input_ids": torch.tensor([[-1, 5]])}, "got ids from -1 to 5"),
         ({"input_ids": torch.tensor([5, 6])}, r"got shape \(2,\); allowed: \(batch, length\)"),
         ({"input_ids": torch.zeros(1, 0, dtype=torch.long)}, "at least one token"),
-        ({"input_ids": torch.tensor([[0.5, 1.0]])}, "float32; allowed: an integer type"),
+        ({"input_ids": torch.tensor([[0.5, 1.0]])}, "float32; allowed: torch.int64 or torch.int32"),
         (
             {"input_ids": torch.tensor([[5, 6]]), "attention_mask": torch.ones(1, 3)},
             r"attention_mask: got shape \(1, 3\)",
         ),
         ({"inputs_embeds": torch.zeros(1, 4, 7)}, r"got shape \(1, 4, 7\); allowed: \(batch, length, "),
+        ({"input_ids": torch.tensor([[5]], dtype=torch.uint8)}, "uint8; allowed: torch.int64 or torch.int32"),
+        ({"input_ids": [[5, 6]]}, "got a list; allowed: a tensor"),
+        ({"inputs_embeds": torch.zeros(1, 0, 32)}, r"inputs_embeds: got shape \(1, 0, "),
         ({}, "exactly one of input_ids and inputs_embeds"),
         ({"input_ids": torch.tensor([[5]]), "inputs_embeds": torch.zeros(1, 1, 32)}, "exactly one of"),
     ],
@@ -191,6 +219,9 @@ def test_alphabet_cannot_be_resized(network):
     [
         (hf_perturb.CarpConfig, {"kernel_size": 4}, "kernel_size: got 4; allowed: an odd"),
         (hf_perturb.CarpConfig, {"hidden_size": 7, "slim": True}, "needs an even number"),
+        (hf_perturb.CarpConfig, {"mask_token_id": 99}, "mask_token_id: got 99; allowed: an id from 0 to 29"),
+        (hf_perturb.CarpConfig, {"pad_token_id": None}, "pad_token_id"),
+        (hf_perturb.FairEsmConfig, {"mask_token_id": 33}, "mask_token_id: got 33; allowed: an id from 0 to 32"),
         (hf_perturb.CarpConfig, {"num_hidden_layers": 0}, "num_hidden_layers: got 0"),
         (hf_perturb.CarpConfig, {"hidden_act": "swish"}, "hidden_act"),
         (hf_perturb.FairEsmConfig, {"hidden_size": 30, "num_attention_heads": 4}, "a multiple of num_attention_heads"),

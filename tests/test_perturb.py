@@ -20,12 +20,12 @@ PERTURBATIONS = [
     Perturbation("resample", 0, "published"),
     Perturbation("resample", exclude=["lm_head.weight", "*.bias"]),
 ]
-# CARP has no lm_head.weight to name
+# only ESM-1b has an lm_head.weight to name
 FITTING = [
     (network, perturbation)
     for network in CONFIGS
     for perturbation in PERTURBATIONS
-    if network != "carp" or not perturbation.exclude
+    if network == "esm1b" or not perturbation.exclude
 ]
 fitting = pytest.mark.parametrize(("network", "perturbation"), FITTING, ids=str)
 
@@ -186,3 +186,61 @@ def test_construction_fails_where_the_globs_match_nothing(network):
     config = CONFIGS[network](perturbation={"method": "reinit", "include": ["layer.*"]})
     with pytest.raises(ValueError, match=r"'layer\.\*' matches no parameter"):
         model_class(network)(config)
+
+
+def test_a_shared_configuration_records_for_one_model_only():
+    config = CONFIGS["esm1b"](perturbation="resample")
+    torch.manual_seed(0)
+    one = model_class("esm1b")(config)
+    torch.manual_seed(0)
+    other = model_class("esm1b")(config)
+    assert not differing(copied(one), copied(other))
+    assert config.tie_word_embeddings is True, "the caller's configuration is left alone"
+    plain = model_class("esm1b")(CONFIGS["esm1b"]())
+    third = model_class("esm1b")(plain.config)
+    third.perturb("reinit")
+    assert plain.config.perturbation is None
+
+
+def test_a_subclass_that_finishes_once_more_perturbs_once():
+    class Extended(hf_perturb.CarpModel):
+        def __init__(self, config):
+            super().__init__(config)
+            self.post_init()
+
+    torch.manual_seed(0)
+    plain = hf_perturb.CarpModel(CONFIGS["carp"]())
+    torch.manual_seed(0)
+    extended = Extended(CONFIGS["carp"](perturbation="resample"))
+    assert not differing(copied(extended), copied(plain.perturb("resample")))
+
+
+def test_provenance_is_not_taken_from_another_model(tmp_path):
+    record = Perturbation("reinit").with_record(hf_perturb.perturbation.Base("elsewhere"), "sha256:" + 64 * "0")
+    assert small_model("carp").perturb(record).config.perturbation.to_dict() == Perturbation("reinit").to_dict()
+
+
+def test_what_was_asked_for_on_the_meta_device_can_still_be_done():
+    with torch.device("meta"):
+        model = hf_perturb.CarpModel(CONFIGS["carp"](perturbation="reinit"))
+    model.to_empty(device="cpu")
+    model.load_state_dict(small_model("carp", "Model").state_dict())
+    model.perturb("reinit")
+    assert not differing(copied(model), copied(small_model("carp", "Model").perturb("reinit")))
+
+
+def test_a_perturbation_cut_short_is_not_passed_over(tmp_path, monkeypatch):
+    model = small_model("carp")
+    kernels = hf_perturb.perturbation.plan.INITIALISERS
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(kernels, "uniform", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        model.perturb("reinit")
+    monkeypatch.undo()
+    for use in (lambda: model.perturb("reinit"), lambda: model.save_pretrained(tmp_path / "out")):
+        with pytest.raises(ValueError, match=r"cut short.*load the base again"):
+            use()
+    assert not (tmp_path / "out").exists()

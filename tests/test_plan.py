@@ -87,11 +87,29 @@ def test_including_what_the_rules_keep_is_refused(family, glob):
     assert make_plan(family, shapes, Perturbation("reinit", exclude=[glob])) == whole
 
 
+def test_a_head_that_a_network_does_not_have_matches_nothing():
+    with pytest.raises(PerturbationError, match=r"exclude: glob 'lm_head\.weight' matches no parameter"):
+        small_model("esm1").perturb({"method": "reinit", "exclude": ["lm_head.weight"]})
+    # nothing of this class is named, but the network it is a part of has it
+    trunk = small_model("esm1b", "Model")
+    before = shapes_of(trunk)
+    trunk.perturb({"method": "reinit", "include": ["lm_head.*"]})
+    assert shapes_of(trunk) == before
+    assert trunk.config.tie_word_embeddings is False
+
+
+def test_a_shuffle_that_can_move_nothing_is_refused():
+    model = small_model("carp")
+    with pytest.raises(PerturbationError, match=r"leaves nothing to perturb.*another axis"):
+        model.perturb({"method": "resample", "axis": "rows", "include": ["*.sequence?.2.conv.weight"]})
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("globs", [{"include": ["layers.*", "lm_head.dense.*"]}, {"exclude": ["lm_head.weight"]}])
 def test_globs_for_the_language_head_are_valid_without_it(head, method, globs):
     model = small_model("esm1b", head)
-    names = [step.name for step in make_plan("fair_esm", shapes_of(model), Perturbation(method, **globs)).steps]
+    plan = make_plan("fair_esm", shapes_of(model), Perturbation(method, **globs), model.language_head_names())
+    names = [step.name for step in plan.steps]
     assert "lm_head.weight" not in names
     assert ("lm_head.dense.weight" in names) == (head == "ForMaskedLM")
     assert "layers.0.fc1.weight" in names

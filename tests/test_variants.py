@@ -35,7 +35,7 @@ def test_a_variant_folder_is_whole(base, network, tmp_path):
     assert files == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"}
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert Perturbation.parse(config["perturbation"]).to_dict() == record.to_dict()
-    assert record.base.name == str(base)
+    assert record.base.name == "base", "a name, not a place on somebody's disk"
     assert record.digest == digest_of(load_file(tmp_path / "out" / "model.safetensors"))
     assert record.base.digest == digest_of(load_file(base / "model.safetensors"))
     assert set(config["auto_map"]) == {
@@ -120,6 +120,17 @@ def test_a_killed_process_leaves_no_folder_by_the_name(tmp_path):
             lambda base: (base / "config.json").write_text('{"model_type": "carp", "kernel_size": 4}'),
             "kernel_size: got 4",
         ),
+        (lambda base: (base / "config.json").write_text("[1]"), "got a JSON list; allowed: an object"),
+        (lambda base: (base / "config.json").write_text('{"model_type": []}'), r"model_type is \[\]; allowed"),
+        (
+            lambda base: (base / "config.json").write_text('{"model_type": "carp", "architectures": ["math"]}'),
+            "allowed: one of CarpModel, CarpForMaskedLM",
+        ),
+        (
+            lambda base: (base / "config.json").write_text('{"model_type": "carp", "hidden_size": 64}'),
+            "cannot be used",
+        ),
+        (lambda base: (base / "tokenizer.json").write_text("{}"), "tokenizer.json cannot be used"),
         (lambda base: (base / "model.safetensors").write_bytes(b"no"), "model.safetensors"),
         (lambda base: shutil.rmtree(base), "no such folder"),
     ],
@@ -148,6 +159,47 @@ def test_a_variant_is_no_base(base, tmp_path):
     checkpoint.write_bytes(b"")
     with pytest.raises(hf_perturb.CheckpointError, match=r"wrap it \(hf_perturb.wrap\)"):
         create_variant(checkpoint, tmp_path / "again", "resample")
+
+
+def test_force_replaces_variants_only(base, tmp_path):
+    """`--force` must never cost anybody a base, or a folder that is not ours."""
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "notes.txt").write_text("irreplaceable")
+    with pytest.raises(hf_perturb.FolderExistsError, match="is no variant, so --force does not replace it"):
+        create_variant(base, tmp_path / "thesis", "reinit", force=True)
+    before = sorted(os.listdir(base))
+    for out in (base, tmp_path, base / "inside"):
+        with pytest.raises(hf_perturb.CheckpointError, match="one inside the other"):
+            create_variant(base, out, "reinit", recipe=True, force=True)
+    assert sorted(os.listdir(base)) == before
+    assert (tmp_path / "thesis" / "notes.txt").exists()
+
+
+def test_an_interrupt_between_the_renames_keeps_the_old(tmp_path, monkeypatch):
+    def fill(text):
+        with whole_folder(tmp_path / "out") as folder:
+            (folder / "config.json").write_text(text)
+
+    fill("old")
+    rename, calls = type(tmp_path).rename, []
+
+    def interrupted(self, target):
+        calls.append(target)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(type(tmp_path), "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fill("new")
+    monkeypatch.undo()
+    assert (tmp_path / "out" / "config.json").read_text() == "old"
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_files_can_be_read_by_whoever_reads_the_folder(base, tmp_path):
+    create_variant(base, tmp_path / "out", "reinit")
+    assert len({file.stat().st_mode for file in (tmp_path / "out").iterdir()}) == 1
 
 
 def test_the_catalog_names_the_documented_checkpoints():

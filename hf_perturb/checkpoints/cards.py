@@ -27,7 +27,7 @@ def variant_card(family: str, architecture: str, record: Perturbation, changed: 
         library_name="transformers",
         pipeline_tag="fill-mask" if architecture.endswith("ForMaskedLM") else None,
         tags=["hf-perturb", "protein", "control", record.method],
-        base_model=base if base is not None and base.count("/") == 1 and not base.startswith((".", "/")) else None,
+        base_model=base if record.base is not None and record.base.revision is not None else None,
     )
     return f"---\n{data.to_yaml()}\n---\n{_body(family, architecture, record, changed, total)}"
 
@@ -52,8 +52,8 @@ def _body(family: str, architecture: str, record: Perturbation, changed: int, to
     return f"""
 # A control: {named}, {record.method}, seed {record.seed}
 
-This is a protein language model with {_METHODS[record.method]}. It is a control, not a predictor: a result that it
-reaches as well as its base does is not due to what the base learned.
+This is a protein language model with {_METHODS[record.method]}.
+It is a control, not a predictor: a result that it reaches as well as its base does is not due to what the base learned.
 
 | | |
 | --- | --- |

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,13 @@ from transformers.utils.hub import cached_file
 
 from hf_perturb import demo
 from hf_perturb.checkpoints.cards import variant_card
-from hf_perturb.errors import CheckpointError, FolderExistsError, StackedPerturbationError
+from hf_perturb.errors import CheckpointError, FolderExistsError, PerturbationError, StackedPerturbationError
 from hf_perturb.models import modeling_carp, modeling_fair_esm
 from hf_perturb.models.loading import stored_config
 from hf_perturb.models.perturbable import PerturbablePreTrainedModel
 from hf_perturb.models.record import base_location
-from hf_perturb.perturbation import Base, Perturbation, digest_of, make_plan
-from hf_perturb.perturbation.digest import distinct
+from hf_perturb.perturbation import Base, Perturbation
+from hf_perturb.perturbation.digest import digest_of_lines, tensor_digests
 from hf_perturb.tokenizers import CARP, ESM1, ESM1B, build_tokenizer
 
 _MODULES = {"fair_esm": modeling_fair_esm, "carp": modeling_carp}
@@ -33,6 +34,17 @@ _AUTO_CLASSES = {
     "AutoModelForSequenceClassification": "ForSequenceClassification",
     "AutoModelForTokenClassification": "ForTokenClassification",
 }
+# whatever a config.json or a weights file edited by hand makes Transformers trip over
+_UNUSABLE = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    SafetensorError,
+    StrictDataclassError,
+)
 
 
 def create_variant(
@@ -62,21 +74,21 @@ def create_variant(
         PerturbationError: if the perturbation is not valid, or the base is a variant itself.
     """
     base, out, asked = str(base), Path(out), Perturbation.parse(perturbation)
-    if out.exists() and not force:
-        raise FolderExistsError(f"{out} exists already; choose another folder, or replace it with --force (force=True)")
-    model, revision = load_base(base)
-    tensors = model.state_dict()
-    origin = Base(name=base, revision=revision, digest=digest_of(tensors))
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.document_tensors(asked.rules).items()}
-    changed = len(make_plan(model.config.model_type, shapes, asked).steps)
+    _refuse_out(out, Path(base_location(base)), force)
+    model, revision = load_base(base, bases_only=True)
+    before = tensor_digests(model.state_dict())
     model.perturb(asked)
-    tensors = model.state_dict()
-    record = asked.with_record(origin, digest_of(tensors))
+    after = tensor_digests(model.state_dict())
+    changed = sum(before.get(name) != digest for name, digest in after.items())
+    if not changed:
+        raise PerturbationError(f"{asked} changes no tensor of {base!r}; take another axis, or widen include")
+    origin = Base(name=_recorded_name(base, recipe), revision=revision, digest=digest_of_lines(before))
+    record = asked.with_record(origin, digest_of_lines(after))
     model.config.perturbation = record
     model.config.auto_map = auto_map(model.config.model_type)
     architecture = type(model).__name__
-    card = variant_card(model.config.model_type, architecture, record, changed, len(distinct(tensors)))
-    tokenizer = tokenizer_of(base, model)
+    card = variant_card(model.config.model_type, architecture, record, changed, len(after))
+    tokenizer = tokenizer_of(base, model, revision)
     try:
         with whole_folder(out) as folder:
             if recipe:
@@ -91,11 +103,40 @@ def create_variant(
     return record
 
 
-def load_base(base: str) -> tuple[PerturbablePreTrainedModel, str | None]:
+def _refuse_out(out: Path, base: Path, force: bool) -> None:
+    """Refuse a folder to write that holds, or lies in, the base, or holds what is not ours to replace."""
+    if base.is_dir():
+        one, other = out.resolve(), base.resolve()
+        if one == other or one in other.parents or other in one.parents:
+            raise CheckpointError(f"{out} and the base {base} are one inside the other; choose another folder to write")
+    if not out.exists():
+        return
+    if not force:
+        raise FolderExistsError(f"{out} exists already; choose another folder, or replace it with --force (force=True)")
+    if not out.is_dir() or (any(out.iterdir()) and not _is_variant(out)):
+        raise FolderExistsError(f"{out} is no variant, so --force does not replace it; remove it yourself, or choose")
+
+
+def _is_variant(folder: Path) -> bool:
+    try:
+        return stored_config(folder, {})[0].get("perturbation") is not None
+    except OSError:
+        return False
+
+
+def _recorded_name(base: str, recipe: bool) -> str:
+    """Return what the record calls the base: a recipe needs its place, a variant need not tell whose disk it was on."""
+    if base == demo.NAME or not Path(base).is_dir():
+        return base
+    return str(Path(base).resolve()) if recipe else Path(base).resolve().name
+
+
+def load_base(base: str, bases_only: bool = False) -> tuple[PerturbablePreTrainedModel, str | None]:
     """Load a base in the type that it is stored in, as the class that it is stored as.
 
     Args:
         base: a folder, a Hub id, or `demo`.
+        bases_only: whether to refuse a variant.
 
     Returns:
         The model, and the commit that it came from (`None` for a folder).
@@ -121,19 +162,22 @@ def load_base(base: str) -> tuple[PerturbablePreTrainedModel, str | None]:
     if not stored:
         raise CheckpointError(absent)
     family = stored.get("model_type")
-    if family not in _MODULES:
+    if not isinstance(family, str) or family not in _MODULES:
         raise CheckpointError(f"base {base!r}: model_type is {family!r}; allowed: {', '.join(_MODULES)}")
-    if stored.get("perturbation") is not None:
+    if bases_only and stored.get("perturbation") is not None:
         record = Perturbation.parse(stored["perturbation"])
         raise StackedPerturbationError(f"base {base!r} is a variant already, by {record}; start from its base")
-    architecture = (stored.get("architectures") or [_PREFIXES[family] + "ForMaskedLM"])[0]
-    model_class = getattr(_MODULES[family], architecture, None)
-    if model_class is None:
-        raise CheckpointError(f"base {base!r}: architecture {architecture!r} is not one of the family {family!r}")
+    allowed = [_PREFIXES[family] + head for head in _AUTO_CLASSES.values()]
+    architectures = stored.get("architectures") or [_PREFIXES[family] + "ForMaskedLM"]
+    if not isinstance(architectures, list) or architectures[0] not in allowed:
+        raise CheckpointError(
+            f"base {base!r}: architectures is {architectures!r}; allowed: one of {', '.join(allowed)}"
+        )
+    model_class = getattr(_MODULES[family], architectures[0])
     arguments = {} if revision is None else {"revision": revision}
     try:
         model, info = model_class.from_pretrained(location, output_loading_info=True, **arguments)
-    except (OSError, ValueError, SafetensorError, StrictDataclassError) as error:
+    except _UNUSABLE as error:
         raise CheckpointError(f"base {base!r}: its config.json or model.safetensors cannot be used: {error}") from error
     for problem in ("missing_keys", "unexpected_keys"):
         if info[problem]:
@@ -142,15 +186,22 @@ def load_base(base: str) -> tuple[PerturbablePreTrainedModel, str | None]:
     return model, revision
 
 
-def tokenizer_of(base: str, model: PerturbablePreTrainedModel) -> PreTrainedTokenizerBase:
-    """Return the base's own tokenizer, or that of its network's alphabet where it has none."""
-    location = base_location(base)
-    if cached_file(location, "tokenizer.json", _raise_exceptions_for_missing_entries=False) is not None:
-        return AutoTokenizer.from_pretrained(location)
+def tokenizer_of(base: str, model: PerturbablePreTrainedModel, revision: str | None) -> PreTrainedTokenizerBase:
+    """Return the base's own tokenizer, or that of its network's alphabet where it has none.
+
+    Raises:
+        CheckpointError: if the base has one that cannot be read.
+    """
+    location, place = base_location(base), {} if revision is None else {"revision": revision}
+    if cached_file(location, "tokenizer.json", _raise_exceptions_for_missing_entries=False, **place) is not None:
+        try:
+            return AutoTokenizer.from_pretrained(location, **place)
+        except Exception as error:  # the library raises bare Exceptions
+            raise CheckpointError(f"base {base!r}: its tokenizer.json cannot be used: {error}") from error
     config = model.config
     if config.model_type == "carp":
         return build_tokenizer(CARP)
-    return build_tokenizer(ESM1 if config.model_version == "ESM-1" else ESM1B)
+    return build_tokenizer(ESM1 if config.model_version == "ESM-1" else replace(ESM1B, max_length=config.max_tokens))
 
 
 def auto_map(family: str) -> dict[str, str]:
@@ -165,15 +216,20 @@ def whole_folder(out: Path) -> Iterator[Path]:
     """Give a folder to fill that becomes `out` when the block ends well, and is gone when it does not."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent, ignore_cleanup_errors=True) as scratch:
-        fresh, old = Path(scratch) / "new", Path(scratch) / "old"
+        fresh = Path(scratch) / "new"
         fresh.mkdir()
         yield fresh
-        if out.exists():
-            out.rename(old)
+        mode = (fresh / "config.json").stat().st_mode
+        for file in fresh.iterdir():
+            file.chmod(mode)  # safetensors writes files that only their owner can read
+        # beside the scratch folder, which is removed whatever happens
+        old = Path(scratch + ".old")
         try:
+            if out.exists():
+                out.rename(old)
             fresh.rename(out)
-        except OSError:
-            if old.exists():
+        except BaseException:
+            if old.exists() and not out.exists():
                 old.rename(out)
             raise
         shutil.rmtree(old, ignore_errors=True)

@@ -41,7 +41,7 @@ class CarpConfig(PerturbableConfigMixin, PreTrainedConfig):
     slim: bool = False
     hidden_act: Literal["gelu", "relu"] = "gelu"
     classifier_dropout: float = 0.0
-    pad_token_id: int | None = 27
+    pad_token_id: int = 27
     mask_token_id: int = 28
     tie_word_embeddings: bool = False
     perturbation: Any = None
@@ -68,6 +68,9 @@ class CarpConfig(PerturbableConfigMixin, PreTrainedConfig):
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"CarpConfig.{name}: got {getattr(self, name)}; allowed: an integer of at least 1")
+        for name in ("pad_token_id", "mask_token_id"):
+            if not 0 <= (token := getattr(self, name)) < self.vocab_size:
+                raise ValueError(f"CarpConfig.{name}: got {token}; allowed: an id from 0 to {self.vocab_size - 1}")
         if self.kernel_size % 2 == 0:
             raise ValueError(f"CarpConfig.kernel_size: got {self.kernel_size}; allowed: an odd number of taps")
         if self.slim and self.hidden_size % 2:

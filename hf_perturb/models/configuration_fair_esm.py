@@ -97,6 +97,10 @@ class FairEsmConfig(PerturbableConfigMixin, PreTrainedConfig):
         for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"FairEsmConfig.{name}: got {getattr(self, name)}; allowed: an integer of at least 1")
+        for name in ("pad_token_id", "mask_token_id"):
+            token, tokens = getattr(self, name), range(self.vocab_size or 0)
+            if token not in tokens:
+                raise ValueError(f"FairEsmConfig.{name}: got {token}; allowed: an id from 0 to {tokens[-1]}")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"FairEsmConfig.hidden_size: got {self.hidden_size}; allowed: a multiple of num_attention_heads"

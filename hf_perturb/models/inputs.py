@@ -42,6 +42,8 @@ def check_inputs(
                 f"inputs_embeds: got shape {tuple(inputs_embeds.shape)}; allowed: (batch, length, {embedding_size})"
             )
         shape = inputs_embeds.shape[:2]
+        if shape.numel() == 0:
+            raise ModelInputError(f"inputs_embeds: got shape {tuple(inputs_embeds.shape)}; allowed: at least one token")
     if attention_mask is not None and attention_mask.shape != shape:
         raise ModelInputError(
             f"attention_mask: got shape {tuple(attention_mask.shape)}; allowed: {tuple(shape)}, (batch, length)"
@@ -54,10 +56,14 @@ def check_inputs(
 
 
 def _check_ids(input_ids: torch.Tensor, vocab_size: int) -> None:
+    if not isinstance(input_ids, torch.Tensor):
+        raise ModelInputError(
+            f"input_ids: got a {type(input_ids).__name__}; allowed: a tensor (tokenizer(..., return_tensors='pt'))"
+        )
     if input_ids.dim() != 2:
         raise ModelInputError(f"input_ids: got shape {tuple(input_ids.shape)}; allowed: (batch, length)")
-    if input_ids.is_floating_point() or input_ids.dtype == torch.bool:
-        raise ModelInputError(f"input_ids: got {input_ids.dtype}; allowed: an integer type")
+    if input_ids.dtype not in (torch.int32, torch.int64):
+        raise ModelInputError(f"input_ids: got {input_ids.dtype}; allowed: torch.int64 or torch.int32")
     if input_ids.numel() == 0:
         raise ModelInputError(f"input_ids: got shape {tuple(input_ids.shape)}; allowed: at least one token")
     # a compiled or meta graph has no values to look at

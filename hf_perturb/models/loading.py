@@ -4,13 +4,14 @@
 """What a checkpoint says of itself before it is loaded, and what is refused because of it."""
 
 import json
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
 from transformers.utils.hub import cached_file, extract_commit_hash
 
-from .record import CheckpointError, PerturbationError, StackedPerturbationError, same_perturbation
+from .record import CheckpointError, PerturbationError, StackedPerturbationError, rules, same_perturbation
 
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -24,9 +25,14 @@ def has_no_weights(name: Any, hub: Mapping[str, Any], variant: str | None = None
         hub: what `from_pretrained` takes to find a file on the Hub.
         variant: Transformers' `variant=`; a checkpoint with weights by another name is no recipe.
     """
-    if name is None or variant is not None:
+    if name is None or variant is not None or any(_cached(name, file, hub) is not None for file in _WEIGHTS):
         return False
-    return all(_cached(name, file, hub) is None for file in _WEIGHTS)
+    if Path(name).is_dir():
+        return True
+    # a file that could not be asked for is not one that is known to be missing
+    places = {"repo_id": name, "cache_dir": hub.get("cache_dir"), "revision": hub.get("revision")}
+    files = [str(PurePosixPath(hub.get("subfolder") or "", file)) for file in _WEIGHTS]
+    return all(try_to_load_from_cache(filename=file, **places) is _CACHED_NO_EXIST for file in files)
 
 
 def stored_config(name: Any, hub: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
@@ -46,9 +52,11 @@ def stored_config(name: Any, hub: Mapping[str, Any]) -> tuple[dict[str, Any], st
     if path is None:
         return {}, None
     try:
-        stored: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+        stored = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(stored, dict):
+        raise CheckpointError(f"{path}: got a JSON {type(stored).__name__}; allowed: an object")
     return stored, extract_commit_hash(path, None)
 
 
@@ -83,6 +91,37 @@ def refuse_quantised_or_offloaded(stored: dict[str, Any], kwargs: dict[str, Any]
         raise PerturbationError(
             "perturbation: weights that are offloaded to disk cannot be perturbed while they load; build the variant"
             " first (hf-perturb create) and load that"
+        )
+
+
+def refuse_missing(missing: Iterable[str], names: Iterable[str], record: Any, family: str, what: str) -> None:
+    """Refuse a perturbed model with tensors that its perturbation names and its checkpoint lacks.
+
+    Transformers would draw them from the global random state, and the record would still claim them.
+
+    Raises:
+        OSError: naming them.
+    """
+    lost = sorted(name for name in missing if not name.startswith("classifier."))
+    if rules is not None and lost:
+        chosen = rules.selection(family, names, record)
+        lost = [name for name in lost if name in chosen]
+    if lost:
+        raise CheckpointError(
+            f"{what} lacks {', '.join(lost)}, which {record} perturbs; build the variant from a base with that head"
+        )
+
+
+def refuse_another_tie(tied: bool, asked: bool, name: Any) -> None:
+    """Refuse to tie or untie a head by keyword: the file holds one tensor or two.
+
+    Raises:
+        ValueError: with the remedy.
+    """
+    if bool(asked) != bool(tied):
+        raise PerturbationError(
+            f"tie_word_embeddings: got {asked}; the checkpoint {str(name)!r} is stored with {tied}, which decides;"
+            " a perturbation of lm_head.weight unties it"
         )
 
 

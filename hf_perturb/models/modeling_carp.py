@@ -151,6 +151,10 @@ class CarpPreTrainedModel(PerturbablePreTrainedModel):
         # the decoder is never tied to the embedding: they differ in width
         return None
 
+    def language_head_names(self) -> tuple[str, ...]:
+        layers = ("model.decoder.conv", "model.last_norm")
+        return tuple(f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias"))
+
     @capture_outputs
     def encode(
         self,
@@ -173,7 +177,7 @@ class CarpModel(CarpPreTrainedModel):
 
     def __init__(self, config: CarpConfig):
         super().__init__(config)
-        self.model = CarpNetwork(config, language_head=False)
+        self.model = CarpNetwork(self.config, language_head=False)
         self.post_init()
 
     @can_return_tuple
@@ -199,7 +203,7 @@ class CarpModel(CarpPreTrainedModel):
         Raises:
             ValueError: if an id, a shape or a mask is not one that the network can take.
         """
-        return self.encode(input_ids, attention_mask, inputs_embeds, **kwargs)
+        return self.encode(input_ids, attention_mask, inputs_embeds, return_dict=True, **kwargs)
 
 
 class CarpForMaskedLM(CarpPreTrainedModel):
@@ -207,7 +211,7 @@ class CarpForMaskedLM(CarpPreTrainedModel):
 
     def __init__(self, config: CarpConfig):
         super().__init__(config)
-        self.model = CarpNetwork(config, language_head=True)
+        self.model = CarpNetwork(self.config, language_head=True)
         self.post_init()
 
     @can_return_tuple
@@ -227,7 +231,7 @@ class CarpForMaskedLM(CarpPreTrainedModel):
         Returns:
             `logits` `(batch, length, vocab_size)` and, with `labels`, the mean cross-entropy in nats.
         """
-        outputs = self.encode(input_ids, attention_mask, inputs_embeds, **kwargs)
+        outputs = self.encode(input_ids, attention_mask, inputs_embeds, return_dict=True, **kwargs)
         logits = self.model.decoder(self.model.last_norm(outputs.last_hidden_state))
         return MaskedLMOutput(
             loss=token_loss(logits, labels, **kwargs),
@@ -239,12 +243,14 @@ class CarpForMaskedLM(CarpPreTrainedModel):
 class CarpForSequenceClassification(CarpPreTrainedModel):
     """CARP with a classifier or a regression on the mean over residues."""
 
+    accepts_loss_kwargs = False  # the loss is a mean over the batch at hand
+
     _keys_to_ignore_on_load_unexpected = _LANGUAGE_HEAD
 
     def __init__(self, config: CarpConfig):
         super().__init__(config)
-        self.model = CarpNetwork(config, language_head=False)
-        self.classifier = SequenceClassificationHead(config)
+        self.model = CarpNetwork(self.config, language_head=False)
+        self.classifier = SequenceClassificationHead(self.config)
         self.post_init()
 
     @can_return_tuple
@@ -264,7 +270,7 @@ class CarpForSequenceClassification(CarpPreTrainedModel):
         Returns:
             `logits` `(batch, num_labels)` and, with `labels`, the loss of `config.problem_type`.
         """
-        outputs = self.encode(input_ids, attention_mask, inputs_embeds, **kwargs)
+        outputs = self.encode(input_ids, attention_mask, inputs_embeds, return_dict=True, **kwargs)
         logits = self.classifier(outputs.last_hidden_state, input_ids, attention_mask)
         return SequenceClassifierOutput(
             loss=sequence_classification_loss(self.config, logits, labels),
@@ -280,8 +286,8 @@ class CarpForTokenClassification(CarpPreTrainedModel):
 
     def __init__(self, config: CarpConfig):
         super().__init__(config)
-        self.model = CarpNetwork(config, language_head=False)
-        self.classifier = TokenClassificationHead(config)
+        self.model = CarpNetwork(self.config, language_head=False)
+        self.classifier = TokenClassificationHead(self.config)
         self.post_init()
 
     @can_return_tuple
@@ -301,10 +307,10 @@ class CarpForTokenClassification(CarpPreTrainedModel):
         Returns:
             `logits` `(batch, length, num_labels)` and, with `labels`, the mean cross-entropy.
         """
-        outputs = self.encode(input_ids, attention_mask, inputs_embeds, **kwargs)
+        outputs = self.encode(input_ids, attention_mask, inputs_embeds, return_dict=True, **kwargs)
         logits = self.classifier(outputs.last_hidden_state)
         return TokenClassifierOutput(
-            loss=token_loss(logits, labels),
+            loss=token_loss(logits, labels, **kwargs),
             logits=logits,
             hidden_states=outputs.hidden_states,
         )

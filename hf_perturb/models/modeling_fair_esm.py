@@ -9,22 +9,18 @@ million protein sequences" (2021).
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
     BaseModelOutput,
     MaskedLMOutput,
     SequenceClassifierOutput,
     TokenClassifierOutput,
 )
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
@@ -32,6 +28,15 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_fair_esm import FairEsmConfig
 from .heads import SequenceClassificationHead, TokenClassificationHead, sequence_classification_loss, token_loss
 from .inputs import check_inputs, sequence_mask
+from .layers_fair_esm import (
+    FairEsmAttention,
+    FairEsmContactHead,
+    FairEsmInputProjection,
+    FairEsmLayer,
+    FairEsmLMHead,
+    FairEsmOutputProjection,
+    FairEsmSinusoidalPositions,
+)
 from .perturbable import PerturbablePreTrainedModel
 
 # the share of tokens that was masked in training; source: esm.model.esm1.ProteinBertModel.forward
@@ -39,183 +44,6 @@ _MASK_RATIO_TRAIN = 0.15 * 0.8
 
 # a checkpoint of the masked LM is a good one for every class without its head
 _LANGUAGE_HEAD = [r"^lm_head\.", r"^embed_out"]
-
-
-def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attend, and return the weights.
-
-    Args:
-        module: the attention layer, which the interface passes.
-        query: `(batch, heads, length, head)`.
-        key: `(batch, heads, keys, head)`.
-        value: `(batch, heads, keys, head)`.
-        attention_mask: `(batch, 1, length, keys)`, bool or additive, or `None`.
-        scaling: factor of the scores.
-        dropout: unused; the originals have none.
-        **kwargs: unused.
-    """
-    scores = torch.matmul(query * scaling, key.transpose(2, 3))
-    if attention_mask is not None and attention_mask.dtype == torch.bool:
-        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
-    elif attention_mask is not None:
-        scores = scores + attention_mask
-    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    return torch.matmul(weights, value).transpose(1, 2), weights
-
-
-class FairEsmInputProjection(nn.Linear):
-    """To queries, keys or values. A class of its own because it starts differently; see `_init_weights`."""
-
-
-class FairEsmOutputProjection(nn.Linear):
-    """From the heads. A class of its own because it starts differently; see `_init_weights`."""
-
-
-class FairEsmAttention(nn.Module):
-    """Self-attention. Source: `esm.multihead_attention.MultiheadAttention`."""
-
-    def __init__(self, config: FairEsmConfig):
-        super().__init__()
-        self.config = config
-        self.head_dim = config.hidden_size // config.num_attention_heads
-        self.scaling = self.head_dim**-0.5
-        self.is_causal = False
-        # CODEPATH: ESM-1 has one more key and value, the same for every sequence; ESM-1b has none.
-        if config.model_version == "ESM-1":
-            self.bias_k = nn.Parameter(torch.empty(1, 1, config.hidden_size))
-            self.bias_v = nn.Parameter(torch.empty(1, 1, config.hidden_size))
-        else:
-            self.bias_k = self.bias_v = None  # type: ignore[assignment]
-        self.k_proj = FairEsmInputProjection(config.hidden_size, config.hidden_size)
-        self.v_proj = FairEsmInputProjection(config.hidden_size, config.hidden_size)
-        self.q_proj = FairEsmInputProjection(config.hidden_size, config.hidden_size)
-        self.out_proj = FairEsmOutputProjection(config.hidden_size, config.hidden_size)
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        padding_mask: torch.Tensor,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        batch, length, hidden_size = hidden_states.shape
-        query, key, value = (proj(hidden_states) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        if self.bias_k is not None:
-            key = torch.cat([key, self.bias_k.expand(batch, 1, hidden_size)], dim=1)
-            value = torch.cat([value, self.bias_v.expand(batch, 1, hidden_size)], dim=1)
-        query, key, value = (x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for x in (query, key, value))
-        want_weights = kwargs.get("output_attentions", self.config.output_attentions)
-        # only the eager path has weights to return
-        interface: Callable[..., Any] = eager_attention_forward
-        if not want_weights:
-            interface = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        output, weights = interface(
-            self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs
-        )
-        output = self.out_proj(output.reshape(batch, length, hidden_size))
-        if not want_weights:
-            return output, None
-        # like the original: without the extra key, and nothing from or to padding
-        residues = padding_mask.to(weights.dtype)
-        weights = weights[..., :length] * residues[:, None, None, :] * residues[:, None, :, None]
-        return output, weights
-
-
-class FairEsmLayer(GradientCheckpointingLayer):
-    """Pre-norm transformer layer. Source: `esm.modules.TransformerLayer`."""
-
-    def __init__(self, config: FairEsmConfig):
-        super().__init__()
-        self.self_attn = FairEsmAttention(config)
-        self.self_attn_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.activation = ACT2FN["gelu"]
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        padding_mask: torch.Tensor,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> torch.Tensor:
-        attended, _ = self.self_attn(self.self_attn_layer_norm(hidden_states), attention_mask, padding_mask, **kwargs)
-        hidden_states = hidden_states + attended
-        return hidden_states + self.fc2(self.activation(self.fc1(self.final_layer_norm(hidden_states))))
-
-
-class FairEsmSinusoidalPositions(nn.Module):
-    """Sines and cosines of the position. Source: `esm.modules.SinusoidalPositionalEmbedding`."""
-
-    def __init__(self, config: FairEsmConfig):
-        super().__init__()
-        self.padding_idx, self.hidden_size = config.pad_token_id, config.hidden_size
-        # without meaning, but the original stores it, so strict loading wants it
-        self._float_tensor = nn.Buffer(torch.empty(1))
-
-    def forward(self, positions: torch.Tensor) -> torch.Tensor:
-        half = self.hidden_size // 2
-        step = math.log(10000) / (half - 1)
-        rates = torch.exp(torch.arange(half, dtype=torch.float32, device=positions.device) * -step)
-        angles = positions.unsqueeze(-1).to(torch.float32) * rates
-        table = torch.cat([angles.sin(), angles.cos()], dim=-1)
-        table = nn.functional.pad(table, (0, self.hidden_size % 2))
-        return table * (positions != self.padding_idx).unsqueeze(-1)
-
-
-class FairEsmContactHead(nn.Module):
-    """Logistic regression on symmetrised, corrected attentions. Source: `esm.modules.ContactPredictionHead`."""
-
-    def __init__(self, config: FairEsmConfig):
-        super().__init__()
-        self.config = config
-        self.regression = nn.Linear(config.num_hidden_layers * config.num_attention_heads, 1)
-
-    def forward(self, attentions: torch.Tensor, residues: torch.Tensor) -> torch.Tensor:
-        """Predict contacts.
-
-        Args:
-            attentions: `(batch, layers * heads, length, length)`.
-            residues: which positions are residues, not special tokens or padding, `(batch, length)`.
-
-        Returns:
-            Probabilities `(batch, length without the special tokens, the same)`.
-        """
-        residues = residues.to(attentions.dtype)
-        attentions = attentions * residues[:, None, None, :] * residues[:, None, :, None]
-        # the first token begins every sequence; the last ends the longest one, where sequences have an end
-        end = -1 if self.config.eos_token_id is not None else None
-        attentions = attentions[..., 1:end, 1:end]
-        attentions = attentions + attentions.transpose(-1, -2)
-        rows, columns = attentions.sum(-1, keepdim=True), attentions.sum(-2, keepdim=True)
-        attentions = attentions - rows * columns / attentions.sum((-1, -2), keepdim=True)
-        return self.regression(attentions.permute(0, 2, 3, 1)).squeeze(-1).sigmoid()
-
-
-class FairEsmLMHead(nn.Module):
-    """Output head of ESM-1b. Source: `esm.modules.RobertaLMHead`."""
-
-    def __init__(self, config: FairEsmConfig):
-        super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.weight = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
-        self.bias = nn.Parameter(torch.empty(config.vocab_size))
-        self.activation = ACT2FN["gelu"]
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        hidden_states = self.layer_norm(self.activation(self.dense(hidden_states)))
-        return nn.functional.linear(hidden_states, self.weight, self.bias)
 
 
 class FairEsmPreTrainedModel(PerturbablePreTrainedModel):
@@ -304,6 +132,13 @@ class FairEsmPreTrainedModel(PerturbablePreTrainedModel):
             tensors.setdefault("lm_head.weight", tensors["embed_tokens.weight"])
         return tensors
 
+    def language_head_names(self) -> tuple[str, ...]:
+        # CODEPATH: ESM-1b has a head with a bias, a norm and a dense layer; that of ESM-1 is kept by every rule.
+        if self.config.model_version == "ESM-1":
+            return ("embed_out", "embed_out_bias")
+        layers = [f"lm_head.{layer}.{kind}" for layer in ("dense", "layer_norm") for kind in ("weight", "bias")]
+        return ("lm_head.weight", "lm_head.bias", *layers)
+
     def untie(self, chosen: set[str]) -> None:
         """Give ESM-1b's output head a weight of its own: the document keeps the embedding and perturbs the head."""
         if not self.config.tie_word_embeddings or "lm_head.weight" not in chosen:
@@ -332,9 +167,9 @@ class FairEsmPreTrainedModel(PerturbablePreTrainedModel):
         hidden_states = self.embed_scale * inputs_embeds
         # CODEPATH: ESM-1b and ESM-1v were trained with token dropout, ESM-1 without.
         if self.config.token_dropout:
-            masked = torch.zeros_like(mask) if input_ids is None else input_ids == self.config.mask_token_id
+            masked = torch.zeros_like(mask) if input_ids is None else mask & (input_ids == self.config.mask_token_id)
             hidden_states = hidden_states.masked_fill(masked.unsqueeze(-1), 0.0)
-            observed = masked.sum(-1).float() / mask.sum(-1)
+            observed = masked.sum(-1).float() / mask.sum(-1).clamp(min=1)
             scale = (1 - _MASK_RATIO_TRAIN) / (1 - observed)
             hidden_states = hidden_states * scale[:, None, None].to(hidden_states.dtype)
         # counting what is not padding makes a sequence the same alone, padded left and padded right
@@ -359,7 +194,10 @@ class FairEsmPreTrainedModel(PerturbablePreTrainedModel):
         check_inputs(config, input_ids, attention_mask, inputs_embeds, config.hidden_size, config.max_tokens)
         mask = sequence_mask(config, input_ids, attention_mask, inputs_embeds)
         hidden_states = self.embed(input_ids, inputs_embeds, mask)
-        key_mask = create_bidirectional_mask(config=config, inputs_embeds=hidden_states, attention_mask=mask)
+        if kwargs.get("output_attentions", config.output_attentions):
+            key_mask: Any = mask[:, None, None, :]  # weights come from the eager path, whatever the implementation is
+        else:
+            key_mask = create_bidirectional_mask(config=config, inputs_embeds=hidden_states, attention_mask=mask)
         # CODEPATH: every query of ESM-1 sees the extra key, that of `bias_k`.
         if key_mask is not None and config.model_version == "ESM-1":
             key_mask = nn.functional.pad(key_mask, (0, 1), value=key_mask.dtype == torch.bool)
@@ -380,7 +218,7 @@ class FairEsmPreTrainedModel(PerturbablePreTrainedModel):
             Probabilities `(batch, residues, residues)`, `residues` being the length without the token that begins a
             sequence and, for ESM-1b, the one that ends it; where padding is, they mean nothing.
         """
-        attentions = self.encode(input_ids, attention_mask, output_attentions=True).attentions
+        attentions = self.encode(input_ids, attention_mask, output_attentions=True, return_dict=True).attentions
         residues = sequence_mask(self.config, input_ids, attention_mask, None)
         for token in (self.config.bos_token_id, self.config.eos_token_id):
             if token is not None:
@@ -395,7 +233,7 @@ class FairEsmModel(FairEsmPreTrainedModel):
 
     def __init__(self, config: FairEsmConfig):
         super().__init__(config)
-        self.build_trunk(config)
+        self.build_trunk(self.config)
         self.post_init()
 
     @can_return_tuple
@@ -420,7 +258,7 @@ class FairEsmModel(FairEsmPreTrainedModel):
         Raises:
             ValueError: if an id, a shape, a mask or a length is not one that the network can take.
         """
-        return self.encode(input_ids, attention_mask, inputs_embeds, **kwargs)
+        return self.encode(input_ids, attention_mask, inputs_embeds, return_dict=True, **kwargs)
 
 
 class FairEsmForMaskedLM(FairEsmPreTrainedModel):
@@ -430,7 +268,7 @@ class FairEsmForMaskedLM(FairEsmPreTrainedModel):
 
     def __init__(self, config: FairEsmConfig):
         super().__init__(config)
-        self.build_trunk(config)
+        self.build_trunk(self.config)
         self.embed_out = self.embed_out_bias = None
         # CODEPATH: ESM-1 projects with a matrix of its own, ESM-1b with a head on the tied embedding.
         if config.model_version == "ESM-1":
@@ -439,7 +277,7 @@ class FairEsmForMaskedLM(FairEsmPreTrainedModel):
             if config.final_bias:
                 self.embed_out_bias = nn.Parameter(torch.empty(config.vocab_size))
         else:
-            self.lm_head = FairEsmLMHead(config)
+            self.lm_head = FairEsmLMHead(self.config)
         self.post_init()
 
     @can_return_tuple
@@ -459,7 +297,7 @@ class FairEsmForMaskedLM(FairEsmPreTrainedModel):
         Returns:
             `logits` `(batch, length, vocab_size)` and, with `labels`, the mean cross-entropy in nats.
         """
-        outputs = self.encode(input_ids, attention_mask, inputs_embeds, **kwargs)
+        outputs = self.encode(input_ids, attention_mask, inputs_embeds, return_dict=True, **kwargs)
         if self.embed_out is not None:
             logits = nn.functional.linear(outputs.last_hidden_state, self.embed_out, self.embed_out_bias)
         else:
@@ -475,12 +313,14 @@ class FairEsmForMaskedLM(FairEsmPreTrainedModel):
 class FairEsmForSequenceClassification(FairEsmPreTrainedModel):
     """ESM with a classifier or a regression on the mean over residues."""
 
+    accepts_loss_kwargs = False  # the loss is a mean over the batch at hand
+
     _keys_to_ignore_on_load_unexpected = _LANGUAGE_HEAD
 
     def __init__(self, config: FairEsmConfig):
         super().__init__(config)
-        self.build_trunk(config)
-        self.classifier = SequenceClassificationHead(config)
+        self.build_trunk(self.config)
+        self.classifier = SequenceClassificationHead(self.config)
         self.post_init()
 
     @can_return_tuple
@@ -500,7 +340,7 @@ class FairEsmForSequenceClassification(FairEsmPreTrainedModel):
         Returns:
             `logits` `(batch, num_labels)` and, with `labels`, the loss of `config.problem_type`.
         """
-        outputs = self.encode(input_ids, attention_mask, inputs_embeds, **kwargs)
+        outputs = self.encode(input_ids, attention_mask, inputs_embeds, return_dict=True, **kwargs)
         logits = self.classifier(outputs.last_hidden_state, input_ids, attention_mask)
         return SequenceClassifierOutput(
             loss=sequence_classification_loss(self.config, logits, labels),
@@ -517,8 +357,8 @@ class FairEsmForTokenClassification(FairEsmPreTrainedModel):
 
     def __init__(self, config: FairEsmConfig):
         super().__init__(config)
-        self.build_trunk(config)
-        self.classifier = TokenClassificationHead(config)
+        self.build_trunk(self.config)
+        self.classifier = TokenClassificationHead(self.config)
         self.post_init()
 
     @can_return_tuple
@@ -538,10 +378,10 @@ class FairEsmForTokenClassification(FairEsmPreTrainedModel):
         Returns:
             `logits` `(batch, length, num_labels)` and, with `labels`, the mean cross-entropy.
         """
-        outputs = self.encode(input_ids, attention_mask, inputs_embeds, **kwargs)
+        outputs = self.encode(input_ids, attention_mask, inputs_embeds, return_dict=True, **kwargs)
         logits = self.classifier(outputs.last_hidden_state)
         return TokenClassifierOutput(
-            loss=token_loss(logits, labels),
+            loss=token_loss(logits, labels, **kwargs),
             logits=logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,

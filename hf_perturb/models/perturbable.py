@@ -4,7 +4,6 @@
 """What makes a Transformers model perturbable: `perturb()`, `post_init` and `from_pretrained(perturbation=...)`."""
 
 import copy
-import sys
 from contextvars import ContextVar
 from typing import Any
 
@@ -17,15 +16,16 @@ from .loading import (
     has_no_weights,
     quantised,
     refuse_another,
+    refuse_another_tie,
+    refuse_missing,
     refuse_quantised_or_offloaded,
     stored_config,
 )
+from .recipes import recipe_arguments
 from .record import (
-    DigestError,
     ModelInputError,
     PerturbationError,
     UnsupportedModuleError,
-    base_location,
     parse_perturbation,
     require_rules,
 )
@@ -39,14 +39,23 @@ class PerturbablePreTrainedModel(PreTrainedModel):
 
     config_class: type[PreTrainedConfig]
 
+    _applied = False  # whether this object's weights were perturbed by it
+    _pending = False  # whether the config asks for what could not be done yet, on the meta device
+    _torn = False  # whether a perturbation was cut short
+
+    def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any):
+        # a config of its own: what is recorded for one model must not be recorded for another
+        super().__init__(copy.deepcopy(config), *args, **kwargs)
+
     def post_init(self) -> None:
-        """Initialise as the original package would, then apply `config.perturbation` to the new weights."""
+        """Initialise as the original package would, then apply `config.perturbation` to the new weights, once."""
         super().post_init()
         asked = self.config.perturbation
-        if asked is None or _loading.get() or any(p.is_meta for p in self.parameters()):
+        if asked is None or _loading.get() or self._applied:
             return
-        self.config.perturbation = None
-        self.perturb(asked)
+        self._pending = True
+        if not any(parameter.is_meta for parameter in self.parameters()):
+            self.perturb(asked)
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
         """Refuse: the alphabet is part of the network.
@@ -66,6 +75,10 @@ class PerturbablePreTrainedModel(PreTrainedModel):
             rules: the rule set that they are for.
         """
         return dict(self.state_dict())
+
+    def language_head_names(self) -> tuple[str, ...]:
+        """Return the names of the language head's tensors, also where this class has none."""
+        return ()
 
     def untie(self, chosen: set[str]) -> None:
         """Give a tensor that is about to be perturbed its own memory; nothing to do where no weights are tied.
@@ -92,19 +105,45 @@ class PerturbablePreTrainedModel(PreTrainedModel):
         rules, asked, family = require_rules(), parse_perturbation(perturbation), self.config.model_type
         if asked is None:
             raise PerturbationError("perturbation: got None; allowed: a method name, a dict or a Perturbation")
+        self._refuse_torn()
         if (applied := self.config.perturbation) is not None:
             refuse_another(applied, asked, family, "this model")
-            return self
+            if not self._pending:
+                return self
         if getattr(self, "is_quantized", False):
             raise quantised()
-        tensors = self.document_tensors(asked.rules)
-        plan = rules.make_plan(family, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, asked)
+        tensors, head = self.document_tensors(asked.rules), self.language_head_names()
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        plan = rules.make_plan(family, shapes, asked, head)
         rules.check_values(plan, tensors)
+        self._torn = True
         if asked.rules == "documented":
-            self.untie(rules.selection(family, tensors, asked))
+            self.untie(rules.selection(family, [*tensors, *head], asked))
         rules.apply_plan(plan, self.document_tensors(asked.rules))
-        self.config.perturbation = asked
+        # provenance that came along is that of other weights
+        self.config.perturbation = asked.with_record(None, None)
+        self._torn, self._pending, self._applied = False, False, True
         return self
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        """Save as `PreTrainedModel.save_pretrained` does; a digest that is not that of the weights is left out.
+
+        Raises:
+            ValueError: if a perturbation was cut short, so that nothing describes the weights.
+        """
+        self._refuse_torn()
+        record = self.config.perturbation
+        digest = getattr(record, "digest", None) if kwargs.get("state_dict") is None else None
+        # the weights may have been cast, trained or cut to another head since they were loaded
+        if digest is not None and require_rules().digest_of(self.state_dict()) != digest:
+            self.config.perturbation = record.with_record(record.base, None)
+        return super().save_pretrained(save_directory, *args, **kwargs)
+
+    def _refuse_torn(self) -> None:
+        if self._torn:
+            raise PerturbationError(
+                "a perturbation of this model was cut short, so part of its weights are perturbed; load the base again"
+            )
 
     @classmethod
     def from_pretrained(
@@ -112,6 +151,7 @@ class PerturbablePreTrainedModel(PreTrainedModel):
         pretrained_model_name_or_path: Any,
         *model_args: Any,
         config: Any = None,
+        output_loading_info: bool = False,
         **kwargs: Any,
     ) -> Any:
         """Load a checkpoint; with `perturbation=...`, load a base and perturb it.
@@ -123,13 +163,15 @@ class PerturbablePreTrainedModel(PreTrainedModel):
             pretrained_model_name_or_path: a folder or a Hub id.
             *model_args: as in `PreTrainedModel.from_pretrained`.
             config: as in `PreTrainedModel.from_pretrained`; its `perturbation` counts as asked for.
+            output_loading_info: as in `PreTrainedModel.from_pretrained`.
             **kwargs: `perturbation`, and whatever `PreTrainedModel.from_pretrained` takes.
 
         Raises:
             ValueError: if another perturbation is asked for than the one that the checkpoint records, or one together
                 with quantised loading or offloading to disk.
+            OSError: if the checkpoint lacks tensors that the perturbation names, or a recipe's base is gone.
         """
-        name = pretrained_model_name_or_path
+        name, family = pretrained_model_name_or_path, cls.config_class.model_type
         hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
         stored, commit = stored_config(name, hub)
         if commit is not None:
@@ -142,51 +184,37 @@ class PerturbablePreTrainedModel(PreTrainedModel):
         if "perturbation" in kwargs:
             asked = parse_perturbation(kwargs.pop("perturbation"))
         if asked is not None and record is not None:
-            refuse_another(record, asked, cls.config_class.model_type, f"the checkpoint {str(name)!r}")
-        if asked is not None and record is None:
+            refuse_another(record, asked, family, f"the checkpoint {str(name)!r}")
+        asked = None if record is not None else asked
+        if asked is not None:
             refuse_quantised_or_offloaded(stored, kwargs)
-        if config is not None:
+        if record is not None and has_no_weights(name, hub, kwargs.get("variant")):
+            config, kwargs = recipe_arguments(cls, name, record, config, hub, kwargs)
+            name = None
+        elif config is not None:
             config = copy.deepcopy(config)
             config.perturbation = record
-            if stored:  # what is on disk decides whether the head's weight is there
-                config.tie_word_embeddings = cls.config_class.from_dict(stored).tie_word_embeddings
-        if record is not None and has_no_weights(name, hub, kwargs.get("variant")):
-            return cls._from_recipe(name, record, config, hub, *model_args, **kwargs)
+        if stored:  # what is on disk decides whether the head's weight is there
+            tied = cls.config_class.from_dict(stored).tie_word_embeddings
+            refuse_another_tie(tied, kwargs.pop("tie_word_embeddings", tied), pretrained_model_name_or_path)
+            if name is not None and config is not None:
+                config.tie_word_embeddings = tied
+        if asked is not None and kwargs.get("state_dict") is not None:
+            # Transformers takes the caller's tensors for its own, and these are about to change
+            kwargs["state_dict"] = {key: tensor.clone() for key, tensor in kwargs["state_dict"].items()}
         token = _loading.set(True)
         try:
-            loaded = super().from_pretrained(name, *model_args, config=config, **kwargs)
+            loaded: Any = super().from_pretrained(name, *model_args, config=config, output_loading_info=True, **kwargs)
         finally:
             _loading.reset(token)
-        if asked is not None and record is None:
-            (loaded[0] if isinstance(loaded, tuple) else loaded).perturb(asked)
-        return loaded
-
-    @classmethod
-    def _from_recipe(cls, name: Any, record: Any, config: Any, hub: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Rebuild the weights that a recipe describes, check their digest, and load them like a checkpoint's."""
-        rules = require_rules()
-        if record.base is None or record.base.name is None:
-            raise PerturbationError(f"{str(name)!r} has no weights, and its record names no base to rebuild them from")
-        own = cls.config_class.from_pretrained(name, **hub)
-        whole_class = getattr(sys.modules[cls.__module__], (own.architectures or [cls.__name__])[0])
-        source = {key: value for key, value in hub.items() if key not in ("revision", "subfolder")}
-        if record.base.revision is not None:
-            source["revision"] = record.base.revision
-        asked = record.with_record(None, None)
-        whole = whole_class.from_pretrained(base_location(record.base.name), perturbation=asked, **source)
-        if record.digest is not None and (digest := rules.digest_of(whole.state_dict())) != record.digest:
-            raise DigestError(
-                f"the recipe {str(name)!r} gives weights with digest {digest}, its record says {record.digest}: the"
-                f" base {record.base.name!r} has changed, or torch {torch.__version__} draws differently"
-            )
-        config = own if config is None else config
-        config.tie_word_embeddings = whole.config.tie_word_embeddings
-        kwargs = {key: value for key, value in kwargs.items() if key not in hub}
-        token = _loading.set(True)
-        try:
-            return super().from_pretrained(None, *args, config=config, state_dict=whole.state_dict(), **kwargs)
-        finally:
-            _loading.reset(token)
+        model, info = loaded
+        if (perturbed := record or asked) is not None:
+            names = [*model.document_tensors(), *model.language_head_names()]
+            what = f"the checkpoint {str(pretrained_model_name_or_path)!r}"
+            refuse_missing(info["missing_keys"], names, perturbed, family, what)
+        if asked is not None:
+            model.perturb(asked)
+        return (model, info) if output_loading_info else model
 
 
 def perturb(model: PerturbablePreTrainedModel, perturbation: Any) -> PerturbablePreTrainedModel:

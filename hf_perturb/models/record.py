@@ -3,7 +3,6 @@
 # Licensed under the MIT License: see the LICENSE file at the root of the repository.
 """The `perturbation` field of a configuration, and the one guarded import of the package that defines the rules."""
 
-from pathlib import Path
 from typing import Any
 
 try:
@@ -34,6 +33,7 @@ __all__ = [
     "base_location",
     "parse_perturbation",
     "require_rules",
+    "rules",
     "same_perturbation",
 ]
 
@@ -86,7 +86,7 @@ def require_rules() -> Any:
 
 def base_location(name: str) -> str:
     """Return where a recorded base is loaded from: `demo` is a folder of the package."""
-    if demo is not None and name == demo.NAME and not Path(name).exists():
+    if demo is not None and name == demo.NAME:
         return str(demo.folder())
     return name
 

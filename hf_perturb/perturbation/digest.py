@@ -35,9 +35,18 @@ def digest_of(tensors: Mapping[str, torch.Tensor]) -> str:
     Returns:
         `"sha256:"` and 64 hexadecimal digits.
     """
-    unique = distinct(tensors)
-    lines = [f"{name} {tensor_digest(tensor)}\n" for name, tensor in sorted(unique.items())]
+    return digest_of_lines(tensor_digests(tensors))
+
+
+def digest_of_lines(digests: Mapping[str, str]) -> str:
+    """Digest what `tensor_digests` returns; see `digest_of`."""
+    lines = [f"{name} {digest}\n" for name, digest in sorted(digests.items())]
     return "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def tensor_digests(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Return `dtype shape sha256` of every tensor, of one that goes by several names under the first."""
+    return {name: tensor_digest(tensor) for name, tensor in distinct(tensors).items()}
 
 
 def tensor_digest(tensor: torch.Tensor) -> str:

@@ -12,7 +12,7 @@ import torch
 
 from hf_perturb.errors import PerturbationError, RuleError
 from hf_perturb.perturbation.kernels import INITIALISERS, Shape, shuffle
-from hf_perturb.perturbation.rules import Row, default_axis, globs_of, literal_names, rows_of
+from hf_perturb.perturbation.rules import Row, default_axis, rows_of
 from hf_perturb.perturbation.spec import Perturbation
 
 
@@ -34,6 +34,12 @@ class Step:
     arguments: tuple[tuple[str, float | str], ...]
     seed: int | None
 
+    def can_change(self) -> bool:
+        """Whether there is anything to change: one entry, or a row of one, has only one order."""
+        if self.kernel != "shuffle":
+            return True
+        return (math.prod(self.shape) if dict(self.arguments)["axis"] == "all" else self.shape[-1]) > 1
+
     def run(self, tensor: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         """Return the perturbed tensor, in the type and on the device of the old one.
 
@@ -41,8 +47,10 @@ class Step:
             tensor: the old tensor, `shape`; only a shuffle reads it.
             generator: the shared generator, for a step without a seed.
         """
-        if generator is None:
-            generator = torch.Generator("cpu").manual_seed(self.seed or 0)
+        if self.seed is not None:
+            generator = torch.Generator("cpu").manual_seed(self.seed)
+        elif generator is None:
+            raise PerturbationError(f"step {self.name!r} has no seed of its own; give the plan's generator")
         arguments = dict(self.arguments)
         if self.kernel == "shuffle":
             return shuffle(tensor, generator, **arguments)  # type: ignore[arg-type]
@@ -66,7 +74,9 @@ class Plan:
         return None if self.seed is None else torch.Generator("cpu").manual_seed(self.seed)
 
 
-def make_plan(family: str, shapes: Mapping[str, Shape], perturbation: Perturbation) -> Plan:
+def make_plan(
+    family: str, shapes: Mapping[str, Shape], perturbation: Perturbation, elsewhere: Iterable[str] = ()
+) -> Plan:
     """Plan a perturbation.
 
     Args:
@@ -74,23 +84,24 @@ def make_plan(family: str, shapes: Mapping[str, Shape], perturbation: Perturbati
         shapes: shape of every parameter and stored buffer under its document name, in the order of the original
             class's `state_dict`.
         perturbation: what to do.
+        elsewhere: tensors of the network that the model at hand lacks, those of its language head.
 
     Raises:
         RuleError: if no row, or more than one, names a tensor.
         PerturbationError: if a glob matches nothing, or nothing is left to perturb.
     """
     rules = {name: _rule(family, name) for name in shapes}
-    chosen = selection(family, shapes, perturbation)
+    chosen = selection(family, [*shapes, *elsewhere], perturbation)
     documented = perturbation.rules == "documented"
     steps = []
     for name, shape in shapes.items():
         if name in chosen and (kernel := _kernel(family, rules[name], name, shapes, perturbation)) is not None:
             seed = tensor_seed(perturbation.seed, name) if documented else None
             steps.append(Step(name, tuple(shape), *kernel, seed))
-    if not steps:
+    if not any(step.can_change() for step in steps) and chosen <= shapes.keys():
         raise PerturbationError(
-            f"perturbation: include {list(perturbation.include)} and exclude {list(perturbation.exclude)} leave"
-            " nothing to perturb; widen one or narrow the other"
+            f"perturbation: {perturbation} leaves nothing to perturb; widen include, narrow exclude, or take another"
+            " axis"
         )
     return Plan(tuple(steps), None if documented else perturbation.seed)
 
@@ -98,15 +109,18 @@ def make_plan(family: str, shapes: Mapping[str, Shape], perturbation: Perturbati
 def selection(family: str, names: Iterable[str], perturbation: Perturbation) -> set[str]:
     """Return the names that `include` and `exclude` leave and that the rules do not keep.
 
-    Tensors that the table names one by one count as known even where a model lacks them: the same perturbation must
-    work on a model with and without its language head.
+    Args:
+        family: `"fair_esm"` or `"carp"`.
+        names: every tensor of the network, its language head's even where the model at hand has none: the same
+            perturbation must work on a model with and without it.
+        perturbation: what to do.
 
     Raises:
         PerturbationError: if a glob matches no tensor, or `include` names only tensors that the rules keep.
     """
-    known = dict.fromkeys([*names, *literal_names(family)])
+    known = list(dict.fromkeys(names))
     perturbed = [name for name in known if _rule(family, name).resample]
-    for key, candidates in (("include", perturbed), ("exclude", [*known, *globs_of(family)])):
+    for key, candidates in (("include", perturbed), ("exclude", known)):
         for glob in getattr(perturbation, key):
             if not any(fnmatchcase(name, glob) for name in candidates):
                 kept = any(fnmatchcase(name, glob) for name in known)

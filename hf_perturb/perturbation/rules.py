@@ -162,13 +162,3 @@ def default_axis(family: str) -> str:
     """Return the axis that the document names for a family."""
     rows_of(family)
     return _DEFAULT_AXES[family]
-
-
-def globs_of(family: str) -> list[str]:
-    """Return every glob of a table, braces expanded."""
-    return [glob for row in rows_of(family) for glob in expand(row.pattern)]
-
-
-def literal_names(family: str) -> list[str]:
-    """Return the tensors that the table names one by one, whether a model at hand has them or not."""
-    return [glob for glob in globs_of(family) if "*" not in glob]

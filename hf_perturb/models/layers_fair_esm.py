@@ -1,0 +1,195 @@
+# Copyright 2026 The hf_perturb authors. All rights reserved.
+#
+# Licensed under the MIT License: see the LICENSE file at the root of the repository.
+"""The parts of ESM-1 and ESM-1b networks. Source: `esm.modules` and `esm.multihead_attention` (fair-esm 2.0.0)."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+
+from .configuration_fair_esm import FairEsmConfig
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attend, and return the weights.
+
+    Args:
+        module: the attention layer, which the interface passes.
+        query: `(batch, heads, length, head)`.
+        key: `(batch, heads, keys, head)`.
+        value: `(batch, heads, keys, head)`.
+        attention_mask: `(batch, 1, length, keys)`, bool or additive, or `None`.
+        scaling: factor of the scores.
+        dropout: unused; the originals have none.
+        **kwargs: unused.
+    """
+    scores = torch.matmul(query * scaling, key.transpose(2, 3))
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    elif attention_mask is not None:
+        scores = scores + attention_mask
+    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    return torch.matmul(weights, value).transpose(1, 2), weights
+
+
+class FairEsmInputProjection(nn.Linear):
+    """To queries, keys or values. A class of its own because it starts differently; see `_init_weights`."""
+
+
+class FairEsmOutputProjection(nn.Linear):
+    """From the heads. A class of its own because it starts differently; see `_init_weights`."""
+
+
+class FairEsmAttention(nn.Module):
+    """Self-attention. Source: `esm.multihead_attention.MultiheadAttention`."""
+
+    def __init__(self, config: FairEsmConfig):
+        super().__init__()
+        self.config = config
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False
+        # CODEPATH: ESM-1 has one more key and value, the same for every sequence; ESM-1b has none.
+        if config.model_version == "ESM-1":
+            self.bias_k = nn.Parameter(torch.empty(1, 1, config.hidden_size))
+            self.bias_v = nn.Parameter(torch.empty(1, 1, config.hidden_size))
+        else:
+            self.bias_k = self.bias_v = None  # type: ignore[assignment]
+        self.k_proj = FairEsmInputProjection(config.hidden_size, config.hidden_size)
+        self.v_proj = FairEsmInputProjection(config.hidden_size, config.hidden_size)
+        self.q_proj = FairEsmInputProjection(config.hidden_size, config.hidden_size)
+        self.out_proj = FairEsmOutputProjection(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        padding_mask: torch.Tensor,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        batch, length, hidden_size = hidden_states.shape
+        query, key, value = (proj(hidden_states) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        if self.bias_k is not None:
+            key = torch.cat([key, self.bias_k.expand(batch, 1, hidden_size)], dim=1)
+            value = torch.cat([value, self.bias_v.expand(batch, 1, hidden_size)], dim=1)
+        query, key, value = (x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for x in (query, key, value))
+        want_weights = kwargs.get("output_attentions", self.config.output_attentions)
+        # only the eager path has weights to return
+        interface: Callable[..., Any] = eager_attention_forward
+        if not want_weights:
+            interface = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        output, weights = interface(
+            self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs
+        )
+        output = self.out_proj(output.reshape(batch, length, hidden_size))
+        if not want_weights:
+            return output, None
+        # like the original: without the extra key, and nothing from or to padding
+        residues = padding_mask.to(weights.dtype)
+        weights = weights[..., :length] * residues[:, None, None, :] * residues[:, None, :, None]
+        return output, weights
+
+
+class FairEsmLayer(GradientCheckpointingLayer):
+    """Pre-norm transformer layer. Source: `esm.modules.TransformerLayer`."""
+
+    def __init__(self, config: FairEsmConfig):
+        super().__init__()
+        self.self_attn = FairEsmAttention(config)
+        self.self_attn_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.activation = ACT2FN["gelu"]
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        padding_mask: torch.Tensor,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        attended, _ = self.self_attn(self.self_attn_layer_norm(hidden_states), attention_mask, padding_mask, **kwargs)
+        hidden_states = hidden_states + attended
+        return hidden_states + self.fc2(self.activation(self.fc1(self.final_layer_norm(hidden_states))))
+
+
+class FairEsmSinusoidalPositions(nn.Module):
+    """Sines and cosines of the position. Source: `esm.modules.SinusoidalPositionalEmbedding`."""
+
+    def __init__(self, config: FairEsmConfig):
+        super().__init__()
+        self.padding_idx, self.hidden_size = config.pad_token_id, config.hidden_size
+        # without meaning, but the original stores it, so strict loading wants it
+        self._float_tensor = nn.Buffer(torch.empty(1))
+
+    def forward(self, positions: torch.Tensor) -> torch.Tensor:
+        half = self.hidden_size // 2
+        step = math.log(10000) / (half - 1)
+        rates = torch.exp(torch.arange(half, dtype=torch.float32, device=positions.device) * -step)
+        angles = positions.unsqueeze(-1).to(torch.float32) * rates
+        table = torch.cat([angles.sin(), angles.cos()], dim=-1)
+        table = nn.functional.pad(table, (0, self.hidden_size % 2))
+        return table * (positions != self.padding_idx).unsqueeze(-1)
+
+
+class FairEsmContactHead(nn.Module):
+    """Logistic regression on symmetrised, corrected attentions. Source: `esm.modules.ContactPredictionHead`."""
+
+    def __init__(self, config: FairEsmConfig):
+        super().__init__()
+        self.config = config
+        self.regression = nn.Linear(config.num_hidden_layers * config.num_attention_heads, 1)
+
+    def forward(self, attentions: torch.Tensor, residues: torch.Tensor) -> torch.Tensor:
+        """Predict contacts.
+
+        Args:
+            attentions: `(batch, layers * heads, length, length)`.
+            residues: which positions are residues, not special tokens or padding, `(batch, length)`.
+
+        Returns:
+            Probabilities `(batch, length without the special tokens, the same)`.
+        """
+        residues = residues.to(attentions.dtype)
+        attentions = attentions * residues[:, None, None, :] * residues[:, None, :, None]
+        # the first token begins every sequence; the last ends the longest one, where sequences have an end
+        end = -1 if self.config.eos_token_id is not None else None
+        attentions = attentions[..., 1:end, 1:end]
+        attentions = attentions + attentions.transpose(-1, -2)
+        rows, columns = attentions.sum(-1, keepdim=True), attentions.sum(-2, keepdim=True)
+        attentions = attentions - rows * columns / attentions.sum((-1, -2), keepdim=True)
+        return self.regression(attentions.permute(0, 2, 3, 1)).squeeze(-1).sigmoid()
+
+
+class FairEsmLMHead(nn.Module):
+    """Output head of ESM-1b. Source: `esm.modules.RobertaLMHead`."""
+
+    def __init__(self, config: FairEsmConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.weight = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
+        self.bias = nn.Parameter(torch.empty(config.vocab_size))
+        self.activation = ACT2FN["gelu"]
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        hidden_states = self.layer_norm(self.activation(self.dense(hidden_states)))
+        return nn.functional.linear(hidden_states, self.weight, self.bias)

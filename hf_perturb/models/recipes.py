@@ -1,0 +1,65 @@
+# Copyright 2026 The hf_perturb authors. All rights reserved.
+#
+# Licensed under the MIT License: see the LICENSE file at the root of the repository.
+"""Recipes: checkpoints without weights, which are rebuilt from the base that their record names."""
+
+import sys
+from typing import Any
+
+import torch
+
+from .loading import stored_config
+from .record import CheckpointError, DigestError, base_location, require_rules
+
+
+def recipe_arguments(
+    cls: Any, name: Any, record: Any, config: Any, hub: dict[str, Any], kwargs: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """Rebuild a recipe's weights and return what `from_pretrained(None, ...)` takes to load them like a checkpoint's.
+
+    Args:
+        cls: the class that is loaded; the weights are rebuilt as the class that the recipe names.
+        name: the recipe's folder or Hub id.
+        record: its perturbation, with the base.
+        config: the configuration that the caller passed, or `None`.
+        hub: what `from_pretrained` takes to find a file on the Hub.
+        kwargs: the other keywords of the caller.
+
+    Raises:
+        OSError: if the base is missing or is no base, or if the weights have another digest than the record.
+    """
+    own = cls.config_class.from_pretrained(name, **hub)
+    whole = _rebuild(cls, name, record, own.architectures, hub)
+    kwargs = {key: value for key, value in kwargs.items() if key not in hub}
+    if config is None:
+        # these two belong to the loading as well, and a config would swallow them
+        types: dict[str, Any] = {key: kwargs.pop(key) for key in ("dtype", "torch_dtype") if key in kwargs}
+        config, kwargs = cls.config_class.from_pretrained(name, return_unused_kwargs=True, **hub, **kwargs)
+        kwargs.update(types)
+    config.perturbation = record
+    config.tie_word_embeddings = whole.config.tie_word_embeddings
+    return config, {**kwargs, "state_dict": whole.state_dict()}
+
+
+def _rebuild(cls: Any, name: Any, record: Any, architectures: Any, hub: dict[str, Any]) -> Any:
+    rules = require_rules()
+    if record.base is None or record.base.name is None:
+        raise CheckpointError(f"{str(name)!r} has no weights, and its record names no base to rebuild them from")
+    base = base_location(record.base.name)
+    source = {key: value for key, value in hub.items() if key not in ("revision", "subfolder")}
+    if record.base.revision is not None:
+        source["revision"] = record.base.revision
+    whole_class = getattr(sys.modules[cls.__module__], (architectures or [cls.__name__])[0])
+    try:
+        if stored_config(base, source)[0].get("perturbation") is not None:
+            raise CheckpointError("it is perturbed itself")
+        whole = whole_class.from_pretrained(base, perturbation=record.with_record(None, None), **source)
+    except OSError as error:
+        raise CheckpointError(f"the recipe {str(name)!r} needs its base {record.base.name!r}: {error}") from error
+    digest = rules.digest_of(whole.state_dict())
+    if record.digest is not None and digest != record.digest:
+        raise DigestError(
+            f"the recipe {str(name)!r} gives weights with digest {digest}, its record says {record.digest}: the"
+            f" base {record.base.name!r} has changed, or torch {torch.__version__} draws differently"
+        )
+    return whole
