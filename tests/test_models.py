@@ -60,6 +60,7 @@ def test_attention_implementations_agree(network, implementation):
 
 
 @pytest.mark.slow  # compiling for the CPU takes a minute
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler and of how Transformers calls it
 def test_flex_attention_agrees():
     model = small_model("esm1b")
     batch = batch_of("esm1b")
@@ -69,6 +70,8 @@ def test_flex_attention_agrees():
         output = model(**batch).logits
     inside = batch["attention_mask"] == 1
     torch.testing.assert_close(output[inside], expected[inside], atol=1e-5, rtol=0)
+    # attentions, and so contacts, come from the eager path all the same
+    assert model.predict_contacts(**batch).shape[0] == len(SEQUENCES)
 
 
 def test_what_is_not_supported_is_refused():
