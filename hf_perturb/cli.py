@@ -18,8 +18,9 @@ from transformers import AutoModelForMaskedLM
 from transformers.utils import logging
 
 import hf_perturb
+from hf_perturb.checkpoints.bases import load_base
 from hf_perturb.checkpoints.catalog import CATALOG, Entry
-from hf_perturb.checkpoints.variants import create_variant, load_base
+from hf_perturb.checkpoints.variants import create_variant
 from hf_perturb.perturbation import make_plan, spec
 
 _CREATE = """\
