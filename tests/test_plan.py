@@ -98,6 +98,11 @@ def test_a_head_that_a_network_does_not_have_matches_nothing():
     assert trunk.config.tie_word_embeddings is False
 
 
+def test_the_globs_of_carp_s_decoder_are_valid_without_it(head):
+    model = small_model("carp", head).perturb({"method": "reinit", "exclude": ["model.decoder.conv.weight"]})
+    assert model.config.perturbation.exclude == ("model.decoder.conv.weight",)
+
+
 def test_a_shuffle_that_can_move_nothing_is_refused():
     model = small_model("carp")
     with pytest.raises(PerturbationError, match=r"leaves nothing to perturb.*another axis"):

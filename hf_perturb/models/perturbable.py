@@ -11,17 +11,7 @@ import torch
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
-from .loading import (
-    HUB_ARGUMENTS,
-    has_no_weights,
-    quantised,
-    refuse_another,
-    refuse_another_tie,
-    refuse_missing,
-    refuse_quantised_or_offloaded,
-    stored_config,
-)
-from .recipes import recipe_arguments
+from .loading import quantised, refuse_another, refuse_missing
 from .record import (
     ModelInputError,
     PerturbationError,
@@ -29,6 +19,7 @@ from .record import (
     parse_perturbation,
     require_rules,
 )
+from .request import read_request
 
 # while a checkpoint is being read, post_init must not act on the record that its config brings along
 _loading: ContextVar[bool] = ContextVar("_loading", default=False)
@@ -171,49 +162,21 @@ class PerturbablePreTrainedModel(PreTrainedModel):
                 with quantised loading or offloading to disk.
             OSError: if the checkpoint lacks tensors that the perturbation names, or a recipe's base is gone.
         """
-        name, family = pretrained_model_name_or_path, cls.config_class.model_type
-        hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
-        stored, commit = stored_config(name, hub)
-        if commit is not None:
-            hub["revision"] = kwargs["revision"] = commit
-        if config is not None and not isinstance(config, PreTrainedConfig):
-            config = cls.config_class.from_pretrained(config, **hub)
-        asked = getattr(config, "perturbation", None)
-        # with a state_dict in place of a checkpoint, the config is all that describes the weights
-        record = asked if name is None else parse_perturbation(stored.get("perturbation"))
-        if "perturbation" in kwargs:
-            asked = parse_perturbation(kwargs.pop("perturbation"))
-        if asked is not None and record is not None:
-            refuse_another(record, asked, family, f"the checkpoint {str(name)!r}")
-        asked = None if record is not None else asked
-        if asked is not None:
-            refuse_quantised_or_offloaded(stored, kwargs)
-        if record is not None and has_no_weights(name, hub, kwargs.get("variant")):
-            config, kwargs = recipe_arguments(cls, name, record, config, hub, kwargs)
-            name = None
-        elif config is not None:
-            config = copy.deepcopy(config)
-            config.perturbation = record
-        if stored:  # what is on disk decides whether the head's weight is there
-            tied = cls.config_class.from_dict(stored).tie_word_embeddings
-            refuse_another_tie(tied, kwargs.pop("tie_word_embeddings", tied), pretrained_model_name_or_path)
-            if name is not None and config is not None:
-                config.tie_word_embeddings = tied
-        if asked is not None and kwargs.get("state_dict") is not None:
-            # Transformers takes the caller's tensors for its own, and these are about to change
-            kwargs["state_dict"] = {key: tensor.clone() for key, tensor in kwargs["state_dict"].items()}
+        request = read_request(cls, pretrained_model_name_or_path, config, kwargs)
         token = _loading.set(True)
         try:
-            loaded: Any = super().from_pretrained(name, *model_args, config=config, output_loading_info=True, **kwargs)
+            loaded: Any = super().from_pretrained(
+                request.name, *model_args, config=request.config, output_loading_info=True, **request.kwargs
+            )
         finally:
             _loading.reset(token)
         model, info = loaded
-        if (perturbed := record or asked) is not None:
+        if (perturbed := request.record or request.asked) is not None:
             names = [*model.document_tensors(), *model.language_head_names()]
             what = f"the checkpoint {str(pretrained_model_name_or_path)!r}"
-            refuse_missing(info["missing_keys"], names, perturbed, family, what)
-        if asked is not None:
-            model.perturb(asked)
+            refuse_missing(info["missing_keys"], names, perturbed, model.config.model_type, what)
+        if request.asked is not None:
+            model.perturb(request.asked)
         return (model, info) if output_loading_info else model
 
 
