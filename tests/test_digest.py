@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from safetensors.torch import save, save_file
 
 from hf_perturb.perturbation import digest_of
+from hf_perturb.perturbation.digest import tensor_digest
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
 
@@ -153,3 +154,16 @@ def test_the_tied_head_counts_once_until_it_is_untied():
     model.perturb({"method": "reinit", "include": ["lm_head.weight"]})
     assert digest_of(model.state_dict()) != digest_of(without)
     assert digest_of({k: v for k, v in model.state_dict().items() if k != "lm_head.weight"}) == digest_of(without)
+
+
+def test_a_transposed_view_is_no_tie():
+    square = torch.arange(9.0).view(3, 3)
+    assert digest_of({"a": square, "b": square.t()}) != digest_of({"a": square})
+
+
+def test_eight_bit_floats_have_the_names_of_safetensors(tmp_path):
+    tensors = {"a": torch.zeros(2).to(torch.float8_e4m3fn), "b": torch.zeros(2).to(torch.float8_e5m2)}
+    save_file(tensors, tmp_path / "file")
+    header = (tmp_path / "file").read_bytes()
+    for tensor in tensors.values():
+        assert tensor_digest(tensor).split()[0].encode() in header

@@ -169,3 +169,12 @@ def test_global_random_state_is_neither_read_nor_changed(axis):
         assert torch.equal(torch.get_rng_state(), state)
         results.append([shuffled, *drawn])
     assert all(map(same_bits, *results))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("axis", ["embedding", "rows", "all"])
+def test_not_a_number_keeps_its_bits(dtype, axis):
+    bits = torch.int32 if dtype == torch.float32 else torch.int16
+    tensor = torch.tensor([[1.0, float("nan"), 2.0, -float("nan")]]).to(dtype)
+    shuffled = shuffle(tensor, torch.Generator().manual_seed(0), axis=axis)
+    assert sorted(shuffled.view(bits).flatten().tolist()) == sorted(tensor.view(bits).flatten().tolist())

@@ -101,10 +101,11 @@ def test_structure_does_not_survive(network):
     model = small_model(network)
     before = copied(model)
     after = copied(model.perturb({"method": "resample", "axis": "all"}))
-    for name in differing(before, after):
+    large = [n for n, t in before.items() if rule(model.config.model_type, n) is not None and t.numel() >= 512]
+    assert len(large) > 10
+    for name in large:
         old, new = before[name].double().flatten(), after[name].double().flatten()
-        if old.numel() >= 512 and old.std() > 0:
-            assert torch.corrcoef(torch.stack([old, new]))[0, 1].abs() < 5 / old.numel() ** 0.5, name
+        assert torch.corrcoef(torch.stack([old, new]))[0, 1].abs() < 5 / old.numel() ** 0.5, name
 
 
 def test_a_shuffled_head_holds_the_entries_of_the_embedding():

@@ -60,6 +60,6 @@ def _rebuild(cls: Any, name: Any, record: Any, architectures: Any, hub: dict[str
     if record.digest is not None and digest != record.digest:
         raise DigestError(
             f"the recipe {str(name)!r} gives weights with digest {digest}, its record says {record.digest}: the"
-            f" base {record.base.name!r} has changed, or torch {torch.__version__} draws differently"
+            f" base {record.base.name!r} has changed, or torch {torch.__version__} on this processor draws differently"
         )
     return whole

@@ -14,6 +14,8 @@ _DTYPES = {
     torch.float32: "F32",
     torch.float16: "F16",
     torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
     torch.int64: "I64",
     torch.int32: "I32",
     torch.int16: "I16",
@@ -57,10 +59,10 @@ def tensor_digest(tensor: torch.Tensor) -> str:
 
 def distinct(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the tensors without the later names of those that share their memory."""
-    seen: set[tuple[int, torch.Size]] = set()
+    seen: set[tuple[int, torch.Size, tuple[int, ...]]] = set()
     kept = {}
     for name, tensor in tensors.items():
-        key = (tensor.data_ptr(), tensor.shape)
+        key = (tensor.data_ptr(), tensor.shape, tensor.stride())
         if tensor.numel() and key in seen:
             continue
         seen.add(key)

@@ -12,6 +12,8 @@ from torch.nn import init
 
 Shape = tuple[int, ...]
 
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
 
 def constant(shape: Shape, generator: torch.Generator, *, value: float) -> torch.Tensor:
     """Return a tensor of one value; the generator is not used."""
@@ -71,7 +73,9 @@ def shuffle(tensor: torch.Tensor, generator: torch.Generator, *, axis: str) -> t
     if axis == "rows":
         # sorting random keys permutes every row at once; 63-bit keys make a tie as good as impossible
         keys = torch.empty(tensor.shape, dtype=torch.int64, device="cpu").random_(generator=generator)
-        return tensor.gather(-1, keys.argsort(dim=-1, stable=True).to(tensor.device))
+        order = keys.argsort(dim=-1, stable=True).to(tensor.device)
+        # as integers: gather takes half types through float32, which rewrites a NaN
+        return tensor.view(_BITS[tensor.element_size()]).gather(-1, order).view(tensor.dtype)
     flat = tensor.reshape(-1)
     return flat.index_select(0, permutation(flat.numel(), generator).to(tensor.device)).view(tensor.shape)
 
