@@ -12,6 +12,7 @@ from transformers import (
 )
 
 from hf_perturb import demo
+from hf_perturb.checkpoints.variants import create_variant
 from hf_perturb.errors import (
     CheckpointError,
     DigestError,
@@ -78,6 +79,7 @@ __all__ = [
     "StackedPerturbationError",
     "UnsupportedModuleError",
     "__version__",
+    "create_variant",
     "demo",
     "perturb",
     "wrap",

@@ -65,14 +65,18 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     layout = argparse.RawDescriptionHelpFormatter
 
-    listing = commands.add_parser("list", help="known bases, or the tensors of one", description=_LIST)
-    listing.add_argument("base", nargs="?", metavar="BASE", help="a folder, a Hub id, or 'demo'")
+    listing = commands.add_parser(
+        "list", help="the documented checkpoints, or the tensors of a base", description=_LIST, allow_abbrev=False
+    )
+    listing.add_argument("base", nargs="?", type=_name, metavar="BASE", help="a folder, a Hub id, or 'demo'")
     listing.add_argument("--json", action="store_true", help="print data in place of a table")
     listing.set_defaults(run=_list)
 
-    create = commands.add_parser("create", help="build a variant", description=_CREATE, formatter_class=layout)
-    create.add_argument("base", metavar="BASE", help="a folder, a Hub id, or 'demo'")
-    create.add_argument("out", metavar="OUT", type=Path, help="the folder to write")
+    create = commands.add_parser(
+        "create", help="build a variant", description=_CREATE, formatter_class=layout, allow_abbrev=False
+    )
+    create.add_argument("base", type=_name, metavar="BASE", help="a folder, a Hub id, or 'demo'")
+    create.add_argument("out", metavar="OUT", type=_name, help="the folder to write")
     create.add_argument("--method", required=True, choices=spec.METHODS)
     create.add_argument("--seed", type=int, action="append", metavar="N", help=f"default: {spec.DEFAULT_SEED}")
     create.add_argument("--rules", default="documented", choices=spec.RULES, help="default: %(default)s")
@@ -81,10 +85,16 @@ def _parser() -> argparse.ArgumentParser:
         help_text = f"glob over tensor names, repeatable: {what}"
         create.add_argument(option, action="append", default=[], metavar="GLOB", help=help_text)
     create.add_argument("--recipe", action="store_true", help="leave the weights out; loading rebuilds them")
-    create.add_argument("--force", action="store_true", help="replace OUT if it exists")
+    create.add_argument("--force", action="store_true", help="replace OUT if it is a variant and nothing else")
     create.add_argument("--json", action="store_true", help="print the record as JSON")
     create.set_defaults(run=_create, usage_error=create.error)
     return parser
+
+
+def _name(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty; give a name (is a shell variable not set?)")
+    return text
 
 
 def _create(options: argparse.Namespace) -> None:
@@ -96,7 +106,7 @@ def _create(options: argparse.Namespace) -> None:
         asked = hf_perturb.Perturbation(seed=seed, **{key: getattr(options, key) for key in keys})
     except hf_perturb.PerturbationError as error:
         options.usage_error(str(error))
-    record = create_variant(options.base, options.out, asked, recipe=options.recipe, force=options.force)
+    record = create_variant(options.base, Path(options.out), asked, recipe=options.recipe, force=options.force)
     if options.json:
         print(json.dumps({"path": str(options.out), "perturbation": record.to_dict()}))
     else:

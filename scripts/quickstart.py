@@ -71,7 +71,8 @@ def main() -> None:
         print(f"{name:<10}{folder}")
     describe(folders)
     run_pipelines(folders)
-    print(f"\ndone in {time.monotonic() - start:.0f} s; next: AutoModel.from_pretrained({str(folders['reinit'])!r})")
+    following = f"import hf_perturb; AutoModel.from_pretrained({str(folders['reinit'].resolve())!r})"
+    print(f"\ndone in {time.monotonic() - start:.0f} s; next, in Python: {following}")
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ def test_create_with_every_option(tmp_path, capsys):
         (["create", "demo", "OUT", "--method", "reinit", "--include", "model.decoder.*"], "that the rules keep"),
         (["create", "demo", "OUT", "--method", "reinit", "--exclude", "*"], "nothing to perturb"),
         (["list", "no-such-base"], "no such folder"),
+        (["create", "carp_640M", "OUT", "--method", "reinit"], "hf_perturb.wrap(...) it"),
     ],
 )
 def test_what_fails_exits_1_and_writes_nothing(tmp_path, capsys, words, message):
@@ -64,6 +65,9 @@ def test_what_fails_exits_1_and_writes_nothing(tmp_path, capsys, words, message)
         ["destroy"],
         ["create", "demo"],
         ["create", "demo", "OUT"],
+        ["create", "", "OUT", "--method", "reinit"],
+        ["create", "demo", "", "--method", "reinit"],
+        ["create", "demo", "OUT", "--method", "reinit", "--includ", "*"],
         ["create", "demo", "OUT", "--method", "shuffle"],
         ["create", "demo", "OUT", "--method", "reinit", "--seed", "-1"],
         ["create", "demo", "OUT", "--method", "reinit", "--seed", "one"],

@@ -165,8 +165,17 @@ def test_force_replaces_variants_only(base, tmp_path):
     """`--force` must never cost anybody a base, or a folder that is not ours."""
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "notes.txt").write_text("irreplaceable")
-    with pytest.raises(hf_perturb.FolderExistsError, match="is no variant, so --force does not replace it"):
+    with pytest.raises(hf_perturb.FolderExistsError, match=r"holds notes\.txt, which is not ours to replace"):
         create_variant(base, tmp_path / "thesis", "reinit", force=True)
+    create_variant(base, tmp_path / "trained", "reinit")
+    model = AutoModelForMaskedLM.from_pretrained(tmp_path / "trained")
+    with torch.no_grad():
+        next(model.parameters()).add_(1)
+    model.save_pretrained(tmp_path / "trained")
+    (tmp_path / "link").symlink_to(tmp_path / "thesis")
+    for out in ("trained", "link"):
+        with pytest.raises(hf_perturb.FolderExistsError, match="so --force does not replace it"):
+            create_variant(base, tmp_path / out, "reinit", force=True)
     before = sorted(os.listdir(base))
     for out in (base, tmp_path):
         with pytest.raises(hf_perturb.CheckpointError, match="is, or holds, the base"):

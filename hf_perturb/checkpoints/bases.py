@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
 from hf_perturb import demo
+from hf_perturb.checkpoints.catalog import CATALOG
 from hf_perturb.errors import CheckpointError, StackedPerturbationError
 from hf_perturb.models import modeling_carp, modeling_fair_esm
 from hf_perturb.models.loading import stored_config
@@ -62,6 +63,11 @@ def load_base(base: str, bases_only: bool = False) -> tuple[PerturbablePreTraine
         )
     absent = "no config.json in it" if Path(location).is_dir() else "no such folder, and not to be had from the Hub"
     absent = f"base {base!r}: {absent}; allowed: a folder of a model, a Hub id, or {demo.NAME!r}"
+    if base in CATALOG and not Path(base).exists():
+        raise CheckpointError(
+            f"base {base!r} is published for its own package: load it there, hf_perturb.wrap(...) it, save_pretrained"
+            " it to a folder, and give that folder"
+        )
     try:
         stored, revision = stored_config(location, {})
     except CheckpointError:

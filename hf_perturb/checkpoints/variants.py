@@ -20,6 +20,9 @@ from hf_perturb.models.record import base_location
 from hf_perturb.perturbation import Base, Perturbation
 from hf_perturb.perturbation.digest import digest_of_lines, tensor_digests
 
+# what a variant's folder may hold
+_FILES = ("config.json", "model*.safetensors", "model.safetensors.index.json", "tokenizer*.json", "README.md")
+
 
 def create_variant(
     base: str | Path,
@@ -87,15 +90,24 @@ def _refuse_out(out: Path, base: Path, force: bool) -> None:
         return
     if not force:
         raise FolderExistsError(f"{out} exists already; choose another folder, or replace it with --force (force=True)")
-    if not out.is_dir() or (any(out.iterdir()) and not _is_variant(out)):
+    if out.is_symlink() or not out.is_dir():
+        raise FolderExistsError(f"{out} is no folder, so --force does not replace it; choose another")
+    others = sorted(file.name for file in out.iterdir() if not any(file.match(glob) for glob in _FILES))
+    if others:
+        raise FolderExistsError(
+            f"{out} holds {others[0]}, which is not ours to replace; move it, or choose another folder"
+        )
+    if any(out.iterdir()) and not _is_variant(out):
         raise FolderExistsError(f"{out} is no variant, so --force does not replace it; choose another folder")
 
 
 def _is_variant(folder: Path) -> bool:
+    """Whether a folder is as `create_variant` left it: a model that was trained on has no digest any more."""
     try:
-        return stored_config(folder, {})[0].get("perturbation") is not None
+        record = stored_config(folder, {})[0].get("perturbation")
     except OSError:
         return False
+    return isinstance(record, dict) and record.get("digest") is not None
 
 
 def _recorded_name(base: str, recipe: bool) -> str:
