@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -90,12 +90,11 @@ def make_plan(
         RuleError: if no row, or more than one, names a tensor.
         PerturbationError: if a glob matches nothing, or nothing is left to perturb.
     """
-    rules = {name: _rule(family, name) for name in shapes}
     chosen = selection(family, [*shapes, *elsewhere], perturbation)
     documented = perturbation.rules == "documented"
     steps = []
     for name, shape in shapes.items():
-        if name in chosen and (kernel := _kernel(family, rules[name], name, shapes, perturbation)) is not None:
+        if name in chosen and (kernel := _kernel(family, name, shapes, perturbation)) is not None:
             seed = tensor_seed(perturbation.seed, name) if documented else None
             steps.append(Step(name, tuple(shape), *kernel, seed))
     if not any(step.can_change() for step in steps) and chosen <= shapes.keys():
@@ -152,12 +151,12 @@ def _rule(family: str, name: str) -> Row:
 
 
 def _kernel(
-    family: str, row: Row, name: str, shapes: Mapping[str, Shape], perturbation: Perturbation
+    family: str, name: str, shapes: Mapping[str, Shape], perturbation: Perturbation
 ) -> tuple[str, tuple[tuple[str, float | str], ...]] | None:
     if perturbation.method == "resample":
         axis = "all" if perturbation.rules == "published" else perturbation.axis or default_axis(family)
         return "shuffle", (("axis", axis),)
-    initialiser = row.initialiser(perturbation.rules)
+    initialiser = _rule(family, name).initialiser(perturbation.rules)
     if initialiser is None:
         return None
     if not initialiser.fan_in:
@@ -187,13 +186,12 @@ def check_values(plan: Plan, tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 @torch.no_grad()
-def apply_plan(plan: Plan, tensors: Mapping[str, torch.Tensor], progress: Callable[[Step], None] | None = None) -> None:
+def apply_plan(plan: Plan, tensors: Mapping[str, torch.Tensor]) -> None:
     """Run a plan on tensors, in place.
 
     Args:
         plan: from `make_plan` over the same names.
         tensors: the tensors by document name; none on the meta device.
-        progress: called after every step.
 
     Raises:
         PerturbationError: if a tensor has no values (meta device), before anything is changed.
@@ -202,5 +200,3 @@ def apply_plan(plan: Plan, tensors: Mapping[str, torch.Tensor], progress: Callab
     generator = plan.generator()
     for step in plan.steps:
         tensors[step.name].copy_(step.run(tensors[step.name], generator))
-        if progress is not None:
-            progress(step)
