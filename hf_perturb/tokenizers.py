@@ -7,7 +7,7 @@ Source: `esm.data.Alphabet` with `esm.constants.proteinseq_toks` (fair-esm 2.0.0
 from __future__ import annotations
 
 import string
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
@@ -58,6 +58,8 @@ ESM1B = Alphabet(
     eos="<eos>",
     max_length=1024,
 )
+# the same tokens; rotary positions have no end
+ESM2 = replace(ESM1B, max_length=None)
 # CARP has no unknown token: X, the unknown residue, is the nearest that its alphabet has
 CARP = Alphabet(tokens=tuple("ACDEFGHIKLMNPQRSTVWYBZXJOU*-#@"), pad="-", mask="#", unk="X")
 
@@ -68,7 +70,7 @@ def build_tokenizer(alphabet: Alphabet) -> PreTrainedTokenizerFast:
     One residue is one token, lower case is read as upper case, white space is dropped.
 
     Args:
-        alphabet: one of `ESM1`, `ESM1B`, `CARP`.
+        alphabet: one of `ESM1`, `ESM1B`, `ESM2`, `CARP`.
 
     Returns:
         A tokenizer whose `save_pretrained` writes `tokenizer.json` and `tokenizer_config.json`.

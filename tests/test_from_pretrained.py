@@ -19,7 +19,7 @@ from transformers import (
 import hf_perturb
 from hf_perturb import Perturbation
 from hf_perturb.checkpoints.variants import create_variant
-from hf_perturb.tokenizers import CARP, ESM1, ESM1B, build_tokenizer
+from hf_perturb.tokenizers import CARP, ESM1, ESM1B, ESM2, build_tokenizer
 
 AUTO = dict(
     zip(
@@ -31,7 +31,7 @@ AUTO = dict(
 TASKS = dict(
     zip(HEADS, ("feature-extraction", "fill-mask", "text-classification", "token-classification"), strict=True)
 )
-ALPHABETS = {"esm1": ESM1, "esm1b": ESM1B, "carp": CARP}
+ALPHABETS = {"esm1": ESM1, "esm1b": ESM1B, "esm2": ESM2, "carp": CARP}
 P = {"method": "resample", "seed": 7}
 Q = {"method": "reinit", "seed": 7}
 

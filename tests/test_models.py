@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import CONFIGS, model_class, small_model
+from conftest import CONFIGS, TIED, model_class, small_model
 from transformers import AutoModelForMaskedLM
 
 import hf_perturb
-from hf_perturb.tokenizers import CARP, ESM1, ESM1B, build_tokenizer
+from hf_perturb.tokenizers import CARP, ESM1, ESM1B, ESM2, build_tokenizer
 
-ALPHABETS = {"esm1": ESM1, "esm1b": ESM1B, "carp": CARP}
+ALPHABETS = {"esm1": ESM1, "esm1b": ESM1B, "esm2": ESM2, "carp": CARP}
 SEQUENCES = ["MKTAYIAKQRQISFVKSHFSRQ", "MKT", "ACDEFGHIKLMNPQRSTVWY"]
 
 
@@ -35,7 +35,7 @@ def test_padding_changes_nothing(network, head, side):
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("network", ["esm1", "esm1b"])
+@pytest.mark.parametrize("network", ["esm1", "esm1b", "esm2"])
 def test_contacts_do_not_see_padding(network, side):
     model = small_model(network, "Model")
     together = batch_of(network, side=side)
@@ -47,7 +47,7 @@ def test_contacts_do_not_see_padding(network, side):
         torch.testing.assert_close(contacts[row, block, block], alone, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("network", ["esm1", "esm1b"])
+@pytest.mark.parametrize("network", ["esm1", "esm1b", "esm2"])
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 def test_attention_implementations_agree(network, implementation):
     model = small_model(network)
@@ -77,7 +77,7 @@ def test_flex_attention_agrees():
 def test_what_is_not_supported_is_refused():
     with pytest.raises(ValueError, match="flex_attention"):
         small_model("esm1").set_attn_implementation("flex_attention")
-    for network in ("esm1", "esm1b"):
+    for network in ("esm1", "esm1b", "esm2"):
         with pytest.raises((ValueError, ImportError), match=r"[Ff]lash"):
             small_model(network).set_attn_implementation("flash_attention_2")
 
@@ -266,7 +266,7 @@ def test_sharded_checkpoints_and_ties(network, tmp_path):
     loaded = AutoModelForMaskedLM.from_pretrained(tmp_path)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, loaded.state_dict()[name]), name
-    if network == "esm1b":
+    if network in TIED:
         assert loaded.lm_head.weight is loaded.embed_tokens.weight
 
 

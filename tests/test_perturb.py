@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
-from conftest import CONFIGS, model_class, small_model
+from conftest import CONFIGS, TIED, model_class, small_model
 from spec_table import copied, differing
 
 import hf_perturb
@@ -25,7 +25,7 @@ FITTING = [
     (network, perturbation)
     for network in CONFIGS
     for perturbation in PERTURBATIONS
-    if network == "esm1b" or not perturbation.exclude
+    if network in TIED or not perturbation.exclude
 ]
 fitting = pytest.mark.parametrize(("network", "perturbation"), FITTING, ids=str)
 
@@ -134,7 +134,7 @@ def test_one_layer_without_values_changes_nothing(network, perturbation):
         model.perturb(perturbation)
     assert not differing(before, here)
     assert model.config.perturbation is None
-    if network == "esm1b":
+    if network in TIED:
         assert model.lm_head.weight is model.embed_tokens.weight
         assert model.config.tie_word_embeddings is True
 

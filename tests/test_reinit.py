@@ -21,7 +21,7 @@ def larger_model(network: str):
     if network == "carp":
         config = hf_perturb.CarpConfig(hidden_size=192, num_hidden_layers=2, slim=False)
     else:
-        version = {"esm1": "ESM-1", "esm1b": "ESM-1b"}[network]
+        version = {"esm1": "ESM-1", "esm1b": "ESM-1b", "esm2": "ESM-2"}[network]
         sizes = {"hidden_size": 192, "num_hidden_layers": 2, "num_attention_heads": 12, "intermediate_size": 768}
         config = hf_perturb.FairEsmConfig(model_version=version, **sizes)
     model = model_class(network)(config)

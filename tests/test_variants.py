@@ -48,7 +48,7 @@ def test_a_variant_folder_is_whole(base, network, tmp_path):
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert card.data.tags[:1] == ["hf-perturb"]
     assert record.digest in card.text
-    alphabet_size = {"esm1": 35, "esm1b": 33, "carp": 30}[network]
+    alphabet_size = {"esm1": 35, "esm1b": 33, "esm2": 33, "carp": 30}[network]
     assert len(AutoTokenizer.from_pretrained(tmp_path / "out")) == alphabet_size
     assert sorted(os.listdir(tmp_path)) == ["base", "out"], "nothing is left behind"
 

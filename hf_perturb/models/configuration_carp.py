@@ -28,6 +28,7 @@ class CarpConfig(PerturbableConfigMixin, PreTrainedConfig):
         hidden_act: activation of the blocks.
         classifier_dropout: dropout probability before a downstream classifier.
         perturbation: `None`, or what was done to the weights: a record, never an order to do it again.
+        digest: digest of a base's weights, written by `hf-perturb convert`; that of a variant is in its record.
     """
 
     model_type = "carp"
@@ -45,6 +46,7 @@ class CarpConfig(PerturbableConfigMixin, PreTrainedConfig):
     mask_token_id: int = 28
     tie_word_embeddings: bool = False
     perturbation: Any = None
+    digest: str | None = None
 
     @property
     def block_size(self) -> int:

@@ -1,9 +1,8 @@
 # Copyright 2026 The hf_perturb authors. All rights reserved.
 #
 # Licensed under the MIT License: see the LICENSE file at the root of the repository.
-"""The parts of ESM-1 and ESM-1b networks. Source: `esm.modules` and `esm.multihead_attention` (fair-esm 2.0.0)."""
+"""The parts of ESM-1, ESM-1b and ESM-2. Source: `esm.modules` and `esm.multihead_attention` (fair-esm 2.0.0)."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +15,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
 from .configuration_fair_esm import FairEsmConfig
+from .positions_fair_esm import FairEsmRotaryPositions
 
 
 def eager_attention_forward(
@@ -76,6 +76,8 @@ class FairEsmAttention(nn.Module):
         self.v_proj = FairEsmInputProjection(config.hidden_size, config.hidden_size)
         self.q_proj = FairEsmInputProjection(config.hidden_size, config.hidden_size)
         self.out_proj = FairEsmOutputProjection(config.hidden_size, config.hidden_size)
+        # CODEPATH: ESM-2 has rotary positions; the others add theirs to the embedding.
+        self.rot_emb = FairEsmRotaryPositions(config) if config.model_version == "ESM-2" else None
 
     def forward(
         self,
@@ -90,6 +92,8 @@ class FairEsmAttention(nn.Module):
             key = torch.cat([key, self.bias_k.expand(batch, 1, hidden_size)], dim=1)
             value = torch.cat([value, self.bias_v.expand(batch, 1, hidden_size)], dim=1)
         query, key, value = (x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for x in (query, key, value))
+        if self.rot_emb is not None:
+            query, key = self.rot_emb(query, key)
         want_weights = kwargs.get("output_attentions", self.config.output_attentions)
         # only the eager path has weights to return
         interface: Callable[..., Any] = eager_attention_forward
@@ -129,25 +133,6 @@ class FairEsmLayer(GradientCheckpointingLayer):
         attended, _ = self.self_attn(self.self_attn_layer_norm(hidden_states), attention_mask, padding_mask, **kwargs)
         hidden_states = hidden_states + attended
         return hidden_states + self.fc2(self.activation(self.fc1(self.final_layer_norm(hidden_states))))
-
-
-class FairEsmSinusoidalPositions(nn.Module):
-    """Sines and cosines of the position. Source: `esm.modules.SinusoidalPositionalEmbedding`."""
-
-    def __init__(self, config: FairEsmConfig):
-        super().__init__()
-        self.padding_idx, self.hidden_size = config.pad_token_id, config.hidden_size
-        # without meaning, but the original stores it, so strict loading wants it
-        self._float_tensor = nn.Buffer(torch.empty(1))
-
-    def forward(self, positions: torch.Tensor) -> torch.Tensor:
-        half = self.hidden_size // 2
-        step = math.log(10000) / (half - 1)
-        rates = torch.exp(torch.arange(half, dtype=torch.float32, device=positions.device) * -step)
-        angles = positions.unsqueeze(-1).to(torch.float32) * rates
-        table = torch.cat([angles.sin(), angles.cos()], dim=-1)
-        table = nn.functional.pad(table, (0, self.hidden_size % 2))
-        return table * (positions != self.padding_idx).unsqueeze(-1)
 
 
 class FairEsmContactHead(nn.Module):

@@ -12,9 +12,9 @@ from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from .record import CheckpointError, PerturbationError, StackedPerturbationError, rules, same_perturbation
+from .weights import weight_files
 
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 def has_no_weights(name: Any, hub: Mapping[str, Any], variant: str | None = None) -> bool:
@@ -25,13 +25,13 @@ def has_no_weights(name: Any, hub: Mapping[str, Any], variant: str | None = None
         hub: what `from_pretrained` takes to find a file on the Hub.
         variant: Transformers' `variant=`; a checkpoint with weights by another name is no recipe.
     """
-    if name is None or variant is not None or any(_cached(name, file, hub) is not None for file in _WEIGHTS):
+    if name is None or variant is not None or any(_cached(name, file, hub) is not None for file in weight_files()):
         return False
     if Path(name).is_dir():
         return True
     # a file that could not be asked for is not one that is known to be missing
     places = {"repo_id": name, "cache_dir": hub.get("cache_dir"), "revision": hub.get("revision")}
-    files = [str(PurePosixPath(hub.get("subfolder") or "", file)) for file in _WEIGHTS]
+    files = [str(PurePosixPath(hub.get("subfolder") or "", file)) for file in weight_files()]
     return all(try_to_load_from_cache(filename=file, **places) is _CACHED_NO_EXIST for file in files)
 
 
@@ -58,6 +58,27 @@ def stored_config(name: Any, hub: Mapping[str, Any]) -> tuple[dict[str, Any], st
     if not isinstance(stored, dict):
         raise CheckpointError(f"{path}: got a JSON {type(stored).__name__}; allowed: an object")
     return stored, extract_commit_hash(path, None)
+
+
+def detached(
+    cls: Any, name: Any, config: Any, hub: Mapping[str, Any], kwargs: Mapping[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """Return configuration and keywords for `from_pretrained(None, state_dict=...)`, which reads no checkpoint.
+
+    Args:
+        cls: the class that is loaded.
+        name: the folder or Hub id whose configuration it has.
+        config: the configuration that the caller passed, or `None`.
+        hub: what `from_pretrained` takes to find a file on the Hub.
+        kwargs: the other keywords of the caller.
+    """
+    kept = {key: value for key, value in kwargs.items() if key not in hub}
+    if config is None:
+        # these two belong to the loading as well, and a config would swallow them
+        types: dict[str, Any] = {key: kept.pop(key) for key in ("dtype", "torch_dtype") if key in kept}
+        config, kept = cls.config_class.from_pretrained(name, return_unused_kwargs=True, **hub, **kept)
+        kept.update(types)
+    return config, kept
 
 
 def _cached(name: Any, file: str, hub: Mapping[str, Any]) -> str | None:

@@ -1,11 +1,12 @@
 # Copyright 2026 The hf_perturb authors. All rights reserved.
 #
 # Licensed under the MIT License: see the LICENSE file at the root of the repository.
-"""PyTorch ESM-1 and ESM-1b models, with the names and the arithmetic of fair-esm.
+"""PyTorch ESM-1, ESM-1b and ESM-2 models, with the names and the arithmetic of fair-esm.
 
-Source of the network: `esm.model.esm1.ProteinBertModel`, `esm.modules` and `esm.multihead_attention` (fair-esm
-2.0.0), after Rives et al., "Biological structure and function emerge from scaling unsupervised learning to 250
-million protein sequences" (2021).
+Source of the networks: `esm.model.esm1.ProteinBertModel`, `esm.model.esm2.ESM2`, `esm.modules` and
+`esm.multihead_attention` (fair-esm 2.0.0), after Rives et al., "Biological structure and function emerge from scaling
+unsupervised learning to 250 million protein sequences" (2021), and Lin et al., "Evolutionary-scale prediction of
+atomic-level protein structure with a language model" (2023).
 """
 
 import math
@@ -35,9 +36,11 @@ from .layers_fair_esm import (
     FairEsmLayer,
     FairEsmLMHead,
     FairEsmOutputProjection,
-    FairEsmSinusoidalPositions,
 )
 from .perturbable import PerturbablePreTrainedModel
+from .positions_fair_esm import FairEsmRotaryPositions, FairEsmSinusoidalPositions
+from .record import CheckpointError, ModelInputError
+from .stock_esm import tensors_from_stock
 
 # the share of tokens that was masked in training; source: esm.model.esm1.ProteinBertModel.forward
 _MASK_RATIO_TRAIN = 0.15 * 0.8
@@ -55,6 +58,7 @@ class FairEsmPreTrainedModel(PerturbablePreTrainedModel):
     _no_split_modules = ["FairEsmLayer"]
     _supports_sdpa = True
     _supports_attention_backend = True
+    _keep_in_fp32_modules_strict = ["rot_emb"]
     _can_record_outputs = {"hidden_states": FairEsmLayer, "attentions": FairEsmAttention}
 
     @property
@@ -66,7 +70,8 @@ class FairEsmPreTrainedModel(PerturbablePreTrainedModel):
         """Register the modules up to the last representation, in the order of the original."""
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
         self.layers = nn.ModuleList([FairEsmLayer(config) for _ in range(config.num_hidden_layers)])
-        self.contact_head = FairEsmContactHead(config)
+        # CODEPATH: ESM-1v was published without the regression that predicts contacts.
+        self.contact_head = FairEsmContactHead(config) if config.contact_head else None
         self.emb_layer_norm_before = self.emb_layer_norm_after = None
         # CODEPATH: ESM-1 counts positions by sines and norms nothing outside its layers.
         if config.model_version == "ESM-1":
@@ -74,9 +79,12 @@ class FairEsmPreTrainedModel(PerturbablePreTrainedModel):
             self.embed_positions = FairEsmSinusoidalPositions(config)
             return
         self.embed_scale = 1.0
-        self.embed_positions = nn.Embedding(  # type: ignore[assignment]
-            config.max_position_embeddings, config.hidden_size, padding_idx=config.pad_token_id
-        )
+        self.embed_positions = None  # type: ignore[assignment]
+        # CODEPATH: ESM-1b and ESM-1v learned their positions, those of ESM-2 are in its attention.
+        if config.model_version == "ESM-1b":
+            self.embed_positions = nn.Embedding(  # type: ignore[assignment]
+                config.max_position_embeddings, config.hidden_size, padding_idx=config.pad_token_id
+            )
         # CODEPATH: esm1b_t33_650M_UR50S norms its embeddings, ESM-1v does not.
         if config.emb_layer_norm_before:
             self.emb_layer_norm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -113,6 +121,8 @@ class FairEsmPreTrainedModel(PerturbablePreTrainedModel):
             init.zeros_(module.bias)
         elif isinstance(module, FairEsmSinusoidalPositions):
             init.zeros_(module._float_tensor)
+        elif isinstance(module, FairEsmRotaryPositions):
+            init.copy_(module.inv_freq, module.frequencies())
         elif isinstance(module, FairEsmForMaskedLM) and module.embed_out is not None:
             init.zeros_(module.embed_out)
             if module.embed_out_bias is not None:
@@ -132,15 +142,29 @@ class FairEsmPreTrainedModel(PerturbablePreTrainedModel):
             tensors.setdefault("lm_head.weight", tensors["embed_tokens.weight"])
         return tensors
 
+    @classmethod
+    def foreign_tensors(cls, tensors: dict[str, torch.Tensor], config: FairEsmConfig) -> dict[str, torch.Tensor]:
+        if cls.__name__.endswith("Classification") and any(name.startswith("classifier.") for name in tensors):
+            raise CheckpointError(
+                f"{cls.__name__}: the checkpoint has a classifier of Transformers' own ESM, which is built differently;"
+                " load the trunk (FairEsmModel), or a masked language model and train a new classifier"
+            )
+        named = tensors_from_stock(tensors, config.num_hidden_layers, config.model_version == "ESM-2")
+        config.contact_head = config.contact_head and "contact_head.regression.weight" in named
+        # CODEPATH: stock Transformers cannot leave the head out; an export of ESM-1v marks it as absent.
+        if not config.contact_head:
+            named = {name: tensor for name, tensor in named.items() if not name.startswith("contact_head.")}
+        return named
+
     def language_head_names(self) -> tuple[str, ...]:
-        # CODEPATH: ESM-1b has a head with a bias, a norm and a dense layer; that of ESM-1 is kept by every rule.
+        # CODEPATH: ESM-1b and ESM-2 have a head with a bias, a norm and a dense layer; ESM-1's is kept by every rule.
         if self.config.model_version == "ESM-1":
             return ("embed_out", "embed_out_bias")
         layers = [f"lm_head.{layer}.{kind}" for layer in ("dense", "layer_norm") for kind in ("weight", "bias")]
         return ("lm_head.weight", "lm_head.bias", *layers)
 
     def untie(self, chosen: set[str]) -> None:
-        """Give ESM-1b's output head a weight of its own: the document keeps the embedding and perturbs the head."""
+        """Give the tied head a weight of its own: the document keeps the embedding and perturbs the head."""
         if not self.config.tie_word_embeddings or "lm_head.weight" not in chosen:
             return
         self.config.tie_word_embeddings = False
@@ -165,19 +189,20 @@ class FairEsmPreTrainedModel(PerturbablePreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         hidden_states = self.embed_scale * inputs_embeds
-        # CODEPATH: ESM-1b and ESM-1v were trained with token dropout, ESM-1 without.
+        # CODEPATH: ESM-1b, ESM-1v and ESM-2 were trained with token dropout, ESM-1 without.
         if self.config.token_dropout:
             masked = torch.zeros_like(mask) if input_ids is None else mask & (input_ids == self.config.mask_token_id)
             hidden_states = hidden_states.masked_fill(masked.unsqueeze(-1), 0.0)
             observed = masked.sum(-1).float() / mask.sum(-1).clamp(min=1)
             scale = (1 - _MASK_RATIO_TRAIN) / (1 - observed)
             hidden_states = hidden_states * scale[:, None, None].to(hidden_states.dtype)
-        # counting what is not padding makes a sequence the same alone, padded left and padded right
-        positions = mask.long().cumsum(-1) * mask + self.config.pad_token_id
-        hidden_states = hidden_states + self.embed_positions(positions).to(hidden_states.dtype)
+        if self.embed_positions is not None:
+            # counting what is not padding makes a sequence the same alone, padded left and padded right
+            positions = mask.long().cumsum(-1) * mask + self.config.pad_token_id
+            hidden_states = hidden_states + self.embed_positions(positions).to(hidden_states.dtype)
         if self.emb_layer_norm_before is not None:
             hidden_states = self.emb_layer_norm_before(hidden_states)
-        if self.emb_layer_norm_after is not None:  # ESM-1b zeroes padding, ESM-1 does not
+        if self.emb_layer_norm_after is not None:  # ESM-1b and ESM-2 zero padding, ESM-1 does not
             hidden_states = hidden_states * mask.unsqueeze(-1).to(hidden_states.dtype)
         return hidden_states
 
@@ -216,8 +241,17 @@ class FairEsmPreTrainedModel(PerturbablePreTrainedModel):
 
         Returns:
             Probabilities `(batch, residues, residues)`, `residues` being the length without the token that begins a
-            sequence and, for ESM-1b, the one that ends it; where padding is, they mean nothing.
+            sequence and, for ESM-1b and ESM-2, the one that ends it; where padding is, they mean nothing.
+
+        Raises:
+            ValueError: if the checkpoint came without the regression that predicts contacts.
         """
+        if self.contact_head is None:
+            raise ModelInputError(
+                f"{type(self).__name__}.predict_contacts: this checkpoint has no contact head (config.contact_head is"
+                " False), because it came without one; ESM-1v was published like that; for the others, convert the"
+                " original again with its -contact-regression.pt beside it"
+            )
         attentions = self.encode(input_ids, attention_mask, output_attentions=True, return_dict=True).attentions
         residues = sequence_mask(self.config, input_ids, attention_mask, None)
         for token in (self.config.bos_token_id, self.config.eos_token_id):
@@ -253,7 +287,7 @@ class FairEsmModel(FairEsmPreTrainedModel):
 
         Returns:
             `last_hidden_state` `(batch, length, hidden_size)`; on request `hidden_states`, the representations 0 to n
-            of the original (the last one normed, for ESM-1b), and `attentions` `(batch, heads, length, length)`.
+            of the original (the last one normed, but for ESM-1), and `attentions` `(batch, heads, length, length)`.
 
         Raises:
             ValueError: if an id, a shape, a mask or a length is not one that the network can take.
@@ -270,7 +304,7 @@ class FairEsmForMaskedLM(FairEsmPreTrainedModel):
         super().__init__(config)
         self.build_trunk(self.config)
         self.embed_out = self.embed_out_bias = None
-        # CODEPATH: ESM-1 projects with a matrix of its own, ESM-1b with a head on the tied embedding.
+        # CODEPATH: ESM-1 projects with a matrix of its own, the others with a head on the tied embedding.
         if config.model_version == "ESM-1":
             self.embed_out = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
             # CODEPATH: every released ESM-1 has the bias; the original class can go without.

@@ -18,6 +18,7 @@ from .record import (
     UnsupportedModuleError,
     parse_perturbation,
     require_rules,
+    rules,
 )
 from .request import read_request
 
@@ -67,6 +68,16 @@ class PerturbablePreTrainedModel(PreTrainedModel):
         """
         return dict(self.state_dict())
 
+    @classmethod
+    def foreign_tensors(cls, tensors: dict[str, torch.Tensor], config: Any) -> dict[str, torch.Tensor]:
+        """Name the tensors of another implementation of the same network as this class does.
+
+        Args:
+            tensors: by the names that they are stored by.
+            config: the configuration, which loses what the tensors lack.
+        """
+        return tensors
+
     def language_head_names(self) -> tuple[str, ...]:
         """Return the names of the language head's tensors, also where this class has none."""
         return ()
@@ -112,7 +123,7 @@ class PerturbablePreTrainedModel(PreTrainedModel):
             self.untie(rules.selection(family, [*tensors, *head], asked))
         rules.apply_plan(plan, self.document_tensors(asked.rules))
         # provenance that came along is that of other weights
-        self.config.perturbation = asked.with_record(None, None)
+        self.config.perturbation, self.config.digest = asked.with_record(None, None), None
         self._torn, self._pending, self._applied = False, False, True
         return self
 
@@ -124,10 +135,12 @@ class PerturbablePreTrainedModel(PreTrainedModel):
         """
         self._refuse_torn()
         record = self.config.perturbation
-        digest = getattr(record, "digest", None) if kwargs.get("state_dict") is None else None
+        # without the package that defines digests, nothing can be said of them
+        claimed = set() if rules is None else {self.config.digest, getattr(record, "digest", None)} - {None}
         # the weights may have been cast, trained or cut to another head since they were loaded
-        if digest is not None and require_rules().digest_of(self.state_dict()) != digest:
-            self.config.perturbation = record.with_record(record.base, None)
+        if claimed and kwargs.get("state_dict") is None and {rules.digest_of(self.state_dict())} != claimed:
+            self.config.digest = None
+            self.config.perturbation = None if record is None else record.with_record(record.base, None)
         return super().save_pretrained(save_directory, *args, **kwargs)
 
     def _refuse_torn(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .loading import stored_config
+from .loading import detached, stored_config
 from .record import CheckpointError, DigestError, base_location, require_rules
 
 
@@ -30,12 +30,7 @@ def recipe_arguments(
     """
     own = cls.config_class.from_pretrained(name, **hub)
     whole = _rebuild(cls, name, record, own.architectures, hub)
-    kwargs = {key: value for key, value in kwargs.items() if key not in hub}
-    if config is None:
-        # these two belong to the loading as well, and a config would swallow them
-        types: dict[str, Any] = {key: kwargs.pop(key) for key in ("dtype", "torch_dtype") if key in kwargs}
-        config, kwargs = cls.config_class.from_pretrained(name, return_unused_kwargs=True, **hub, **kwargs)
-        kwargs.update(types)
+    config, kwargs = detached(cls, name, config, hub, kwargs)
     config.perturbation = record
     config.tie_word_embeddings = whole.config.tie_word_embeddings
     return config, {**kwargs, "state_dict": whole.state_dict()}

@@ -100,9 +100,26 @@ class PerturbableConfigMixin:
             value = parse_perturbation(value)
         super().__setattr__(key, value)
 
+    @classmethod
+    def read_stored(cls, stored: dict[str, Any]) -> dict[str, Any]:
+        """Return the content of a `config.json` in the terms of this class.
+
+        Args:
+            stored: as it is written; where it needs no translation, the same object is returned.
+        """
+        return stored
+
+    @classmethod
+    def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Read a `config.json`, also one of another implementation of the same network."""
+        stored, unused = super().get_config_dict(*args, **kwargs)  # type: ignore[misc]
+        return cls.read_stored(stored), unused
+
     def to_dict(self) -> dict[str, Any]:
-        """Return the configuration as a JSON-ready dict; `perturbation` is a dict or absent."""
+        """Return the configuration as a JSON-ready dict; `perturbation` is a dict or absent, so is `digest`."""
         output: dict[str, Any] = super().to_dict()  # type: ignore[misc]
+        if output.get("digest") is None:
+            output.pop("digest", None)
         record = output.pop("perturbation", None)
         if record is not None:
             output["perturbation"] = record if isinstance(record, dict) else record.to_dict()

@@ -11,6 +11,7 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from .loading import (
     HUB_ARGUMENTS,
+    detached,
     has_no_weights,
     refuse_another,
     refuse_another_tie,
@@ -19,6 +20,7 @@ from .loading import (
 )
 from .recipes import recipe_arguments
 from .record import parse_perturbation
+from .weights import stored_tensors
 
 
 @dataclass
@@ -54,11 +56,14 @@ def read_request(cls: Any, name: Any, config: Any, kwargs: dict[str, Any]) -> Lo
         OSError: if a recipe's base is gone.
     """
     hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
-    stored, commit = stored_config(name, hub)
+    written, commit = stored_config(name, hub)
+    stored = cls.config_class.read_stored(written)
     if commit is not None:
         hub["revision"] = kwargs["revision"] = commit
     if config is not None and not isinstance(config, PreTrainedConfig):
         config = cls.config_class.from_pretrained(config, **hub)
+    if config is not None and (ours := cls.config_class.read_stored(theirs := config.to_dict())) is not theirs:
+        config = cls.config_class.from_dict(ours)
     config, asked = copy.deepcopy(config), getattr(config, "perturbation", None)
     # with a state_dict in place of a checkpoint, the config is all that describes the weights
     record = asked if name is None else parse_perturbation(stored.get("perturbation"))
@@ -73,6 +78,11 @@ def read_request(cls: Any, name: Any, config: Any, kwargs: dict[str, Any]) -> Lo
     _describe_what_is_stored(cls, request, stored)
     if record is not None and has_no_weights(name, hub, kwargs.get("variant")):
         request.config, request.kwargs = recipe_arguments(cls, name, record, request.config, hub, kwargs)
+        request.name = None
+    elif stored is not written:
+        variant = kwargs.pop("variant", None)
+        request.config, request.kwargs = detached(cls, name, request.config, hub, kwargs)
+        request.kwargs["state_dict"] = cls.foreign_tensors(stored_tensors(name, hub, variant), request.config)
         request.name = None
     return request
 

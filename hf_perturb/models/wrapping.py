@@ -1,7 +1,7 @@
 # Copyright 2026 The hf_perturb authors. All rights reserved.
 #
 # Licensed under the MIT License: see the LICENSE file at the root of the repository.
-"""`wrap`: a live original module becomes a Transformers model over the same memory."""
+"""`wrap`: a live original module becomes a model of this package over the same memory."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,11 +22,12 @@ from .record import UnsupportedModuleError
 def wrap(module: nn.Module) -> PerturbablePreTrainedModel:
     """Make a masked language model of an original module, sharing its tensors.
 
-    Nothing is copied: a change of either changes both, and a head that is tied stays tied. The original is known by
+    No weight is copied: a change of either changes both, and a head that is tied stays tied. The original is known by
     the name of its class, so neither package is imported.
 
     Args:
-        module: an `esm.model.esm1.ProteinBertModel` (ESM-1, ESM-1b, ESM-1v) or a `sequence_models.pretrained.CARP`.
+        module: an `esm.model.esm1.ProteinBertModel` (ESM-1, ESM-1b, ESM-1v), an `esm.model.esm2.ESM2`, a
+            `sequence_models.pretrained.CARP`, or a `transformers.EsmForMaskedLM`.
 
     Returns:
         A `FairEsmForMaskedLM` or a `CarpForMaskedLM` in the same mode (training or evaluation), ready for `perturb`
@@ -38,11 +39,12 @@ def wrap(module: nn.Module) -> PerturbablePreTrainedModel:
     for cls in type(module).__mro__:
         origin = (cls.__module__.partition(".")[0], cls.__name__)
         if origin in _CONFIGS:
-            return _share(_empty_model(module, *_CONFIGS[origin]), module)
+            model = _empty_model(module, *_CONFIGS[origin])
+            return _share(model, module, _tensors(model, module, origin))
     raise UnsupportedModuleError(
         f"wrap: got a {type(module).__module__}.{type(module).__qualname__}; allowed: fair-esm's ProteinBertModel"
-        " (ESM-1, ESM-1b, ESM-1v) and sequence-models' CARP; a checkpoint on disk needs no wrapping:"
-        " from_pretrained(folder)"
+        " (ESM-1, ESM-1b, ESM-1v) and ESM2, sequence-models' CARP, Transformers' EsmForMaskedLM; a checkpoint on disk"
+        " needs no wrapping: hf-perturb convert, or from_pretrained(folder)"
     )
 
 
@@ -51,7 +53,7 @@ def _empty_model(
 ) -> PerturbablePreTrainedModel:
     try:
         config = read(module)
-    except (AttributeError, IndexError, TypeError, ValueError, StrictDataclassError) as error:
+    except (AttributeError, IndexError, TypeError, ValueError, OSError, StrictDataclassError) as error:
         raise UnsupportedModuleError(
             f"wrap: this {type(module).__name__} is not built like an original of this family: {error}"
         ) from error
@@ -81,6 +83,28 @@ def _fair_esm_config(module: Any) -> FairEsmConfig:
     )
 
 
+def _esm2_config(module: Any) -> FairEsmConfig:
+    return FairEsmConfig(
+        model_version="ESM-2",
+        vocab_size=module.alphabet_size,
+        hidden_size=module.embed_dim,
+        num_hidden_layers=module.num_layers,
+        num_attention_heads=module.attention_heads,
+        intermediate_size=module.layers[0].ffn_embed_dim,
+        token_dropout=bool(module.token_dropout),
+        pad_token_id=module.padding_idx,
+        mask_token_id=module.mask_idx,
+        bos_token_id=module.cls_idx,
+        eos_token_id=module.eos_idx,
+        tie_word_embeddings=module.lm_head.weight is module.embed_tokens.weight,
+    )
+
+
+def _stock_config(module: Any) -> FairEsmConfig:
+    tied = module.lm_head.decoder.weight is module.esm.embeddings.word_embeddings.weight
+    return FairEsmConfig(**{**FairEsmConfig.read_stored(module.config.to_dict()), "tie_word_embeddings": tied})
+
+
 def _carp_config(module: Any) -> CarpConfig:
     trunk = module.model.embedder
     block = trunk.layers[0]
@@ -99,15 +123,28 @@ def _carp_config(module: Any) -> CarpConfig:
     )
 
 
+_STOCK = ("transformers", "EsmForMaskedLM")
 _CONFIGS: dict[tuple[str, str], tuple[type[PerturbablePreTrainedModel], Callable[[Any], PreTrainedConfig]]] = {
     ("esm", "ProteinBertModel"): (FairEsmForMaskedLM, _fair_esm_config),
+    ("esm", "ESM2"): (FairEsmForMaskedLM, _esm2_config),
     ("sequence_models", "CARP"): (CarpForMaskedLM, _carp_config),
+    _STOCK: (FairEsmForMaskedLM, _stock_config),
 }
 
 
-def _share(model: PerturbablePreTrainedModel, module: nn.Module) -> PerturbablePreTrainedModel:
-    """Put the original's parameters and stored buffers in the places of ours."""
-    theirs = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+def _tensors(model: PerturbablePreTrainedModel, module: nn.Module, origin: tuple[str, str]) -> dict[str, torch.Tensor]:
+    """Return parameters and stored buffers by our names; only rotary frequencies that layers share are copied."""
+    stored = module.state_dict().keys()
+    every = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    tensors = {name: tensor for name, tensor in every if name in stored}
+    return model.foreign_tensors(tensors, model.config) if origin == _STOCK else tensors
+
+
+def _share(
+    model: PerturbablePreTrainedModel, module: nn.Module, tensors: dict[str, torch.Tensor]
+) -> PerturbablePreTrainedModel:
+    """Put the original's tensors in the places of ours."""
+    theirs = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     ours = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if theirs != ours:
         different = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
@@ -115,9 +152,7 @@ def _share(model: PerturbablePreTrainedModel, module: nn.Module) -> PerturbableP
             f"wrap: this {type(module).__name__} is not built like an original: {len(different)} tensors differ,"
             f" first {different[0]!r} (its shape {theirs.get(different[0])}, expected {ours.get(different[0])})"
         )
-    tensors = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
-    for name, tensor in tensors:
-        if name in ours:
-            parent, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, tensor)
+    for name, tensor in tensors.items():
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, tensor)
     return model.train(module.training)

@@ -6,10 +6,12 @@ import random
 from argparse import Namespace
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from esm.data import Alphabet
 from esm.model.esm1 import ProteinBertModel
+from esm.model.esm2 import ESM2
 from sequence_models.collaters import SimpleCollater
 from sequence_models.constants import MASK, PROTEIN_ALPHABET
 from sequence_models.convolutional import ByteNetLM
@@ -115,6 +117,26 @@ def fair_esm(arch: str, embed_dim: int = 32, layers: int = 2, attention_heads: i
     )
 
 
+def esm2(embed_dim: int = 32, layers: int = 2, attention_heads: int = 2, token_dropout: bool = True) -> Pair:
+    """Build an ESM-2, which takes its sizes as arguments."""
+    alphabet = Alphabet.from_architecture("ESM-1b")
+    converter = alphabet.get_batch_converter()
+    return Pair(
+        original=ESM2(layers, embed_dim, attention_heads, alphabet, token_dropout).eval(),
+        config=hf_perturb.FairEsmConfig(
+            model_version="ESM-2",
+            hidden_size=embed_dim,
+            num_hidden_layers=layers,
+            num_attention_heads=attention_heads,
+            intermediate_size=4 * embed_dim,
+            token_dropout=token_dropout,
+        ),
+        tokenize=lambda sequences: converter([("", sequence) for sequence in sequences])[2],
+        represent=_represent_fair_esm,
+        mask="<mask>",
+    )
+
+
 def carp(d_model: int = 32, n_layers: int = 9, slim: bool = True, activation: str = "gelu", r: int = 128) -> Pair:
     """Build a sequence-models network as `sequence_models.pretrained.load_carp` does."""
     mask_idx = PROTEIN_ALPHABET.index(MASK)
@@ -135,16 +157,18 @@ def carp(d_model: int = 32, n_layers: int = 9, slim: bool = True, activation: st
 
 
 FAIR_ESM = {
-    "esm1": {"arch": "protein_bert_base"},
-    "esm1b": {"arch": "roberta_large"},
-    "esm1v": {"arch": "roberta_large", "emb_layer_norm_before": False},
+    "esm1": partial(fair_esm, "protein_bert_base"),
+    "esm1b": partial(fair_esm, "roberta_large"),
+    "esm1v": partial(fair_esm, "roberta_large", emb_layer_norm_before=False),
+    "esm2": esm2,
 }
 CARPS = {
-    "carp": {},
-    "carp_wide": {"slim": False},
-    "carp_relu": {"activation": "relu", "r": 4},
-    "carp_wide_relu": {"slim": False, "activation": "relu", "r": 6},  # r need not be a power of two
+    "carp": carp,
+    "carp_wide": partial(carp, slim=False),
+    "carp_relu": partial(carp, activation="relu", r=4),
+    "carp_wide_relu": partial(carp, slim=False, activation="relu", r=6),  # r need not be a power of two
 }
+TIED = ("esm1b", "esm1v", "esm2")
 
 
 # so that what is compared is of order 1, which the tolerance is meant for
@@ -158,12 +182,13 @@ _SCALES = {
 def small_pair(name: str, **options: bool) -> Pair:
     """Build a small network by name, every weight a draw of its own, as if trained."""
     torch.manual_seed(0)
-    pair = fair_esm(**FAIR_ESM[name], **options) if name in FAIR_ESM else carp(**CARPS[name])
+    pair = {**FAIR_ESM, **CARPS}[name](**options)
     with torch.no_grad():
         for parameter_name, parameter in pair.original.named_parameters():
             for pattern, scale in _SCALES.items():
                 parameter.mul_(scale if pattern in parameter_name else 1)
             parameter.add_(0.1 * torch.randn(parameter.shape))
-        for buffer in pair.original.buffers():
-            buffer.zero_()  # fair-esm leaves it uninitialised, so it may be NaN
+        for buffer_name, buffer in pair.original.named_buffers():
+            if buffer_name.endswith("_float_tensor"):
+                buffer.zero_()  # fair-esm leaves it uninitialised, so it may be NaN
     return pair

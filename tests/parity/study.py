@@ -15,6 +15,7 @@ from torch.nn import init
 # CARP: as documented, so the convolutions and norms of the blocks
 _CARP_BLOCKS = "model.embedder.layers."
 _ESM_SKIPPED = ("embed_tokens.weight", "embed_out", "embed_out_bias", "embed_positions._float_tensor")
+_ESM2_BUFFER = "rot_emb.inv_freq"  # the study had no ESM-2; it skipped the buffers that it had
 
 
 @torch.no_grad()
@@ -35,11 +36,15 @@ def resample(module: nn.Module, seed: int) -> None:
         torch.manual_seed(seed)
         state = dict(module.state_dict())
         for name, tensor in state.items():
-            touched = name.startswith(_CARP_BLOCKS) if isinstance(module, CARP) else name not in _ESM_SKIPPED
+            touched = name.startswith(_CARP_BLOCKS) if isinstance(module, CARP) else not _skipped(name)
             if touched:
                 state[name] = tensor.flatten()[torch.randperm(tensor.numel())].reshape(tensor.shape)
     # a head that is tied to the embedding is loaded last, and so into both
     module.load_state_dict(state, strict=True)
+
+
+def _skipped(name: str) -> bool:
+    return name in _ESM_SKIPPED or name.endswith(_ESM2_BUFFER)
 
 
 def _linear_bias(name: str, bias: torch.Tensor, state: dict[str, torch.Tensor]) -> None:
@@ -48,7 +53,7 @@ def _linear_bias(name: str, bias: torch.Tensor, state: dict[str, torch.Tensor]) 
 
 
 def _draw_esm(name: str, tensor: torch.Tensor, state: dict[str, torch.Tensor]) -> None:
-    if name in _ESM_SKIPPED or "layer_norm" in name or name.endswith(("bias_k", "bias_v")) or name == "lm_head.bias":
+    if _skipped(name) or "layer_norm" in name or name.endswith(("bias_k", "bias_v")) or name == "lm_head.bias":
         return
     if any(part in name for part in ("q_proj.weight", "k_proj.weight", "v_proj.weight")):
         init.xavier_uniform_(tensor, gain=1 / math.sqrt(2))

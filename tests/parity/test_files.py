@@ -7,13 +7,13 @@ import torch
 from safetensors.torch import load_file, load_model
 
 import hf_perturb
-from parity.originals import CARPS, FAIR_ESM, carp, fair_esm, small_pair
+from parity.originals import CARPS, FAIR_ESM, TIED, small_pair
 
 
 def another_original(name: str) -> torch.nn.Module:
     """Build the same network with other weights, as its own constructor draws them."""
     torch.manual_seed(1)
-    return (fair_esm(**FAIR_ESM[name]) if name in FAIR_ESM else carp(**CARPS[name])).original
+    return {**FAIR_ESM, **CARPS}[name]().original
 
 
 @pytest.mark.parametrize("name", [*FAIR_ESM, *CARPS])
@@ -23,7 +23,7 @@ def test_saved_file_fills_the_original(name, tmp_path):
     pair.model().save_pretrained(tmp_path)
     stored = load_file(tmp_path / "model.safetensors")
     expected = pair.original.state_dict()
-    tied = name in ("esm1b", "esm1v")
+    tied = name in TIED
     assert stored.keys() == expected.keys() - ({"lm_head.weight"} if tied else set())  # a tied tensor once
     filled = another_original(name)
     input_ids = pair.batch((7, 1, 30), masked=True)

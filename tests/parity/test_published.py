@@ -11,9 +11,9 @@ from spec_table import copied, differing
 
 import hf_perturb
 from parity import study
-from parity.originals import Pair, fair_esm, small_pair
+from parity.originals import TIED, Pair, fair_esm, small_pair
 
-NETWORKS = ("esm1", "esm1b", "esm1v", "carp", "carp_wide")
+NETWORKS = ("esm1", "esm1b", "esm1v", "esm2", "carp", "carp_wide")
 SEEDS = (42, 0, 12345)  # the study's own
 PROCEDURES = {"reinit": study.reinit, "resample": study.resample}
 both = pytest.mark.parametrize("method", PROCEDURES)
@@ -47,7 +47,7 @@ def test_a_wrapped_original_becomes_what_the_study_had(pair, method):
     assert not differing(studied(pair, method, 0), copied(original))
 
 
-@pytest.mark.parametrize("name", ["esm1b", "esm1v"])
+@pytest.mark.parametrize("name", TIED)
 @both
 def test_the_tie_is_kept_and_the_embedding_changes_with_the_head(name, method):
     pair = small_pair(name)

@@ -20,6 +20,7 @@ OPTIONS = {
     "esm1 without bias": ("esm1", {"final_bias": False}),
     "esm1 with token dropout": ("esm1", {"token_dropout": True}),
     "esm1b without token dropout": ("esm1b", {"token_dropout": False}),
+    "esm2 without token dropout": ("esm2", {"token_dropout": False}),
 }
 
 

@@ -1,0 +1,173 @@
+# Copyright 2026 The hf_perturb authors. All rights reserved.
+#
+# Licensed under the MIT License: see the LICENSE file at the root of the repository.
+"""Transformers' own ESM (`model_type` `esm`): its names and its configuration, read as ours and written from ours.
+
+Source: `transformers.models.esm` (5.4 to 5.23). It has ESM-1b, ESM-1v and ESM-2, but no ESM-1.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+from .record import CheckpointError
+
+# ours, and theirs inside `EsmForMaskedLM`; `*` is the number of a layer
+_NAMES = {
+    "embed_tokens": "esm.embeddings.word_embeddings",
+    "embed_positions": "esm.embeddings.position_embeddings",
+    "emb_layer_norm_before": "esm.embeddings.layer_norm",
+    "emb_layer_norm_after": "esm.encoder.emb_layer_norm_after",
+    "contact_head.regression": "esm.contact_head.regression",
+    "lm_head.dense": "lm_head.dense",
+    "lm_head.layer_norm": "lm_head.layer_norm",
+    "layers.*.self_attn.q_proj": "esm.encoder.layer.*.attention.self.query",
+    "layers.*.self_attn.k_proj": "esm.encoder.layer.*.attention.self.key",
+    "layers.*.self_attn.v_proj": "esm.encoder.layer.*.attention.self.value",
+    "layers.*.self_attn.out_proj": "esm.encoder.layer.*.attention.output.dense",
+    "layers.*.self_attn.rot_emb": "esm.encoder.layer.*.attention.self.rotary_embeddings",
+    "layers.*.self_attn_layer_norm": "esm.encoder.layer.*.attention.LayerNorm",
+    "layers.*.fc1": "esm.encoder.layer.*.intermediate.dense",
+    "layers.*.fc2": "esm.encoder.layer.*.output.dense",
+    "layers.*.final_layer_norm": "esm.encoder.layer.*.LayerNorm",
+}
+_LEAVES = {"lm_head.weight": "lm_head.decoder.weight", "lm_head.bias": "lm_head.bias"}
+_ROTARY = "layers.{}.self_attn.rot_emb.inv_freq"
+# rotary frequencies of all layers at once: as Transformers 5.23 holds them, and (star and all) as it saves them
+_SHARED_ROTARY = ("esm.rotary_embeddings.inv_freq", "esm.encoder.layer.*.attention.self.rotary_embeddings.inv_freq")
+# a norm's weights as Transformers 5.23 saves them
+_NORM_LEAVES = {"gamma": "weight", "beta": "bias"}
+# a buffer that old releases stored, and a layer that the masked LM does not have
+_WITHOUT_MEANING = ("esm.embeddings.position_ids", "esm.pooler.dense.weight", "esm.pooler.dense.bias")
+
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "layer_norm_eps",
+    "emb_layer_norm_before",
+    "token_dropout",
+    "pad_token_id",
+    "mask_token_id",
+    "tie_word_embeddings",
+)
+# what means the same in every Transformers configuration, and what is ours and they only carry
+_CARRIED = (
+    *("dtype", "torch_dtype", "id2label", "label2id", "problem_type", "quantization_config"),
+    *("perturbation", "digest", "contact_head"),
+)
+_VERSIONS = {"absolute": "ESM-1b", "rotary": "ESM-2"}
+
+
+def is_stock(stored: Mapping[str, Any]) -> bool:
+    """Whether the content of a `config.json` is that of a stock ESM."""
+    return stored.get("model_type") == "esm"
+
+
+def config_from_stock(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Translate the content of a stock `config.json` to the keywords of `FairEsmConfig`.
+
+    Raises:
+        OSError: if the network is one that fair-esm's classes do not have.
+    """
+    positions = stored.get("position_embedding_type", "absolute")
+    refused = {
+        "is_folding_model": "ESMFold",
+        "is_decoder": "a decoder",
+        "add_cross_attention": "a network with cross-attention",
+    }
+    for key, what in refused.items():
+        if stored.get(key):
+            raise CheckpointError(f"config.json: {key} is {stored[key]!r}; {what} has no counterpart in fair_esm")
+    if positions not in _VERSIONS:
+        allowed = " or ".join(map(repr, _VERSIONS))
+        raise CheckpointError(f"config.json: position_embedding_type is {positions!r}; allowed: {allowed}")
+    kept = {key: stored[key] for key in (*_SIZES, *_CARRIED) if stored.get(key) is not None}
+    # what a stock config leaves out has these values there
+    kept.setdefault("token_dropout", False)
+    kept.setdefault("emb_layer_norm_before", False)
+    kept.setdefault("layer_norm_eps", 1e-12)
+    heads = {"EsmForMaskedLM": "FairEsmForMaskedLM", "EsmModel": "FairEsmModel"}
+    named = [heads[name] for name in stored.get("architectures") or [] if name in heads]
+    return {"model_type": "fair_esm", "model_version": _VERSIONS[positions], "architectures": named or None, **kept}
+
+
+def config_to_stock(config: Any, architecture: str) -> dict[str, Any]:
+    """Translate a `FairEsmConfig` to the content of a stock `config.json`.
+
+    Args:
+        config: a `FairEsmConfig` of an ESM-1b, ESM-1v or ESM-2.
+        architecture: our class; the masked language model's or the base model's.
+    """
+    ours = config.to_dict()
+    positions = {version: kind for kind, version in _VERSIONS.items()}[config.model_version]
+    kept = {key: ours[key] for key in (*_SIZES, *_CARRIED) if ours.get(key) is not None}
+    return {
+        "architectures": [architecture.removeprefix("Fair")],
+        "model_type": "esm",
+        "position_embedding_type": positions,
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": config.eos_token_id,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "is_folding_model": False,
+        **kept,
+    }
+
+
+def tensors_from_stock(tensors: Mapping[str, torch.Tensor], layers: int, rotary: bool) -> dict[str, torch.Tensor]:
+    """Name the tensors of a stock ESM as fair-esm does; a tensor that it does not know keeps its name.
+
+    Args:
+        tensors: by their stock names, with or without `esm.` in front.
+        layers: transformer layers, which may share their rotary frequencies.
+        rotary: whether positions are rotary; then stock checkpoints may hold a table of positions without meaning.
+    """
+    unused = (*_WITHOUT_MEANING, "esm.embeddings.position_embeddings.weight") if rotary else _WITHOUT_MEANING
+    named = {}
+    for name, tensor in tensors.items():
+        whole = name if name.startswith(("esm.", "lm_head.", "classifier.")) else f"esm.{name}"
+        if whole in _SHARED_ROTARY:
+            # of their own: a file could not hold one tensor under many names
+            named.update({_ROTARY.format(layer): tensor.clone() for layer in range(layers)})
+        elif whole not in unused:
+            named[our_name(whole) or name] = tensor
+    return named
+
+
+def our_name(stock: str) -> str | None:
+    """Return our name of a stock tensor, `None` if there is none."""
+    for ours, theirs in _LEAVES.items():
+        if stock == theirs:
+            return ours
+    module, _, leaf = stock.rpartition(".")
+    for ours, theirs in _NAMES.items():
+        found = re.fullmatch(re.escape(theirs).replace(r"\*", r"(\d+)"), module)
+        if found:
+            return f"{ours.replace('*', ''.join(found.groups()))}.{_NORM_LEAVES.get(leaf, leaf)}"
+    return None
+
+
+def stock_names(ours: Iterable[str]) -> dict[str, str]:
+    """Return the stock name of each of our names.
+
+    Raises:
+        OSError: for a tensor that a stock ESM does not have.
+    """
+    return {name: _stock_name(name) for name in ours}
+
+
+def _stock_name(name: str) -> str:
+    if name in _LEAVES:
+        return _LEAVES[name]
+    module, _, leaf = name.rpartition(".")
+    layer = re.search(r"\d+", module)
+    theirs = _NAMES.get(re.sub(r"\d+", "*", module, count=1))
+    if theirs is None:
+        raise CheckpointError(f"tensor {name!r} has no counterpart in Transformers' own ESM")
+    return f"{theirs.replace('*', layer.group() if layer else '*')}.{leaf}"

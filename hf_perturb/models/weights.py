@@ -1,0 +1,116 @@
+# Copyright 2026 The hf_perturb authors. All rights reserved.
+#
+# Licensed under the MIT License: see the LICENSE file at the root of the repository.
+"""The tensors of a checkpoint as they are stored: mapped from its files, not read, and never run."""
+
+import json
+import re
+import warnings
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers.utils.hub import cached_file
+
+from .record import CheckpointError
+
+# in the order that Transformers looks for them
+_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+def weight_files(variant: str | None = None) -> list[str]:
+    """Return the names that weights may go by; an index names its shards.
+
+    Args:
+        variant: Transformers' `variant=`, a part of the name.
+    """
+    if variant is None:
+        return list(_FILES)
+    return [f"{stem}.{variant}.{rest}" for stem, _, rest in (file.partition(".") for file in _FILES)]
+
+
+def stored_tensors(name: Any, hub: Mapping[str, Any], variant: str | None = None) -> dict[str, torch.Tensor]:
+    """Map the tensors of a Transformers checkpoint into memory, under the names that they are stored by.
+
+    Args:
+        name: a folder or a Hub id.
+        hub: what `from_pretrained` takes to find a file on the Hub.
+        variant: Transformers' `variant=`.
+
+    Raises:
+        OSError: if there are no weights, or a file is damaged, or an index names one that is not beside it.
+    """
+    for file in weight_files(variant):
+        path = cached_file(name, file, _raise_exceptions_for_missing_entries=False, **hub)
+        if path is None:
+            continue
+        if not file.endswith(".index.json"):
+            return read_tensors(Path(path))
+        tensors: dict[str, torch.Tensor] = {}
+        for shard in _shards(Path(path)):
+            tensors.update(read_tensors(Path(str(cached_file(name, shard, **hub)))))
+        return tensors
+    raise CheckpointError(f"{str(name)!r} has no weights; looked for {', '.join(weight_files(variant))}")
+
+
+def _shards(index: Path) -> list[str]:
+    try:
+        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index} is no index of shards: {error}") from error
+    for shard in shards:
+        if not isinstance(shard, str) or PurePosixPath(shard).name != shard:
+            raise CheckpointError(f"{index}: names {shard!r}; allowed: a file beside it")
+    return shards
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Map the tensors of one file.
+
+    Args:
+        path: a safetensors file, or a state_dict that torch saved.
+
+    Raises:
+        OSError: if it is damaged or something else.
+    """
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise CheckpointError(f"{path} is damaged, or no safetensors file: {error}") from error
+    tensors = unpickle(path)
+    if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
+        raise CheckpointError(f"{path} is not a state_dict")
+    return tensors
+
+
+def unpickle(path: Path, allowed: Sequence[type] = ()) -> Any:
+    """Read a file of `torch.save` without running anything in it; a zip's tensors are mapped, not read.
+
+    Args:
+        path: a file in torch's zip format or the older one.
+        allowed: classes that it may hold beside tensors and plain containers.
+
+    Raises:
+        OSError: if it is damaged, holds anything else, or is no such file.
+    """
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals(list(allowed)):
+            warnings.simplefilter("ignore")  # about the pickle protocol
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # a file made to do harm can provoke any
+        if foreign := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            kinds = ", ".join(["tensors", "plain containers", *(f"{cls.__module__}.{cls.__name__}" for cls in allowed)])
+            raise CheckpointError(
+                f"{path} holds {foreign.group(1)}, so it was not opened and nothing in it was run; allowed: {kinds}"
+            ) from error
+        reason = str(error).strip().partition("\n")[0].partition(". ")[0]
+        raise CheckpointError(
+            f"{path} is damaged, or no checkpoint that torch saved ({type(error).__name__}: {reason})"
+        ) from error
