@@ -12,6 +12,8 @@ from transformers import (
 )
 
 from hf_perturb import demo
+from hf_perturb.checkpoints.convert import Conversion, convert_checkpoint
+from hf_perturb.checkpoints.exports import export_checkpoint
 from hf_perturb.checkpoints.variants import create_variant
 from hf_perturb.errors import (
     CheckpointError,
@@ -64,6 +66,7 @@ __all__ = [
     "CarpForTokenClassification",
     "CarpModel",
     "CheckpointError",
+    "Conversion",
     "DigestError",
     "FairEsmConfig",
     "FairEsmForMaskedLM",
@@ -79,8 +82,10 @@ __all__ = [
     "StackedPerturbationError",
     "UnsupportedModuleError",
     "__version__",
+    "convert_checkpoint",
     "create_variant",
     "demo",
+    "export_checkpoint",
     "perturb",
     "wrap",
 ]

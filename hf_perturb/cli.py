@@ -10,18 +10,17 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-import torch
-from transformers import AutoModelForMaskedLM
 from transformers.utils import logging
 
 import hf_perturb
-from hf_perturb.checkpoints.bases import load_base
-from hf_perturb.checkpoints.catalog import CATALOG, Entry
+from hf_perturb.checkpoints.convert import DTYPES, convert_checkpoint
+from hf_perturb.checkpoints.exports import FORMATS, export_checkpoint
+from hf_perturb.checkpoints.listing import catalogue_rows, tensor_rows
 from hf_perturb.checkpoints.variants import create_variant
-from hf_perturb.perturbation import make_plan, spec
+from hf_perturb.perturbation import spec
 
 _CREATE = """\
 Build a variant of a base: the same network with its weights re-initialised or shuffled.
@@ -29,8 +28,17 @@ Build a variant of a base: the same network with its weights re-initialised or s
   hf-perturb create demo my-control --method reinit --seed 42
   hf-perturb create ./my-base my-control --method resample --axis all --exclude 'contact_head.*'
 """
+_CONVERT = """\
+Make a base of a checkpoint of any origin, or write a base or a variant in another package's format.
+
+  hf-perturb convert esm1b_t33_650M_UR50S my-base            a name of the catalogue: downloaded, checked, converted
+  hf-perturb convert esm1b_t33_650M_UR50S.pt my-base         an original file, its -contact-regression.pt beside it
+  hf-perturb convert facebook/esm2_t6_8M_UR50D my-base       Transformers' own ESM: a Hub id, or a folder
+  hf-perturb convert --to transformers my-control stock      what Transformers loads with nothing of ours installed
+  hf-perturb convert --to fair-esm my-control esm1b_control.pt
+"""
 _LIST = """\
-Without BASE: the documented checkpoints. With BASE: its tensors, and what the rules do to each.
+Without BASE: the published checkpoints. With BASE: its tensors, and what the rules do to each.
 """
 
 
@@ -66,11 +74,29 @@ def _parser() -> argparse.ArgumentParser:
     layout = argparse.RawDescriptionHelpFormatter
 
     listing = commands.add_parser(
-        "list", help="the documented checkpoints, or the tensors of a base", description=_LIST, allow_abbrev=False
+        "list", help="the published checkpoints, or the tensors of a base", description=_LIST, allow_abbrev=False
     )
     listing.add_argument("base", nargs="?", type=_name, metavar="BASE", help="a folder, a Hub id, or 'demo'")
     listing.add_argument("--json", action="store_true", help="print data in place of a table")
     listing.set_defaults(run=_list)
+
+    convert = commands.add_parser(
+        "convert",
+        help="make a base of a checkpoint",
+        description=_CONVERT,
+        formatter_class=layout,
+        allow_abbrev=False,
+    )
+    source = "an original .pt, a name of the catalogue (hf-perturb list), a folder or a Hub id"
+    convert.add_argument("source", type=_name, metavar="SOURCE", help=source)
+    convert.add_argument("out", type=_name, metavar="OUT", help="the folder to write; a .pt file for the originals")
+    convert.add_argument("--to", choices=FORMATS, help="write another package's format; default: a base of ours")
+    stored = "default: float32 for originals, else as stored"
+    convert.add_argument("--dtype", choices=DTYPES, help=f"type of the base's weights; {stored}")
+    convert.add_argument("--allow-nonfinite", action="store_true", help="convert NaN and infinite weights too")
+    convert.add_argument("--force", action="store_true", help="replace OUT if it is a base and nothing else")
+    convert.add_argument("--json", action="store_true", help="print what was written as JSON")
+    convert.set_defaults(run=_convert, usage_error=convert.error)
 
     create = commands.add_parser(
         "create", help="build a variant", description=_CREATE, formatter_class=layout, allow_abbrev=False
@@ -97,6 +123,29 @@ def _name(text: str) -> str:
     return text
 
 
+def _convert(options: argparse.Namespace) -> None:
+    if options.to is not None:
+        for given in ("dtype", "allow_nonfinite", "force"):
+            if getattr(options, given):
+                options.usage_error(f"argument --{given.replace('_', '-')}: not with --to")
+        files = export_checkpoint(options.source, Path(options.out), options.to)
+        print(json.dumps({"files": list(map(str, files))}) if options.json else "\n".join(map(str, files)))
+        return
+    done = convert_checkpoint(
+        options.source,
+        Path(options.out),
+        dtype=options.dtype,
+        allow_nonfinite=options.allow_nonfinite,
+        force=options.force,
+    )
+    for note in done.notes:
+        print(f"hf-perturb convert: note: {note}", file=sys.stderr)
+    if options.json:
+        print(json.dumps({"path": str(options.out), **asdict(done)}))
+    else:
+        print(f"{options.out}: {done.architecture} of {done.parameters:,} parameters\n{done.digest}")
+
+
 def _create(options: argparse.Namespace) -> None:
     keys = ("method", "rules", "axis", "include", "exclude")
     seed, *more = options.seed or [spec.DEFAULT_SEED]
@@ -114,7 +163,7 @@ def _create(options: argparse.Namespace) -> None:
 
 
 def _list(options: argparse.Namespace) -> None:
-    rows = _bases() if options.base is None else _tensors(options.base)
+    rows = catalogue_rows(options.json) if options.base is None else tensor_rows(options.base)
     if options.json:
         print(json.dumps(rows, indent=1))
         return
@@ -122,47 +171,3 @@ def _list(options: argparse.Namespace) -> None:
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
     for line in cells:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-
-
-def _bases() -> list[dict[str, Any]]:
-    return [_base_row(entry) for entry in [*CATALOG.values(), Entry("demo", "carp", CATALOG["carp_600k"].sizes)]]
-
-
-def _base_row(entry: Entry) -> dict[str, Any]:
-    config = entry.config()
-    shipped = "shipped in the package, for demonstration" if entry.name == "demo" else entry.errata
-    with torch.device("meta"):
-        model = AutoModelForMaskedLM.from_config(config)
-    return {
-        "base": entry.name,
-        "family": entry.family,
-        "layers": config.num_hidden_layers,
-        "hidden": config.hidden_size,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "note": shipped,
-    }
-
-
-def _tensors(base: str) -> list[dict[str, Any]]:
-    model, _ = load_base(base)
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.document_tensors().items()}
-    family, head = model.config.model_type, model.language_head_names()
-    plans = {method: make_plan(family, shapes, hf_perturb.Perturbation(method), head) for method in spec.METHODS}
-    steps = {method: {step.name: step for step in plan.steps} for method, plan in plans.items()}
-    return [
-        {
-            "tensor": name,
-            "shape": "x".join(map(str, shape)),
-            **{method: _action(steps[method].get(name)) for method in spec.METHODS},
-        }
-        for name, shape in shapes.items()
-    ]
-
-
-def _action(step: Any) -> str:
-    if step is None:
-        return "keep"
-    arguments = ", ".join(
-        f"{key}={value:.6g}" if isinstance(value, float) else f"{value}" for key, value in step.arguments
-    )
-    return f"{step.kernel}({arguments})"

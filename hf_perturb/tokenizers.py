@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import string
 from dataclasses import dataclass, replace
+from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
@@ -109,3 +110,16 @@ def build_tokenizer(alphabet: Alphabet) -> PreTrainedTokenizerFast:
         **{name: token for name, token in named.items() if token is not None},
         **limit,
     )
+
+
+def build_tokenizer_of(config: Any) -> PreTrainedTokenizerFast:
+    """Build the tokenizer of a network.
+
+    Args:
+        config: its `FairEsmConfig` or `CarpConfig`.
+    """
+    if config.model_type == "carp":
+        return build_tokenizer(CARP)
+    if config.model_version == "ESM-1":
+        return build_tokenizer(ESM1)
+    return build_tokenizer(replace(ESM1B, max_length=config.max_tokens))

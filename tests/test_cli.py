@@ -39,13 +39,13 @@ def test_create_with_every_option(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["create", "no-such-base", "OUT", "--method", "reinit"], "no such folder"),
+        (["create", "no-such-base", "OUT", "--method", "reinit"], "no such file or folder"),
         (["create", "demo", "EXISTS", "--method", "reinit"], "exists already"),
         (["create", "demo", "OUT", "--method", "reinit", "--include", "nothing.*"], "matches no parameter"),
         (["create", "demo", "OUT", "--method", "reinit", "--include", "model.decoder.*"], "that the rules keep"),
         (["create", "demo", "OUT", "--method", "reinit", "--exclude", "*"], "nothing to perturb"),
-        (["list", "no-such-base"], "no such folder"),
-        (["create", "carp_640M", "OUT", "--method", "reinit"], "hf_perturb.wrap(...) it"),
+        (["list", "no-such-base"], "no such file or folder"),
+        (["create", "carp_640M", "OUT", "--method", "reinit"], "hf-perturb convert carp_640M OUT"),
     ],
 )
 def test_what_fails_exits_1_and_writes_nothing(tmp_path, capsys, words, message):
@@ -84,12 +84,22 @@ def test_wrong_usage_exits_2(tmp_path, capsys, words):
     assert os.listdir(tmp_path) == []
 
 
-def test_list_names_the_documented_bases(capsys):
+def test_list_names_the_published_checkpoints(capsys):
     assert main(["list", "--json"]) == 0
     rows = {row["base"]: row for row in json.loads(capsys.readouterr().out)}
-    assert len(rows) == 9
-    assert round(rows["esm1_t34_670M_UR50S"]["parameters"] / 1e6) == 669
-    assert round(rows["carp_640M"]["parameters"] / 1e6) == 643
+    assert len(rows) == 22
+    assert rows["esm2_t6_8M_UR50D"]["stock copy"] == "facebook/esm2_t6_8M_UR50D"
+    assert rows["carp_640M"]["citation"].endswith("doi:10.1101/2022.05.19.492714")
+    assert [name for name, row in rows.items() if row.get("documented")] == [
+        "esm1_t6_43M_UR50S",
+        "esm1_t12_85M_UR50S",
+        "esm1_t34_670M_UR50S",
+        "esm1b_t33_650M_UR50S",
+        "carp_600k",
+        "carp_38M",
+        "carp_76M",
+        "carp_640M",
+    ]
     assert main(["list"]) == 0
     assert "esm1b_t33_650M_UR50S" in capsys.readouterr().out
 

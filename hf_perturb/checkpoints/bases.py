@@ -1,119 +1,125 @@
-"""Bases: found, checked and loaded as they are stored."""
+"""Bases: found wherever they are, and read as they are stored."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
 from hf_perturb import demo
 from hf_perturb.checkpoints.catalog import CATALOG
+from hf_perturb.checkpoints.checkpoint import AUTO_CLASSES, MODULES, PREFIXES, Checkpoint
+from hf_perturb.checkpoints.originals import read_original
 from hf_perturb.errors import CheckpointError, StackedPerturbationError
-from hf_perturb.models import modeling_carp, modeling_fair_esm
-from hf_perturb.models.loading import stored_config
-from hf_perturb.models.perturbable import PerturbablePreTrainedModel
+from hf_perturb.models.loading import has_no_weights, stored_config
 from hf_perturb.models.record import base_location
-from hf_perturb.perturbation import Perturbation
-from hf_perturb.tokenizers import CARP, ESM1, ESM1B, build_tokenizer
+from hf_perturb.models.weights import stored_tensors
+from hf_perturb.tokenizers import build_tokenizer_of
 
-_MODULES = {"fair_esm": modeling_fair_esm, "carp": modeling_carp}
-PREFIXES = {"fair_esm": "FairEsm", "carp": "Carp"}
-AUTO_CLASSES = {
-    "AutoModel": "Model",
-    "AutoModelForMaskedLM": "ForMaskedLM",
-    "AutoModelForSequenceClassification": "ForSequenceClassification",
-    "AutoModelForTokenClassification": "ForTokenClassification",
-}
-# whatever a config.json or a weights file edited by hand makes Transformers trip over
-_UNUSABLE = (
-    OSError,
-    ValueError,
-    RuntimeError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    SafetensorError,
-    StrictDataclassError,
-)
+# the two stock classes that have nothing but a trunk and the language head
+_STOCK = ("EsmForMaskedLM", "EsmModel")
+_KINDS = f"allowed: a folder of a model, a Hub id, an original .pt file, or {demo.NAME!r}"
+# whatever a config.json edited by hand makes a configuration trip over
+_UNUSABLE = (ValueError, TypeError, AttributeError, KeyError, StrictDataclassError)
 
 
-def load_base(base: str, bases_only: bool = False) -> tuple[PerturbablePreTrainedModel, str | None]:
-    """Load a base in the type that it is stored in, as the class that it is stored as.
+def open_base(name: str) -> Checkpoint:
+    """Find a base, and compare it with its network.
 
     Args:
-        base: a folder, a Hub id, or `demo`.
-        bases_only: whether to refuse a variant.
-
-    Returns:
-        The model, and the commit that it came from (`None` for a folder).
+        name: as for `open_checkpoint`.
 
     Raises:
-        CheckpointError: if the base is missing, is no base of a known family, or lacks tensors.
+        CheckpointError: if it is missing, is of no known family, or lacks tensors.
         StackedPerturbationError: if it is a variant.
     """
-    location = base_location(base)
+    checkpoint = open_checkpoint(name)
+    if (record := checkpoint.config.perturbation) is not None:
+        raise StackedPerturbationError(f"base {name!r} is a variant already, by {record}; start from its base")
+    return checkpoint.check()
+
+
+def open_checkpoint(name: str) -> Checkpoint:
+    """Find a checkpoint and map its tensors; nothing is compared with the network yet.
+
+    Args:
+        name: a folder or Hub id of ours or of Transformers' own ESM, an original `.pt` file, or `demo`.
+
+    Raises:
+        CheckpointError: if it is missing, damaged, or of another family.
+    """
+    location = base_location(name)
     if Path(location).is_file():
+        if Path(location).suffix == ".safetensors":
+            raise CheckpointError(f"{name} is one file of a folder; give the folder, which has the config.json too")
+        return read_original(Path(location))
+    if name in CATALOG and not Path(name).exists():
         raise CheckpointError(
-            f"{base} is a file; allowed: a folder that save_pretrained wrote, a Hub id, or {demo.NAME!r};"
-            " load an original checkpoint with its own package, wrap it (hf_perturb.wrap) and save that"
+            f"{name!r} is a name of the catalogue; fetch it and make a base of it first: hf-perturb convert {name} OUT"
         )
-    absent = "no config.json in it" if Path(location).is_dir() else "no such folder, and not to be had from the Hub"
-    absent = f"base {base!r}: {absent}; allowed: a folder of a model, a Hub id, or {demo.NAME!r}"
-    if base in CATALOG and not Path(base).exists():
-        raise CheckpointError(
-            f"base {base!r} is published for its own package: load it there, hf_perturb.wrap(...) it, save_pretrained"
-            " it to a folder, and give that folder"
-        )
+    absent = (
+        "no config.json in it" if Path(location).is_dir() else "no such file or folder, and not to be had from the Hub"
+    )
     try:
         stored, revision = stored_config(location, {})
     except CheckpointError:
         raise
     except OSError as error:
-        raise CheckpointError(f"{absent} ({error})") from error
+        raise CheckpointError(f"{name!r}: {absent}; {_KINDS} ({error})") from error
     if not stored:
-        raise CheckpointError(absent)
-    family = stored.get("model_type")
-    if not isinstance(family, str) or family not in _MODULES:
-        raise CheckpointError(f"base {base!r}: model_type is {family!r}; allowed: {', '.join(_MODULES)}")
-    if bases_only and stored.get("perturbation") is not None:
-        record = Perturbation.parse(stored["perturbation"])
-        raise StackedPerturbationError(f"base {base!r} is a variant already, by {record}; start from its base")
-    allowed = [PREFIXES[family] + head for head in AUTO_CLASSES.values()]
-    architectures = stored.get("architectures") or [PREFIXES[family] + "ForMaskedLM"]
-    if not isinstance(architectures, list) or architectures[0] not in allowed:
-        raise CheckpointError(
-            f"base {base!r}: architectures is {architectures!r}; allowed: one of {', '.join(allowed)}"
-        )
-    model_class = getattr(_MODULES[family], architectures[0])
-    arguments = {} if revision is None else {"revision": revision}
+        raise CheckpointError(f"{name!r}: {absent}; {_KINDS}")
+    hub = {} if revision is None else {"revision": revision}
+    if has_no_weights(location, hub):
+        raise CheckpointError(f"{name!r} has no weights: it is a recipe, or lacks its model.safetensors")
+    return _read_folder(name, location, stored, hub)
+
+
+def _read_folder(name: str, location: str, stored: dict[str, Any], hub: dict[str, Any]) -> Checkpoint:
+    family = "fair_esm" if (stock := stored.get("model_type") == "esm") else stored.get("model_type")
+    if not isinstance(family, str) or family not in MODULES:
+        allowed = ", ".join([*MODULES, "esm (Transformers' own)"])
+        raise CheckpointError(f"{name!r}: model_type is {family!r}; allowed: {allowed}")
+    architecture = _architecture(name, stored.get("architectures"), family, stock)
+    model_class = getattr(MODULES[family], architecture)
     try:
-        model, info = model_class.from_pretrained(location, output_loading_info=True, **arguments)
+        config = model_class.config_class.from_dict(model_class.config_class.read_stored(stored))
+        config._name_or_path = ""  # whose disk it was on is nobody's business
+        tensors = stored_tensors(location, hub)
+        if stock:
+            tensors = model_class.foreign_tensors(tensors, config)
     except _UNUSABLE as error:
-        raise CheckpointError(f"base {base!r}: its config.json or model.safetensors cannot be used: {error}") from error
-    for problem in ("missing_keys", "unexpected_keys"):
-        if info[problem]:
-            names = sorted(info[problem])
-            raise CheckpointError(f"base {base!r}: {problem.replace('_keys', '')} tensors: {', '.join(names)}")
-    return model, revision
+        raise CheckpointError(f"{name!r}: its config.json cannot be used: {error}") from error
+    origin = "transformers" if stock else "hf_perturb"
+    return Checkpoint(name, origin, config, architecture, tensors, revision=hub.get("revision"))
 
 
-def tokenizer_of(base: str, model: PerturbablePreTrainedModel, revision: str | None) -> PreTrainedTokenizerBase:
-    """Return the base's own tokenizer, or that of its network's alphabet where it has none.
+def _architecture(name: str, stored: Any, family: str, stock: bool) -> str:
+    """Return our class of a checkpoint, the masked language model's where it does not say."""
+    ours = [PREFIXES[family] + head for head in AUTO_CLASSES.values()]
+    allowed = list(_STOCK) if stock else ours
+    given = stored or [allowed[0] if stock else f"{PREFIXES[family]}ForMaskedLM"]
+    if not isinstance(given, list) or given[0] not in allowed:
+        raise CheckpointError(f"{name!r}: architectures is {given!r}; allowed: one of {', '.join(allowed)}")
+    return f"Fair{given[0]}" if stock else str(given[0])
+
+
+def tokenizer_of(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
+    """Return the checkpoint's own tokenizer, or that of its network's alphabet where it has none of ours.
 
     Raises:
-        CheckpointError: if the base has one that cannot be read.
+        CheckpointError: if it has one that cannot be read.
     """
-    location, place = base_location(base), {} if revision is None else {"revision": revision}
-    if cached_file(location, "tokenizer.json", _raise_exceptions_for_missing_entries=False, **place) is not None:
-        try:
-            return AutoTokenizer.from_pretrained(location, **place)
-        except Exception as error:  # the library raises bare Exceptions
-            raise CheckpointError(f"base {base!r}: its tokenizer.json cannot be used: {error}") from error
-    config = model.config
-    if config.model_type == "carp":
-        return build_tokenizer(CARP)
-    return build_tokenizer(ESM1 if config.model_version == "ESM-1" else replace(ESM1B, max_length=config.max_tokens))
+    location, place = base_location(checkpoint.what), {"revision": checkpoint.revision} if checkpoint.revision else {}
+    ours = checkpoint.origin == "hf_perturb"
+    if (
+        not ours
+        or cached_file(location, "tokenizer.json", _raise_exceptions_for_missing_entries=False, **place) is None
+    ):
+        return build_tokenizer_of(checkpoint.config)
+    try:
+        return AutoTokenizer.from_pretrained(location, **place)
+    except Exception as error:  # the library raises bare Exceptions
+        raise CheckpointError(f"{checkpoint.what!r}: its tokenizer.json cannot be used: {error}") from error

@@ -1,9 +1,14 @@
-"""The model card of a variant."""
+"""The model cards of bases and variants."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 from huggingface_hub import ModelCardData
 
+from hf_perturb.checkpoints.catalog import Entry
+from hf_perturb.checkpoints.checkpoint import Checkpoint
 from hf_perturb.perturbation import Perturbation, default_axis
 
 _METHODS = {
@@ -48,7 +53,6 @@ def _body(family: str, architecture: str, record: Perturbation, changed: int, to
         "tensors changed": f"{changed} of {total}",
         "digest of the weights": record.digest,
     }
-    rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items() if value is not None)
     return f"""
 # A control: {named}, {record.method}, seed {record.seed}
 
@@ -57,7 +61,7 @@ It is a control, not a predictor: a result that it reaches as well as its base d
 
 | | |
 | --- | --- |
-{rows}
+{_rows(facts)}
 
 ```python
 import hf_perturb
@@ -67,6 +71,87 @@ model = AutoModel.from_pretrained("this folder or repository")
 model.config.perturbation  # what was done to the weights
 ```
 """
+
+
+def base_card(checkpoint: Checkpoint, entry: Entry | None, digest: str) -> str:
+    """Render the card of a base that `convert` wrote.
+
+    Args:
+        checkpoint: what was converted.
+        entry: what the catalogue says of it, if anything.
+        digest: of the weights.
+    """
+    config = checkpoint.config
+    name = entry.name if entry is not None else Path(checkpoint.what).stem
+    data = ModelCardData(
+        library_name="transformers",
+        license="mit" if entry is not None and entry.licence == "MIT" else None,
+        pipeline_tag="fill-mask" if checkpoint.architecture.endswith("ForMaskedLM") else None,
+        tags=["hf-perturb", "protein"],
+    )
+    contacts = "absent: the checkpoint came without its weights"
+    facts = {
+        "converted from": f"{Path(checkpoint.what).name} ({checkpoint.origin})",
+        "published at": entry.url if entry is not None else None,
+        "licence": entry.licence if entry is not None else None,
+        "citation": entry.citation if entry is not None else None,
+        "errata": (entry.errata or None) if entry is not None else None,
+        "network": f"{config.model_type}, stored as {checkpoint.architecture}",
+        "parameters": f"{checkpoint.parameters:,}",
+        "contact head": contacts if getattr(config, "contact_head", True) is False else None,
+        "what was done to the weights": config.perturbation,
+        "digest of the weights": digest,
+    }
+    return f"""---
+{data.to_yaml()}
+---
+
+# {name}, as a base for controls
+
+The weights of a published checkpoint under the names of its own package, for hf_perturb.
+
+| | |
+| --- | --- |
+{_rows(facts)}
+
+```sh
+hf-perturb create "this folder or repository" my-control --method reinit --seed 42
+```
+"""
+
+
+def stock_card(checkpoint: Checkpoint) -> str:
+    """Render the card of a folder for Transformers' own ESM."""
+    config = checkpoint.config
+    tags = ["protein", "hf-perturb", *([config.perturbation.method] if config.perturbation is not None else [])]
+    data = ModelCardData(library_name="transformers", pipeline_tag="fill-mask", tags=tags)
+    facts = {
+        "converted from": Path(checkpoint.what).name,
+        "what was done to the weights": config.perturbation or "nothing",
+        "digest of the weights under fair-esm's names": (config.perturbation or config).digest,
+        "contact head": None if config.contact_head else "absent: its weights are zeros, which predict 0.5 everywhere",
+    }
+    return f"""---
+{data.to_yaml()}
+---
+
+# {Path(checkpoint.what).name}, for Transformers' own ESM
+
+| | |
+| --- | --- |
+{_rows(facts)}
+
+```python
+from transformers import AutoModelForMaskedLM
+
+model = AutoModelForMaskedLM.from_pretrained("this folder or repository")
+model.config.perturbation  # what was done to the weights, if anything was
+```
+"""
+
+
+def _rows(facts: dict[str, Any]) -> str:
+    return "\n".join(f"| {key} | {value} |" for key, value in facts.items() if value is not None)
 
 
 def _axis(family: str, record: Perturbation) -> str | None:

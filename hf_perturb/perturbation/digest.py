@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 
 # the names that safetensors headers use, so that a file's digest needs no tensor
-_DTYPES = {
+DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -54,7 +54,7 @@ def tensor_digests(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
 def tensor_digest(tensor: torch.Tensor) -> str:
     """Return `dtype shape sha256` of one tensor."""
     data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return f"{_DTYPES[tensor.dtype]} {json.dumps(list(tensor.shape))} {hashlib.sha256(data.data).hexdigest()}"
+    return f"{DTYPES[tensor.dtype]} {json.dumps(list(tensor.shape))} {hashlib.sha256(data.data).hexdigest()}"
 
 
 def distinct(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

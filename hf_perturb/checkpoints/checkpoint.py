@@ -1,0 +1,150 @@
+"""A checkpoint of any origin under the document's names, before it is a model or a file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from hf_perturb.errors import CheckpointError
+from hf_perturb.models import modeling_carp, modeling_fair_esm
+from hf_perturb.models.perturbable import PerturbablePreTrainedModel
+
+MODULES = {"fair_esm": modeling_fair_esm, "carp": modeling_carp}
+PREFIXES = {"fair_esm": "FairEsm", "carp": "Carp"}
+AUTO_CLASSES = {
+    "AutoModel": "Model",
+    "AutoModelForMaskedLM": "ForMaskedLM",
+    "AutoModelForSequenceClassification": "ForSequenceClassification",
+    "AutoModelForTokenClassification": "ForTokenClassification",
+}
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_NAMED = 8  # how many tensors a message names
+
+
+@dataclass
+class Checkpoint:
+    """Configuration and tensors, mapped from files where these allow it.
+
+    Args:
+        what: how messages call it.
+        origin: the format that it came in: `fair-esm`, `sequence-models`, `transformers` or `hf_perturb`.
+        config: the network, with the record of what was done to its weights.
+        architecture: the class that it is stored as.
+        tensors: by document name, a tied one once; `load` puts them in the order of the original class.
+        dtype: the type that its own package loads it in, `None` for that of the file.
+        revision: the commit on the Hub that it came from.
+        notes: what a user should know about how it was read.
+        parameters: of the network, known once the tensors are checked; a tied one counts once.
+    """
+
+    what: str
+    origin: str
+    config: Any
+    architecture: str
+    tensors: dict[str, torch.Tensor]
+    dtype: torch.dtype | None = None
+    revision: str | None = None
+    notes: list[str] = field(default_factory=list)
+    parameters: int = 0
+
+    @property
+    def model_class(self) -> type[PerturbablePreTrainedModel]:
+        """The class that it is stored as."""
+        cls: type[PerturbablePreTrainedModel] = getattr(MODULES[self.config.model_type], self.architecture)
+        return cls
+
+    def dtypes(self, asked: torch.dtype | None = None) -> dict[str, torch.dtype]:
+        """Return the type of every tensor, as stored, as its package has it, or as asked for.
+
+        Rotary frequencies stay float32, as they do in the model.
+        """
+        chosen = asked or self.dtype
+        return {
+            name: torch.float32 if name.endswith("rot_emb.inv_freq") else chosen or tensor.dtype
+            for name, tensor in self.tensors.items()
+        }
+
+    def check(self) -> Checkpoint:
+        """Compare the tensors with those of the network, and put them in its order.
+
+        Raises:
+            CheckpointError: naming what is missing, left over, of another shape, or not of floating point.
+        """
+        self._check_layers()
+        try:
+            with torch.device("meta"):
+                network = self.model_class(self.config)
+        except (RuntimeError, OverflowError, MemoryError) as error:
+            raise CheckpointError(f"{self.what}: no network can have its sizes: {error}") from error
+        expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+        for name, source in network.all_tied_weights_keys.items():
+            expected.pop(name)
+            self._drop_tied(name, source)
+        found = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+        shapes = [
+            f"{name} {found[name]} instead of {expected[name]}"
+            for name in expected
+            if name in found and found[name] != expected[name]
+        ]
+        kinds = [f"{name} {tensor.dtype}" for name, tensor in self.tensors.items() if tensor.dtype not in _FLOATS]
+        problems = (
+            ("missing tensors", [name for name in expected if name not in found]),
+            ("tensors that this network does not have", [name for name in found if name not in expected]),
+            ("tensors of another shape", shapes),
+            ("tensors that are not of floating point", kinds),
+        )
+        if said := "; ".join(f"{problem}: {listed(names)}" for problem, names in problems if names):
+            raise CheckpointError(f"{self.what}: {said}")
+        self.tensors = {name: self.tensors[name] for name in expected}
+        self.parameters = sum(parameter.numel() for parameter in network.parameters())
+        return self
+
+    def _check_layers(self) -> None:
+        """Compare the number of layers first: to build a network of a million of them would take minutes."""
+        found = {int(layer) for layer in re.findall(r"\blayers\.(\d+)\.", "\n".join(self.tensors))}
+        stated = self.config.num_hidden_layers
+        if found != set(range(stated)) and (stated > len(found) + 100 or not found):
+            raise CheckpointError(f"{self.what}: its sizes say {stated} layers, its tensors are those of {len(found)}")
+
+    def _drop_tied(self, name: str, source: str) -> None:
+        tied = self.tensors.pop(name, None)
+        if tied is not None and source in self.tensors and not same_bits(tied, self.tensors[source]):
+            raise CheckpointError(
+                f"{self.what}: {name} and {source} differ, and this network has one tensor for both; one with a head of"
+                " its own has tie_word_embeddings false in its config.json"
+            )
+
+    def model(self) -> PerturbablePreTrainedModel:
+        """Return the model over these tensors; one that needs no cast shares its memory with them."""
+        dtypes = self.dtypes()
+        with torch.device("meta"):
+            model = self.model_class(self.config)
+        state = {name: tensor.to(dtypes[name]) for name, tensor in self.tensors.items()}
+        model.load_state_dict(state, strict=False, assign=True)
+        model.tie_weights()
+        return model.eval()
+
+
+def auto_map(family: str) -> dict[str, str]:
+    """Return the `auto_map` with every head: Transformers alone would record only the class that was saved."""
+    prefix = PREFIXES[family]
+    heads = {auto: f"modeling_{family}.{prefix}{head}" for auto, head in AUTO_CLASSES.items()}
+    return {"AutoConfig": f"configuration_{family}.{prefix}Config", **heads}
+
+
+def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors are the same, NaN for NaN."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))
+
+
+def listed(names: Iterable[str]) -> str:
+    """Join names for a message, the first few of many."""
+    every = list(names)
+    more = f" and {len(every) - _NAMED} more" if len(every) > _NAMED else ""
+    return ", ".join(every[:_NAMED]) + more

@@ -1,0 +1,98 @@
+"""Original checkpoints from their publishers: resumed, checked, and kept where the original packages keep them."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import zipfile
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlparse
+
+import torch
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.file_download import http_get
+
+from hf_perturb.checkpoints.catalog import Entry
+from hf_perturb.errors import CheckpointError
+
+_CHUNK = 1 << 24  # bytes
+
+
+def download(entry: Entry) -> Path:
+    """Fetch a checkpoint of the catalogue, and its contact regression beside it.
+
+    The files go where torch, and so fair-esm and sequence-models, keep theirs: what one of them has fetched before is
+    found, and the other way round.
+
+    Args:
+        entry: the checkpoint.
+
+    Returns:
+        The path of its weights.
+
+    Raises:
+        CheckpointError: if a file cannot be had, or is not what its publisher or the catalogue says. What came of it is
+            kept, and the next call goes on from there.
+    """
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    if entry.regression_url is not None:
+        _fetch(entry.regression_url, folder, None)
+    return _fetch(entry.url, folder, entry.sha256)
+
+
+def _fetch(url: str, folder: Path, sha256: str | None) -> Path:
+    path = folder / PurePosixPath(urlparse(url).path).name
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".incomplete")
+        _receive(url, partial)
+        _check(partial, sha256, url)
+        partial.replace(path)
+        return path
+    print(f"{path}: here already", file=sys.stderr)
+    _check(path, sha256, url)
+    return path
+
+
+def _receive(url: str, partial: Path) -> None:
+    """Append to a file until it is whole: the client retries, shows its progress and compares the size."""
+    try:
+        with partial.open("ab") as file:
+            http_get(url, file, resume_size=file.tell(), displayed_filename=partial.stem)
+    except HfHubHTTPError as error:
+        # what was received before was all there is, but nobody had checked it yet
+        if error.response.status_code == 416 and partial.stat().st_size:
+            return
+        raise CheckpointError(f"{url}: {_first_line(error)}") from error
+    except Exception as error:  # the client's errors are those of its HTTP library, which differ between its releases
+        kept = f"{partial.stat().st_size:,} bytes are kept, run the same command again to go on"
+        raise CheckpointError(f"{url}: {_first_line(error)}; {kept}") from error
+
+
+def _check(path: Path, sha256: str | None, url: str) -> None:
+    """Refuse a file that is not what was published; the sum of a zip's entries tells where there is no checksum."""
+    if sha256 is not None:
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+        problem = "" if digest.hexdigest() == sha256 else f"its sha256 is {digest.hexdigest()}, published is {sha256}"
+    else:
+        problem = _damage(path)
+    if problem:
+        raise CheckpointError(f"{path} is not what {url} has: {problem}; delete it and run the same command again")
+
+
+def _damage(path: Path) -> str:
+    if not zipfile.is_zipfile(path):
+        return ""  # torch's older format, which has no sums; reading it finds what is missing
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+    except (zipfile.BadZipFile, OSError) as error:
+        return str(error)
+    return "" if broken is None else f"the sum of {broken} in it is wrong"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__

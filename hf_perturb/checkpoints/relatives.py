@@ -1,0 +1,40 @@
+"""What the readers of original checkpoints share: what else a file may be, and how it is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hf_perturb.errors import CheckpointError
+
+ALLOWED = "allowed: ESM-1, ESM-1b, ESM-1v and ESM-2 as fair-esm has them, and CARP as sequence-models has it"
+_OTHERS = {
+    "msa_transformer": "an MSA Transformer (ESM-MSA-1), which reads alignments",
+    "invariant_gvp": "ESM-IF1, which reads structures (inverse folding)",
+    "bigcarp": "BiGCARP, which reads domains of gene clusters",
+    "mif": "MIF or MIF-ST, which read structures (inverse folding)",
+}
+
+
+def refuse_others(path: Path, name: Any) -> None:
+    """Refuse a relative of the networks that we have, and say what it is.
+
+    Raises:
+        CheckpointError: if the name that the file gives its network is that of a relative.
+    """
+    for part, what in _OTHERS.items():
+        if part in str(name):
+            raise CheckpointError(f"{path} is {what}; {ALLOWED}")
+
+
+def refuse_what_is_no_state(path: Path, key: str, state: Any) -> None:
+    """Refuse what is no dict of tensors.
+
+    Raises:
+        CheckpointError: naming the key that it was under.
+    """
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise CheckpointError(f"{path}: its {key!r} is no state_dict; {ALLOWED}")
