@@ -30,6 +30,7 @@ from hf_perturb import demo
 from hf_perturb.evaluation import masked_lm_loss
 from hf_perturb.models.configuration_carp import CarpConfig
 from hf_perturb.models.modeling_carp import CarpForMaskedLM
+from hf_perturb.perturbation import digest_of
 from hf_perturb.tokenizers import CARP, build_tokenizer
 
 CARD = Path(__file__).parent.parent / "model_cards" / "demo_base.md"
@@ -146,6 +147,7 @@ def write(output: Path, model: Any, tokenizer: Any, held_out: list[tuple[str, st
     """Write the demo folder and the held-out sequences beside it."""
     target = output / "carp_demo"
     shutil.rmtree(target, ignore_errors=True)
+    model.config.digest = digest_of(model.state_dict())
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
     (target / "README.md").write_text(card(figures), encoding="utf-8")

@@ -17,10 +17,10 @@ ESM_SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4
 CARP_SIZES = {"hidden_size": 32, "num_hidden_layers": 9, "slim": True}
 
 CONFIGS = {
-    "esm1": lambda **kw: hf_perturb.FairEsmConfig(model_version="ESM-1", **ESM_SIZES, **kw),
-    "esm1b": lambda **kw: hf_perturb.FairEsmConfig(model_version="ESM-1b", **ESM_SIZES, **kw),
-    "esm2": lambda **kw: hf_perturb.FairEsmConfig(model_version="ESM-2", **ESM_SIZES, **kw),
-    "carp": lambda **kw: hf_perturb.CarpConfig(**CARP_SIZES, **kw),
+    "esm1": lambda **kw: hf_perturb.FairEsmConfig(model_version="ESM-1", **(ESM_SIZES | kw)),
+    "esm1b": lambda **kw: hf_perturb.FairEsmConfig(model_version="ESM-1b", **(ESM_SIZES | kw)),
+    "esm2": lambda **kw: hf_perturb.FairEsmConfig(model_version="ESM-2", **(ESM_SIZES | kw)),
+    "carp": lambda **kw: hf_perturb.CarpConfig(**(CARP_SIZES | kw)),
 }
 TIED = ("esm1b", "esm2")  # the language head is the embedding
 HEADS = ("Model", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification")

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import small_model
 
 import hf_perturb
 from hf_perturb.cli import main
@@ -34,6 +35,16 @@ def original_module():
     return ProteinBertModel(argparse.Namespace(**sizes, **options), Alphabet.from_architecture("roberta_large"))
 
 
+def small_checkpoints(folder: Path) -> None:
+    """Put small networks where the README's commands look for published ones."""
+    names = {"ESM-1b": "esm1b_t33_650M_UR50S.pt", "ESM-2": "hub/checkpoints/esm2_t6_8M_UR50D.pt"}
+    (folder / "hub" / "checkpoints").mkdir(parents=True)
+    for network, name in (("esm1b", names["ESM-1b"]), ("esm2", names["ESM-2"])):
+        small_model(network, intermediate_size=128).save_pretrained(folder / network)
+        hf_perturb.export_checkpoint(folder / network, folder / name, "fair-esm")
+    hf_perturb.export_checkpoint(folder / "esm2", folder / "facebook" / "esm2_t6_8M_UR50D", "transformers")
+
+
 def run_shell(code: str) -> None:
     for line in code.splitlines():
         words = shlex.split(line, comments=True)
@@ -46,6 +57,8 @@ def run_shell(code: str) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_every_snippet_runs(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    small_checkpoints(tmp_path)
     names = {"original": original_module()}
     ran = 0
     for language, code in snippets(page):

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import urlparse
 
 import torch
+from filelock import FileLock
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.file_download import http_get
 
@@ -42,15 +43,22 @@ def download(entry: Entry) -> Path:
 
 def _fetch(url: str, folder: Path, sha256: str | None) -> Path:
     path = folder / PurePosixPath(urlparse(url).path).name
-    if not path.exists():
+    partial, lock = path.with_name(path.name + ".incomplete"), path.with_name(path.name + ".lock")
+    try:
         folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".incomplete")
-        _receive(url, partial)
-        _check(partial, sha256, url)
-        partial.replace(path)
-        return path
-    print(f"{path}: here already", file=sys.stderr)
-    _check(path, sha256, url)
+        # another process that wants the same file waits for this one, and finds it
+        with FileLock(lock):
+            if path.exists():
+                print(f"{path}: here already", file=sys.stderr)
+                _check(path, sha256, url)
+            else:
+                _receive(url, partial)
+                _check(partial, sha256, url)
+                partial.replace(path)
+    except OSError as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path} cannot be written: {error}") from error
     return path
 
 
@@ -58,7 +66,9 @@ def _receive(url: str, partial: Path) -> None:
     """Append to a file until it is whole: the client retries, shows its progress and compares the size."""
     try:
         with partial.open("ab") as file:
-            http_get(url, file, resume_size=file.tell(), displayed_filename=partial.stem)
+            # unpacked on the way, a file would not have the size that was announced
+            headers = {"Accept-Encoding": "identity"}
+            http_get(url, file, resume_size=file.tell(), headers=headers, displayed_filename=partial.stem)
     except HfHubHTTPError as error:
         # what was received before was all there is, but nobody had checked it yet
         if error.response.status_code == 416 and partial.stat().st_size:

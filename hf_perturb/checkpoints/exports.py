@@ -122,9 +122,9 @@ def _to_fair_esm(checkpoint: Checkpoint, out: Path) -> tuple[Path, ...]:
         }
     regression = out.with_name(out.stem + REGRESSION)
     with whole_files(out, regression) as (file, second):
-        _save({**described, "model": tensors}, checkpoint, file)
+        _save({**described, "model": tensors}, config.perturbation, file)
         if beside:
-            torch.save({"model": {name: tensor.clone() for name, tensor in contacts.items()}}, second)
+            _save({"model": contacts}, None, second)
     return (out, regression) if beside else (out,)
 
 
@@ -158,17 +158,21 @@ def _to_sequence_models(checkpoint: Checkpoint, out: Path) -> tuple[Path, ...]:
     }
     state = {name.removeprefix("model."): tensor for name, tensor in checkpoint.tensors.items()}
     with whole_files(out) as (file,):
-        _save({**described, "model_state_dict": state}, checkpoint, file)
+        _save({**described, "model_state_dict": state}, config.perturbation, file)
     return (out,)
 
 
-def _save(data: dict[str, Any], checkpoint: Checkpoint, path: Path) -> None:
-    """Save in torch's zip format; tensors mapped from one file would otherwise be saved with the whole of it."""
+def _save(data: dict[str, Any], record: Any, path: Path) -> None:
+    """Save in torch's zip format; a part of a larger memory would otherwise bring all of it along."""
     key = "model_state_dict" if "model_state_dict" in data else "model"
-    data[key] = {name: tensor.clone() for name, tensor in data[key].items()}
-    if (record := checkpoint.config.perturbation) is not None:
+    data[key] = {name: tensor.clone() if _is_part(tensor) else tensor for name, tensor in data[key].items()}
+    if record is not None:
         data[RECORD_KEY] = record.to_dict()
     torch.save(data, path)
+
+
+def _is_part(tensor: torch.Tensor) -> bool:
+    return tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size()
 
 
 def _only(checkpoint: Checkpoint, package: str, *architectures: str) -> None:
