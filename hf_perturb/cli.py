@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (OSError, ValueError) as error:
-        print(f"hf-perturb {options.command}: {error}", file=sys.stderr)
+        print(f"hf-perturb {options.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"hf-perturb {options.command}: interrupted; nothing was written", file=sys.stderr)

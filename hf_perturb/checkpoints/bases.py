@@ -21,6 +21,8 @@ from hf_perturb.tokenizers import build_tokenizer_of
 
 # the two stock classes that have nothing but a trunk and the language head
 _STOCK = ("EsmForMaskedLM", "EsmModel")
+# what ends like a file is not asked for on the Hub
+_FILES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 _KINDS = f"allowed: a folder of a model, a Hub id, an original .pt file, or {demo.NAME!r}"
 # whatever a config.json edited by hand makes a configuration trip over
 _UNUSABLE = (ValueError, TypeError, AttributeError, KeyError, StrictDataclassError)
@@ -56,6 +58,8 @@ def open_checkpoint(name: str) -> Checkpoint:
         if Path(location).suffix == ".safetensors":
             raise CheckpointError(f"{name} is one file of a folder; give the folder, which has the config.json too")
         return read_original(Path(location))
+    if Path(location).suffix in _FILES and not Path(location).exists():
+        raise CheckpointError(f"{name}: no such file")
     if name in CATALOG and not Path(name).exists():
         raise CheckpointError(
             f"{name!r} is a name of the catalogue; fetch it and make a base of it first: hf-perturb convert {name} OUT"

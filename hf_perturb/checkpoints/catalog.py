@@ -8,7 +8,9 @@ files (its golden fixtures of CARP).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -50,7 +52,7 @@ class Entry:
 
     name: str
     family: str
-    sizes: dict[str, Any] = field(hash=False)
+    sizes: Mapping[str, Any] = field(hash=False)
     alphabet: str
     parameters: int
     url: str
@@ -61,6 +63,9 @@ class Entry:
     errata: str = ""
     stock: str | None = None
     documented: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sizes", MappingProxyType(dict(self.sizes)))
 
     def config(self, **changes: Any) -> PreTrainedConfig:
         """Return the configuration of the network."""

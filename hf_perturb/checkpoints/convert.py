@@ -16,7 +16,7 @@ from hf_perturb.checkpoints.folders import refuse_out, whole_folder
 from hf_perturb.checkpoints.stream import Written, write_weights
 from hf_perturb.errors import CheckpointError, DigestError
 from hf_perturb.models.record import base_location
-from hf_perturb.perturbation.digest import digest_of_lines
+from hf_perturb.perturbation.digest import digest_of, digest_of_lines
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -122,8 +122,8 @@ def _describe(checkpoint: Checkpoint, digest: str, cast: bool) -> None:
     """Record the digest: a base's in its configuration, a variant's in the record that came along."""
     config, record = checkpoint.config, checkpoint.config.perturbation
     stated = config.digest if record is None else record.digest
-    if stated not in (None, digest) and not cast:
-        raise DigestError(f"{checkpoint.what} has weights with digest {digest}, its config.json says {stated}")
+    if stated is not None and stated != (found := digest_of(checkpoint.tensors) if cast else digest):
+        raise DigestError(f"{checkpoint.what} has weights with digest {found}, its config.json says {stated}")
     if record is None:
         config.digest = digest
     elif cast:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import sys
-import zipfile
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlparse
 
@@ -14,9 +13,11 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.file_download import http_get
 
 from hf_perturb.checkpoints.catalog import Entry
+from hf_perturb.checkpoints.integrity import damage, strange
 from hf_perturb.errors import CheckpointError
 
 _CHUNK = 1 << 24  # bytes
+_AGAIN = "delete it and run the same command again"
 
 
 def download(entry: Entry) -> Path:
@@ -44,20 +45,21 @@ def download(entry: Entry) -> Path:
 def _fetch(url: str, folder: Path, sha256: str | None) -> Path:
     path = folder / PurePosixPath(urlparse(url).path).name
     partial, lock = path.with_name(path.name + ".incomplete"), path.with_name(path.name + ".lock")
+    if path.exists():
+        print(f"{path}: here already", file=sys.stderr)
+        _check(path, sha256, url)
+        return path
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # another process that wants the same file waits for this one, and finds it
         with FileLock(lock):
-            if path.exists():
-                print(f"{path}: here already", file=sys.stderr)
-                _check(path, sha256, url)
-            else:
+            if not path.exists():
                 _receive(url, partial)
                 _check(partial, sha256, url)
                 partial.replace(path)
+    except CheckpointError:
+        raise
     except OSError as error:
-        if isinstance(error, CheckpointError):
-            raise
         raise CheckpointError(f"{path} cannot be written: {error}") from error
     return path
 
@@ -70,12 +72,15 @@ def _receive(url: str, partial: Path) -> None:
             headers = {"Accept-Encoding": "identity"}
             http_get(url, file, resume_size=file.tell(), headers=headers, displayed_filename=partial.stem)
     except HfHubHTTPError as error:
-        # what was received before was all there is, but nobody had checked it yet
-        if error.response.status_code == 416 and partial.stat().st_size:
+        # nothing is left to send: what was received before is all there is, and nobody had checked it yet
+        if error.response.headers.get("Content-Range") == f"bytes */{partial.stat().st_size}":
             return
+        if error.response.status_code == 416:
+            raise CheckpointError(f"{partial} is longer than what {url} has; {_AGAIN}") from error
         raise CheckpointError(f"{url}: {_first_line(error)}") from error
     except Exception as error:  # the client's errors are those of its HTTP library, which differ between its releases
-        kept = f"{partial.stat().st_size:,} bytes are kept, run the same command again to go on"
+        size = partial.stat().st_size
+        kept = f"{size:,} bytes are kept, run the same command again to go on" if size else "nothing was received"
         raise CheckpointError(f"{url}: {_first_line(error)}; {kept}") from error
 
 
@@ -88,20 +93,9 @@ def _check(path: Path, sha256: str | None, url: str) -> None:
                 digest.update(chunk)
         problem = "" if digest.hexdigest() == sha256 else f"its sha256 is {digest.hexdigest()}, published is {sha256}"
     else:
-        problem = _damage(path)
+        problem = damage(path) or strange(path)
     if problem:
-        raise CheckpointError(f"{path} is not what {url} has: {problem}; delete it and run the same command again")
-
-
-def _damage(path: Path) -> str:
-    if not zipfile.is_zipfile(path):
-        return ""  # torch's older format, which has no sums; reading it finds what is missing
-    try:
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-    except (zipfile.BadZipFile, OSError) as error:
-        return str(error)
-    return "" if broken is None else f"the sum of {broken} in it is wrong"
+        raise CheckpointError(f"{path} is not what {url} has: {problem}; {_AGAIN}")
 
 
 def _first_line(error: Exception) -> str:

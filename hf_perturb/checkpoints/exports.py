@@ -90,12 +90,12 @@ def _to_fair_esm(checkpoint: Checkpoint, out: Path) -> tuple[Path, ...]:
             "its class has one tensor for lm_head.weight and embed_tokens.weight, and here they differ; a variant with"
             " exclude=['lm_head.weight'] keeps them together",
         )
+    _refuse_suffix(out)
     _refuse_name(checkpoint, out)
     if version == "ESM-2" and config.intermediate_size != 4 * config.hidden_size:
         raise _cannot(checkpoint, "fair-esm", "its ESM-2 has feed-forward layers of four times the width")
     contacts = {name: tensors.pop(name) for name in _CONTACTS if name in tensors}
-    # the loader of an ESM-1v looks for no second file
-    beside = contacts and "esm1v" not in out.stem
+    beside = contacts and _is_looked_for(out)
     if not beside:
         tensors.update(contacts)
     if version != "ESM-1":
@@ -128,17 +128,27 @@ def _to_fair_esm(checkpoint: Checkpoint, out: Path) -> tuple[Path, ...]:
     return (out, regression) if beside else (out,)
 
 
+def _refuse_suffix(out: Path) -> None:
+    if out.suffix != ".pt":
+        raise CheckpointError(f"{out}: the original loaders download what does not end in .pt; allowed: NAME.pt")
+
+
 def _refuse_name(checkpoint: Checkpoint, out: Path) -> None:
     """Refuse a name that makes fair-esm take the file for another network; its loader goes by the name."""
     is_esm2 = checkpoint.config.model_version == "ESM-2"
     if out.name.startswith("esm2") != is_esm2:
         rule = "must begin with 'esm2'" if is_esm2 else "must not begin with 'esm2'"
         raise CheckpointError(f"{out}: fair-esm tells networks by the names of their files; this one {rule}")
-    if not checkpoint.config.contact_head and "esm1v" not in out.stem:
+    if not checkpoint.config.contact_head and _is_looked_for(out):
         raise CheckpointError(
             f"{out}: {checkpoint.what} has no contact head, and fair-esm takes a file without {REGRESSION} beside it"
             " only if its name holds 'esm1v'; allowed: such a name"
         )
+
+
+def _is_looked_for(out: Path) -> bool:
+    """Whether fair-esm wants a contact regression beside. Source: `esm.pretrained._has_regression_weights`."""
+    return not ("esm1v" in out.stem or "esm_if" in out.stem)
 
 
 def _to_sequence_models(checkpoint: Checkpoint, out: Path) -> tuple[Path, ...]:
@@ -146,6 +156,7 @@ def _to_sequence_models(checkpoint: Checkpoint, out: Path) -> tuple[Path, ...]:
     if config.model_type != "carp":
         raise _cannot(checkpoint, "sequence-models", "it has no ESM; allowed: CARP")
     _only(checkpoint, "sequence-models", "CarpForMaskedLM")
+    _refuse_suffix(out)
     described = {
         "model": "carp",
         "d_embed": config.embedding_size,

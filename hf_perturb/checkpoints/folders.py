@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hf_perturb.errors import CheckpointError, FolderExistsError
@@ -90,20 +90,33 @@ def whole_files(*outs: Path) -> Iterator[list[Path]]:
             raise FolderExistsError(f"{out} exists already; choose another name, or move it")
     with _scratch(outs[0]) as (fresh, _):
         yield [fresh / out.name for out in outs]
-        for out in reversed(outs):
-            if (fresh / out.name).exists():
+        written = [out for out in reversed(outs) if (fresh / out.name).exists()]
+        try:
+            for out in written:
                 (fresh / out.name).rename(out)
+        except BaseException:
+            for out in written:
+                if not (fresh / out.name).exists():
+                    out.unlink(missing_ok=True)
+            raise
 
 
 @contextmanager
 def _scratch(out: Path) -> Iterator[tuple[Path, Path]]:
     """Give an empty folder beside `out`, and a name for what is in its place."""
+    absent = [parent for parent in out.parents if not parent.exists()]
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"{out.parent} cannot be made: {error}") from error
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent, ignore_cleanup_errors=True) as scratch:
-        fresh = Path(scratch) / "new"
-        fresh.mkdir()
-        # beside the scratch folder, which is removed whatever happens
-        yield fresh, Path(scratch + ".old")
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"{out.parent} cannot be made: {error}") from error
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent, ignore_cleanup_errors=True) as scratch:
+            fresh = Path(scratch) / "new"
+            fresh.mkdir()
+            # beside the scratch folder, which is removed whatever happens
+            yield fresh, Path(scratch + ".old")
+    except BaseException:
+        for parent in absent:
+            with suppress(OSError):  # somebody else's by now
+                parent.rmdir()
+        raise

@@ -36,8 +36,8 @@ def _row(entry: Entry) -> dict[str, Any]:
 
 
 def _facts(entry: Entry) -> dict[str, Any]:
-    kept = ("sizes", "url", "regression_url", "sha256", "licence", "citation", "documented")
-    return {key: getattr(entry, key) for key in kept}
+    kept = ("url", "regression_url", "sha256", "licence", "citation", "documented")
+    return {"sizes": dict(entry.sizes), **{key: getattr(entry, key) for key in kept}}
 
 
 def tensor_rows(base: str) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 
 from hf_perturb.checkpoints.checkpoint import Checkpoint, listed
+from hf_perturb.checkpoints.integrity import damage
 from hf_perturb.checkpoints.originals_carp import read_carp
 from hf_perturb.checkpoints.originals_esm import read_esm_1, read_esm_2
 from hf_perturb.checkpoints.relatives import ALLOWED
@@ -30,8 +31,11 @@ def read_original(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: if it is damaged, holds code, or is the checkpoint of something else.
     """
+    if problem := damage(path):
+        raise CheckpointError(f"{path}: {problem}")
     data = unpickle(path, [Namespace])
-    keys = set(data) if isinstance(data, dict) else set()
+    # training leaves "args": None beside a "cfg"
+    keys = {key for key, value in data.items() if value is not None} if isinstance(data, dict) else set()
     try:
         if {"model", "args"} <= keys:
             checkpoint = read_esm_1(path, data)

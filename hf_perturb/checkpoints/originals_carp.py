@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from hf_perturb.checkpoints.checkpoint import Checkpoint, listed
-from hf_perturb.checkpoints.relatives import ALLOWED, refuse_others, refuse_what_is_no_state
+from hf_perturb.checkpoints.relatives import ALLOWED, refuse_others
 from hf_perturb.errors import CheckpointError
 from hf_perturb.models.configuration_carp import CarpConfig
+from hf_perturb.models.weights import refuse_what_is_no_state
 
 
 def read_carp(path: Path, data: dict[str, Any]) -> Checkpoint:
@@ -23,7 +24,7 @@ def read_carp(path: Path, data: dict[str, Any]) -> Checkpoint:
     name = data.get("model", "")
     refuse_others(path, name)
     state = data["model_state_dict"]
-    refuse_what_is_no_state(path, "model_state_dict", state)
+    refuse_what_is_no_state(f"{path}: its 'model_state_dict'", state)
     tensors = {
         "model." + re.sub(r"^(module\.)?(model\.)?", "", name): tensor.detach() for name, tensor in state.items()
     }

@@ -8,12 +8,13 @@ from typing import Any, Literal
 
 import torch
 
-from hf_perturb.checkpoints.checkpoint import Checkpoint, same_bits
-from hf_perturb.checkpoints.relatives import ALLOWED, refuse_others, refuse_what_is_no_state
+from hf_perturb.checkpoints.checkpoint import Checkpoint, same_values
+from hf_perturb.checkpoints.integrity import damage
+from hf_perturb.checkpoints.relatives import ALLOWED, refuse_others
 from hf_perturb.checkpoints.stream import is_finite
 from hf_perturb.errors import CheckpointError
 from hf_perturb.models.configuration_fair_esm import FairEsmConfig
-from hf_perturb.models.weights import unpickle
+from hf_perturb.models.weights import refuse_what_is_no_state, unpickle
 
 # beside the weights, where fair-esm expects the regression that predicts contacts
 REGRESSION = "-contact-regression.pt"
@@ -41,8 +42,8 @@ def read_esm_1(path: Path, data: dict[str, Any]) -> Checkpoint:
     config: dict[str, Any] = {"token_dropout": bool(arguments.get("token_dropout", False))}
     if version == "ESM-1":
         config["final_bias"] = bool(arguments.get("final_bias", "embed_out_bias" in tensors))
-        # a buffer without meaning, which fair-esm leaves as it finds the memory
-        if not is_finite(tensors.get(_WITHOUT_MEANING, torch.tensor(torch.nan))):
+        # a buffer without meaning, which fair-esm leaves as it finds the memory: perhaps with what no type can hold
+        if not is_finite(tensors.get(_WITHOUT_MEANING, torch.tensor(torch.nan)).half()):
             tensors[_WITHOUT_MEANING] = torch.zeros(1)
     else:
         config["emb_layer_norm_before"] = any(name.startswith("emb_layer_norm_before") for name in tensors)
@@ -58,8 +59,9 @@ def read_esm_1(path: Path, data: dict[str, Any]) -> Checkpoint:
     )
     if version == "ESM-1b":
         # as the original loader does ("for token drop"); a head that shares the memory changes with it
-        tensors["embed_tokens.weight"][sizes.mask_token_id].zero_()
-        _tie(path, tensors, sizes.mask_token_id)
+        mask: int = sizes.mask_token_id  # type: ignore[assignment]
+        tensors.get("embed_tokens.weight", torch.empty(0))[mask : mask + 1].zero_()
+        _tie(path, tensors, mask)
     return _fair_esm(path, sizes, tensors)
 
 
@@ -100,7 +102,7 @@ def _without(name: str, *parts: str) -> str:
 
 def _tensors(path: Path, state: Any, version: str) -> dict[str, torch.Tensor]:
     """Name the tensors of a state_dict as the class does."""
-    refuse_what_is_no_state(path, "model", state)
+    refuse_what_is_no_state(f"{path}: its 'model'", state)
     named = {_without(name, *_PREFIXES[version]): tensor.detach() for name, tensor in state.items()}
     if len(named) != len(state):
         raise CheckpointError(f"{path}: two of its tensors have the same name once their prefixes are gone")
@@ -111,6 +113,8 @@ def _add_regression(path: Path, tensors: dict[str, torch.Tensor]) -> bool:
     """Add the contact regression from the file beside the weights; return whether there is one."""
     beside = path.with_name(path.stem + REGRESSION)
     if beside.exists():
+        if problem := damage(beside):
+            raise CheckpointError(f"{beside}: {problem}")
         data = unpickle(beside)
         state = data.get("model") if isinstance(data, dict) else None
         tensors.update(_tensors(beside, state, "ESM-1b"))
@@ -125,11 +129,11 @@ def _tie(path: Path, tensors: dict[str, torch.Tensor], mask: int | None) -> None
         tensors: changed in place.
         mask: the row in which the two may differ, because the loader has set one of them to 0.
     """
-    head, embedding = tensors.pop("lm_head.weight", None), tensors["embed_tokens.weight"]
-    if head is None:
+    head, embedding = tensors.pop("lm_head.weight", None), tensors.get("embed_tokens.weight")
+    if head is None or embedding is None:
         return
     rest = [row for row in range(len(embedding)) if row != mask]
-    if head.shape != embedding.shape or not same_bits(head[rest], embedding[rest]):
+    if head.shape != embedding.shape or not same_values(head[rest], embedding[rest]):
         raise CheckpointError(
             f"{path}: lm_head.weight and embed_tokens.weight differ, and fair-esm has one tensor for both, so it could"
             " not load this file as it is"

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from hf_perturb.errors import CheckpointError
 
@@ -28,13 +25,3 @@ def refuse_others(path: Path, name: Any) -> None:
     for part, what in _OTHERS.items():
         if part in str(name):
             raise CheckpointError(f"{path} is {what}; {ALLOWED}")
-
-
-def refuse_what_is_no_state(path: Path, key: str, state: Any) -> None:
-    """Refuse what is no dict of tensors.
-
-    Raises:
-        CheckpointError: naming the key that it was under.
-    """
-    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise CheckpointError(f"{path}: its {key!r} is no state_dict; {ALLOWED}")

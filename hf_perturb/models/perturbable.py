@@ -49,6 +49,16 @@ class PerturbablePreTrainedModel(PreTrainedModel):
         if not any(parameter.is_meta for parameter in self.parameters()):
             self.perturb(asked)
 
+    @classmethod
+    def without_weights(cls, config: PreTrainedConfig) -> "PerturbablePreTrainedModel":
+        """Build the network on the meta device for weights that are on their way, which its record describes."""
+        token = _loading.set(True)
+        try:
+            with torch.device("meta"):
+                return cls(config)
+        finally:
+            _loading.reset(token)
+
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
         """Refuse: the alphabet is part of the network.
 
@@ -184,6 +194,9 @@ class PerturbablePreTrainedModel(PreTrainedModel):
         finally:
             _loading.reset(token)
         model, info = loaded
+        if pretrained_model_name_or_path is not None:
+            # what was loaded from memory has no name of its own
+            model.name_or_path = model.config.name_or_path = str(pretrained_model_name_or_path)
         if (perturbed := request.record or request.asked) is not None:
             names = [*model.document_tensors(), *model.language_head_names()]
             what = f"the checkpoint {str(pretrained_model_name_or_path)!r}"

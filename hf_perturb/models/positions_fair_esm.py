@@ -40,10 +40,10 @@ class FairEsmRotaryPositions(nn.Module):
         self.inv_freq = nn.Buffer(torch.empty(self.width // 2))
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:
-        # always float32: rounded to bfloat16, the angle of position 1000 is off by more than a radian
+        # at least float32: rounded to bfloat16, the angle of position 1000 is off by more than a radian
         exact = self.inv_freq
         super()._apply(fn, recurse)
-        if self.inv_freq.dtype != torch.float32:
+        if self.inv_freq.dtype in (torch.float16, torch.bfloat16):
             self.inv_freq = nn.Buffer(exact.to(self.inv_freq.device))
         return self
 
@@ -53,8 +53,9 @@ class FairEsmRotaryPositions(nn.Module):
 
     def forward(self, query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Turn `(batch, heads, length, width)` by its position in the batch; only differences of positions matter."""
-        positions = torch.arange(query.shape[2], dtype=torch.float32, device=query.device)
-        angles = torch.outer(positions, self.inv_freq.float()).repeat(1, 2)
+        rates = self.inv_freq.to(torch.promote_types(self.inv_freq.dtype, torch.float32))
+        positions = torch.arange(query.shape[2], dtype=rates.dtype, device=query.device)
+        angles = torch.outer(positions, rates).repeat(1, 2)
         cos, sin = angles.cos(), angles.sin()
         return self._turn(query, cos, sin), self._turn(key, cos, sin)
 

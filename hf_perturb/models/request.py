@@ -19,7 +19,7 @@ from .loading import (
     stored_config,
 )
 from .recipes import recipe_arguments
-from .record import parse_perturbation
+from .record import ModelInputError, parse_perturbation
 from .weights import stored_tensors
 
 
@@ -63,7 +63,7 @@ def read_request(cls: Any, name: Any, config: Any, kwargs: dict[str, Any]) -> Lo
     if config is not None and not isinstance(config, PreTrainedConfig):
         config = cls.config_class.from_pretrained(config, **hub)
     if config is not None and (ours := cls.config_class.read_stored(theirs := config.to_dict())) is not theirs:
-        config = cls.config_class.from_dict(ours)
+        config = cls.config_class.from_dict(ours, attn_implementation=config._attn_implementation)
     config, asked = copy.deepcopy(config), getattr(config, "perturbation", None)
     # with a state_dict in place of a checkpoint, the config is all that describes the weights
     record = asked if name is None else parse_perturbation(stored.get("perturbation"))
@@ -80,6 +80,8 @@ def read_request(cls: Any, name: Any, config: Any, kwargs: dict[str, Any]) -> Lo
         request.config, request.kwargs = recipe_arguments(cls, name, record, request.config, hub, kwargs)
         request.name = None
     elif stored is not written:
+        if kwargs.get("state_dict") is not None:
+            raise ModelInputError(f"state_dict: got one beside the checkpoint {str(name)!r}; allowed: one of the two")
         variant = kwargs.pop("variant", None)
         request.config, request.kwargs = detached(cls, name, request.config, hub, kwargs)
         request.kwargs["state_dict"] = cls.foreign_tensors(stored_tensors(name, hub, variant), request.config)

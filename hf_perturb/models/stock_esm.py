@@ -59,6 +59,7 @@ _SIZES = (
 # what means the same in every Transformers configuration, and what is ours and they only carry
 _CARRIED = (
     *("dtype", "torch_dtype", "id2label", "label2id", "problem_type", "quantization_config"),
+    *("output_hidden_states", "output_attentions", "return_dict"),
     *("perturbation", "digest", "contact_head"),
 )
 _VERSIONS = {"absolute": "ESM-1b", "rotary": "ESM-2"}
@@ -71,6 +72,8 @@ def is_stock(stored: Mapping[str, Any]) -> bool:
 
 def config_from_stock(stored: Mapping[str, Any]) -> dict[str, Any]:
     """Translate the content of a stock `config.json` to the keywords of `FairEsmConfig`.
+
+    Dropout is left out: fair-esm's networks have none, and the published copies state 0.
 
     Raises:
         OSError: if the network is one that fair-esm's classes do not have.

@@ -52,7 +52,10 @@ def stored_tensors(name: Any, hub: Mapping[str, Any], variant: str | None = None
             return read_tensors(Path(path))
         tensors: dict[str, torch.Tensor] = {}
         for shard in _shards(Path(path)):
-            tensors.update(read_tensors(Path(str(cached_file(name, shard, **hub)))))
+            part = cached_file(name, shard, _raise_exceptions_for_missing_entries=False, **hub)
+            if part is None:
+                raise CheckpointError(f"{path} names {shard!r}, which is not beside it")
+            tensors.update(read_tensors(Path(part)))
         return tensors
     raise CheckpointError(f"{str(name)!r} has no weights; looked for {', '.join(weight_files(variant))}")
 
@@ -63,7 +66,7 @@ def _shards(index: Path) -> list[str]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index} is no index of shards: {error}") from error
     for shard in shards:
-        if not isinstance(shard, str) or PurePosixPath(shard).name != shard:
+        if not isinstance(shard, str) or PurePosixPath(shard).name != shard or shard == "..":
             raise CheckpointError(f"{index}: names {shard!r}; allowed: a file beside it")
     return shards
 
@@ -83,9 +86,21 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         except SafetensorError as error:
             raise CheckpointError(f"{path} is damaged, or no safetensors file: {error}") from error
     tensors = unpickle(path)
-    if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
-        raise CheckpointError(f"{path} is not a state_dict")
-    return tensors
+    refuse_what_is_no_state(path, tensors)
+    return dict(tensors)
+
+
+def refuse_what_is_no_state(what: Any, state: Any) -> None:
+    """Refuse what is no dict of tensors with values.
+
+    Raises:
+        OSError: naming the tensors that are sparse, quantised or without values.
+    """
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise CheckpointError(f"{what} is not a state_dict: a {type(state).__name__}, or not all of it tensors")
+    odd = [name for name, x in state.items() if x.layout != torch.strided or x.device.type != "cpu" or x.is_quantized]
+    if odd:
+        raise CheckpointError(f"{what}: tensors that are sparse, quantised or without values: {', '.join(odd[:8])}")
 
 
 def unpickle(path: Path, allowed: Sequence[type] = ()) -> Any:

@@ -23,7 +23,8 @@ def wrap(module: nn.Module) -> PerturbablePreTrainedModel:
     """Make a masked language model of an original module, sharing its tensors.
 
     No weight is copied: a change of either changes both, and a head that is tied stays tied. The original is known by
-    the name of its class, so neither package is imported.
+    the name of its class, so neither package is imported. Dropout that a stock configuration asks for is left out:
+    fair-esm's networks have none.
 
     Args:
         module: an `esm.model.esm1.ProteinBertModel` (ESM-1, ESM-1b, ESM-1v), an `esm.model.esm2.ESM2`, a
@@ -57,8 +58,7 @@ def _empty_model(
         raise UnsupportedModuleError(
             f"wrap: this {type(module).__name__} is not built like an original of this family: {error}"
         ) from error
-    with torch.device("meta"):
-        return model_class(config)
+    return model_class.without_weights(config)
 
 
 def _fair_esm_config(module: Any) -> FairEsmConfig:
