@@ -34,7 +34,7 @@ class Checkpoint:
         origin: the format that it came in: `fair-esm`, `sequence-models`, `transformers` or `hf_perturb`.
         config: the network, with the record of what was done to its weights.
         architecture: the class that it is stored as.
-        tensors: by document name, a tied one once; `load` puts them in the order of the original class.
+        tensors: by document name, a tied one once; `check` puts them in the order of the original class.
         dtype: the type that its own package loads it in, `None` for that of the file.
         revision: the commit on the Hub that it came from.
         notes: what a user should know about how it was read.
@@ -136,7 +136,8 @@ def auto_map(family: str) -> dict[str, str]:
 
 def same_values(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether two tensors hold the same numbers, NaN for NaN, in whatever types."""
-    return one.shape == other.shape and torch.equal(one.double().nan_to_num(), other.double().nan_to_num())
+    same_shape = one.shape == other.shape
+    return same_shape and torch.allclose(one.double(), other.double(), rtol=0, atol=0, equal_nan=True)
 
 
 def listed(names: Iterable[str]) -> str:

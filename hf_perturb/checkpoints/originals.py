@@ -47,7 +47,7 @@ def read_original(path: Path) -> Checkpoint:
             raise CheckpointError(f"{path} is no checkpoint of a kind that we know: {_kind(data)}; {ALLOWED}")
         checkpoint.config.perturbation = data.get(RECORD_KEY)
     except (AttributeError, KeyError, TypeError, ValueError, IndexError, StrictDataclassError) as error:
-        raise CheckpointError(f"{path}: its sizes are not those of a network that we know: {error!r}") from error
+        raise CheckpointError(f"{path}: its sizes are not those of a network that we know, or are missing: {error!r}") from error
     return checkpoint
 
 
