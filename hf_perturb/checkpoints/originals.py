@@ -47,7 +47,8 @@ def read_original(path: Path) -> Checkpoint:
             raise CheckpointError(f"{path} is no checkpoint of a kind that we know: {_kind(data)}; {ALLOWED}")
         checkpoint.config.perturbation = data.get(RECORD_KEY)
     except (AttributeError, KeyError, TypeError, ValueError, IndexError, StrictDataclassError) as error:
-        raise CheckpointError(f"{path}: its sizes are not those of a network that we know, or are missing: {error!r}") from error
+        why = f"its sizes are missing, or not those of a network that we know: {error!r}"
+        raise CheckpointError(f"{path}: {why}") from error
     return checkpoint
 
 
