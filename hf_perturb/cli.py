@@ -37,6 +37,7 @@ Make a base of a checkpoint of any origin, or write a base or a variant in anoth
   hf-perturb convert --to transformers my-control stock      what Transformers loads with nothing of ours installed
   hf-perturb convert --to fair-esm my-control esm1b_control.pt
 """
+_BASE = "a folder, a Hub id, an original .pt, or 'demo'"
 _LIST = """\
 Without BASE: the published checkpoints. With BASE: its tensors, and what the rules do to each.
 """
@@ -62,7 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"hf-perturb {options.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"hf-perturb {options.command}: interrupted; nothing was written", file=sys.stderr)
+        print(
+            f"hf-perturb {options.command}: interrupted; nothing was written (a download goes on from there)",
+            file=sys.stderr,
+        )
         return 1
     return 0
 
@@ -76,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     listing = commands.add_parser(
         "list", help="the published checkpoints, or the tensors of a base", description=_LIST, allow_abbrev=False
     )
-    listing.add_argument("base", nargs="?", type=_name, metavar="BASE", help="a folder, a Hub id, or 'demo'")
+    listing.add_argument("base", nargs="?", type=_name, metavar="BASE", help=_BASE)
     listing.add_argument("--json", action="store_true", help="print data in place of a table")
     listing.set_defaults(run=_list)
 
@@ -101,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     create = commands.add_parser(
         "create", help="build a variant", description=_CREATE, formatter_class=layout, allow_abbrev=False
     )
-    create.add_argument("base", type=_name, metavar="BASE", help="a folder, a Hub id, or 'demo'")
+    create.add_argument("base", type=_name, metavar="BASE", help=_BASE)
     create.add_argument("out", metavar="OUT", type=_name, help="the folder to write")
     create.add_argument("--method", required=True, choices=spec.METHODS)
     create.add_argument("--seed", type=int, action="append", metavar="N", help=f"default: {spec.DEFAULT_SEED}")
@@ -125,10 +129,11 @@ def _name(text: str) -> str:
 
 def _convert(options: argparse.Namespace) -> None:
     if options.to is not None:
-        for given in ("dtype", "allow_nonfinite", "force"):
+        for given in ("dtype", "force"):
             if getattr(options, given):
                 options.usage_error(f"argument --{given.replace('_', '-')}: not with --to")
-        files = export_checkpoint(options.source, Path(options.out), options.to)
+        nonfinite = options.allow_nonfinite
+        files = export_checkpoint(options.source, options.out, options.to, allow_nonfinite=nonfinite, on_note=_note)
         print(json.dumps({"files": list(map(str, files))}) if options.json else "\n".join(map(str, files)))
         return
     done = convert_checkpoint(
@@ -139,11 +144,15 @@ def _convert(options: argparse.Namespace) -> None:
         force=options.force,
     )
     for note in done.notes:
-        print(f"hf-perturb convert: note: {note}", file=sys.stderr)
+        _note(note)
     if options.json:
         print(json.dumps({"path": str(options.out), **asdict(done)}))
     else:
         print(f"{options.out}: {done.architecture} of {done.parameters:,} parameters\n{done.digest}")
+
+
+def _note(note: str) -> None:
+    print(f"hf-perturb convert: note: {note}", file=sys.stderr)
 
 
 def _create(options: argparse.Namespace) -> None:

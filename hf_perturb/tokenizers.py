@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import string
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -123,3 +124,16 @@ def build_tokenizer_of(config: Any) -> PreTrainedTokenizerFast:
     if config.model_version == "ESM-1":
         return build_tokenizer(ESM1)
     return build_tokenizer(replace(ESM1B, max_length=config.max_tokens))
+
+
+def save_tokenizer(config: Any, folder: Path) -> None:
+    """Write the tokenizer of a network; none is read from a checkpoint, since its alphabet is part of the network.
+
+    Raises:
+        OSError: if the folder cannot be written.
+    """
+    tokenizer = build_tokenizer_of(config)
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:  # the library raises bare Exceptions, also for a full disk
+        raise OSError(str(error)) from error

@@ -91,7 +91,6 @@ def test_a_folder_that_may_not_be_replaced(tmp_path, capsys, words):
         ["SOURCE", "OUT", "--to", "onnx"],
         ["SOURCE", "OUT", "--to", "fair-esm", "--dtype", "float16"],
         ["SOURCE", "OUT", "--to", "sequence-models", "--force"],
-        ["SOURCE", "OUT", "--to", "transformers", "--allow-nonfinite"],
         ["SOURCE", "OUT", "--allow-non"],
     ],
     ids=" ".join,

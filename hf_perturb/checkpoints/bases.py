@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
-from transformers.utils.hub import cached_file
 
 from hf_perturb import demo
 from hf_perturb.checkpoints.catalog import CATALOG
@@ -16,8 +14,8 @@ from hf_perturb.checkpoints.originals import read_original
 from hf_perturb.errors import CheckpointError, StackedPerturbationError
 from hf_perturb.models.loading import has_no_weights, stored_config
 from hf_perturb.models.record import base_location
+from hf_perturb.models.stock_esm import is_stock
 from hf_perturb.models.weights import stored_tensors
-from hf_perturb.tokenizers import build_tokenizer_of
 
 # the two stock classes that have nothing but a trunk and the language head
 _STOCK = ("EsmForMaskedLM", "EsmModel")
@@ -82,13 +80,15 @@ def open_checkpoint(name: str) -> Checkpoint:
 
 
 def _read_folder(name: str, location: str, stored: dict[str, Any], hub: dict[str, Any]) -> Checkpoint:
-    family = "fair_esm" if (stock := stored.get("model_type") == "esm") else stored.get("model_type")
+    family = "fair_esm" if (stock := is_stock(stored)) else stored.get("model_type")
     if not isinstance(family, str) or family not in MODULES:
         allowed = ", ".join([*MODULES, "esm (Transformers' own)"])
         raise CheckpointError(f"{name!r}: model_type is {family!r}; allowed: {allowed}")
     architecture = _architecture(name, stored.get("architectures"), family, stock)
     model_class = getattr(MODULES[family], architecture)
     try:
+        # how to run a network is not for a file to say: these keys can name code to fetch
+        stored = {key: value for key, value in stored.items() if "implementation" not in key}
         config = model_class.config_class.from_dict(model_class.config_class.read_stored(stored))
         config._name_or_path = ""  # whose disk it was on is nobody's business
         tensors = stored_tensors(location, hub)
@@ -108,22 +108,3 @@ def _architecture(name: str, stored: Any, family: str, stock: bool) -> str:
     if not isinstance(given, list) or given[0] not in allowed:
         raise CheckpointError(f"{name!r}: architectures is {given!r}; allowed: one of {', '.join(allowed)}")
     return f"Fair{given[0]}" if stock else str(given[0])
-
-
-def tokenizer_of(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
-    """Return the checkpoint's own tokenizer, or that of its network's alphabet where it has none of ours.
-
-    Raises:
-        CheckpointError: if it has one that cannot be read.
-    """
-    location, place = base_location(checkpoint.what), {"revision": checkpoint.revision} if checkpoint.revision else {}
-    ours = checkpoint.origin == "hf_perturb"
-    if (
-        not ours
-        or cached_file(location, "tokenizer.json", _raise_exceptions_for_missing_entries=False, **place) is None
-    ):
-        return build_tokenizer_of(checkpoint.config)
-    try:
-        return AutoTokenizer.from_pretrained(location, **place)
-    except Exception as error:  # the library raises bare Exceptions
-        raise CheckpointError(f"{checkpoint.what!r}: its tokenizer.json cannot be used: {error}") from error

@@ -17,6 +17,13 @@ _METHODS = {
 }
 
 
+_CREATE = """
+```sh
+hf-perturb create "this folder or repository" my-control --method reinit --seed 42
+```
+"""
+
+
 def variant_card(family: str, architecture: str, record: Perturbation, changed: int, total: int) -> str:
     """Render the card of a variant.
 
@@ -78,7 +85,7 @@ def base_card(checkpoint: Checkpoint, entry: Entry | None, digest: str) -> str:
 
     Args:
         checkpoint: what was converted.
-        entry: what the catalogue says of it, if anything.
+        entry: what the catalogue says of it, if it came from there.
         digest: of the weights.
     """
     config = checkpoint.config
@@ -91,7 +98,7 @@ def base_card(checkpoint: Checkpoint, entry: Entry | None, digest: str) -> str:
     )
     contacts = "absent: the checkpoint came without its weights"
     facts = {
-        "converted from": f"{Path(checkpoint.what).name} ({checkpoint.origin})",
+        "converted from": f"{_source(checkpoint)} ({checkpoint.origin})",
         "published at": entry.url if entry is not None else None,
         "licence": entry.licence if entry is not None else None,
         "citation": entry.citation if entry is not None else None,
@@ -106,18 +113,14 @@ def base_card(checkpoint: Checkpoint, entry: Entry | None, digest: str) -> str:
 {data.to_yaml()}
 ---
 
-# {name}, as a base for controls
+# {name}, {"a control" if config.perturbation is not None else "as a base for controls"}
 
-The weights of a published checkpoint under the names of its own package, for hf_perturb.
+The weights of a checkpoint under the names of its network's own package, for hf_perturb.
 
 | | |
 | --- | --- |
 {_rows(facts)}
-
-```sh
-hf-perturb create "this folder or repository" my-control --method reinit --seed 42
-```
-"""
+{_CREATE if config.perturbation is None else ""}"""
 
 
 def stock_card(checkpoint: Checkpoint) -> str:
@@ -126,7 +129,7 @@ def stock_card(checkpoint: Checkpoint) -> str:
     tags = ["protein", "hf-perturb", *([config.perturbation.method] if config.perturbation is not None else [])]
     data = ModelCardData(library_name="transformers", pipeline_tag="fill-mask", tags=tags)
     facts = {
-        "converted from": Path(checkpoint.what).name,
+        "converted from": _source(checkpoint),
         "what was done to the weights": config.perturbation or "nothing",
         "digest of the weights under fair-esm's names": (config.perturbation or config).digest,
         "contact head": None if config.contact_head else "absent: its weights are zeros, which predict 0.5 everywhere",
@@ -148,6 +151,13 @@ model = AutoModelForMaskedLM.from_pretrained("this folder or repository")
 model.config.perturbation  # what was done to the weights, if anything was
 ```
 """
+
+
+def _source(checkpoint: Checkpoint) -> str:
+    """Return where a checkpoint came from: of what is on disk its name alone, of the Hub its id and commit."""
+    if checkpoint.revision is not None:
+        return f"{checkpoint.what} at {checkpoint.revision}"
+    return Path(checkpoint.what).name
 
 
 def _rows(facts: dict[str, Any]) -> str:

@@ -21,6 +21,7 @@ AUTO_CLASSES = {
     "AutoModelForSequenceClassification": "ForSequenceClassification",
     "AutoModelForTokenClassification": "ForTokenClassification",
 }
+CONTACTS = ("contact_head.regression.weight", "contact_head.regression.bias")
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _NAMED = 8  # how many tensors a message names
 

@@ -7,16 +7,18 @@ from pathlib import Path
 
 import torch
 
-from hf_perturb.checkpoints.bases import open_checkpoint, tokenizer_of
+from hf_perturb.checkpoints.bases import open_checkpoint
 from hf_perturb.checkpoints.cards import base_card
 from hf_perturb.checkpoints.catalog import CATALOG, Entry
-from hf_perturb.checkpoints.checkpoint import Checkpoint, auto_map, listed
+from hf_perturb.checkpoints.checkpoint import Checkpoint, auto_map
 from hf_perturb.checkpoints.downloads import download
 from hf_perturb.checkpoints.folders import refuse_out, whole_folder
-from hf_perturb.checkpoints.stream import Written, write_weights
-from hf_perturb.errors import CheckpointError, DigestError
+from hf_perturb.checkpoints.stream import write_weights
+from hf_perturb.checkpoints.vetting import refuse_nonfinite, vet
+from hf_perturb.errors import CheckpointError
 from hf_perturb.models.record import base_location
-from hf_perturb.perturbation.digest import digest_of, digest_of_lines
+from hf_perturb.perturbation.digest import digest_of_lines
+from hf_perturb.tokenizers import save_tokenizer
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -57,7 +59,7 @@ def convert_checkpoint(
         dtype: `"float32"`, `"float16"`, `"bfloat16"` or `"float64"`; `None` for the type in which the source's own
             package loads it: float32 for originals, the stored one for the others.
         allow_nonfinite: write NaN and infinite weights too.
-        force: replace the folder if it is a base that this function wrote.
+        force: replace the folder if it is a base that this function wrote (for a variant: a variant).
 
     Raises:
         FolderExistsError: if `out` exists and may not be replaced.
@@ -68,22 +70,26 @@ def convert_checkpoint(
     source, out = str(source), Path(out)
     if dtype is not None and dtype not in DTYPES:
         raise CheckpointError(f"dtype: got {dtype!r}; allowed: {', '.join(DTYPES)}")
-    refuse_out(out, Path(base_location(source)), force, "base")
+    place = Path(base_location(source))
+    if source in CATALOG or not force:
+        refuse_out(out, place, force, "base")  # before anything is fetched
     checkpoint = open_source(source).check()
+    kind = "base" if checkpoint.config.perturbation is None else "variant"
+    refuse_out(out, place, force, kind)
     asked = DTYPES[dtype] if dtype else None
-    tokenizer = tokenizer_of(checkpoint)
+    vet(checkpoint, allow_nonfinite)
     try:
-        with whole_folder(out) as folder:
+        with whole_folder(out, lambda: refuse_out(out, place, force, kind)) as folder:
             dtypes = checkpoint.dtypes(asked)
             written = write_weights(folder, checkpoint.tensors, dtypes)
-            _refuse_nonfinite(checkpoint, written, allow_nonfinite)
+            if not allow_nonfinite:
+                refuse_nonfinite(checkpoint, written.nonfinite)
             digest = digest_of_lines(written.digests)
-            cast = any(dtypes[name] != tensor.dtype for name, tensor in checkpoint.tensors.items())
-            _describe(checkpoint, digest, cast)
+            _describe(checkpoint, digest)
             checkpoint.config.dtype = next(iter(dtypes.values()))
             checkpoint.config.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-            card = base_card(checkpoint, catalogued(checkpoint), digest)
+            save_tokenizer(checkpoint.config, folder)
+            card = base_card(checkpoint, catalogued(source, checkpoint), digest)
             (folder / "README.md").write_text(card, encoding="utf-8")
     except CheckpointError:
         raise
@@ -100,34 +106,23 @@ def open_source(source: str) -> Checkpoint:
     return open_checkpoint(source)
 
 
-def catalogued(checkpoint: Checkpoint) -> Entry | None:
-    """Return what the catalogue says of a checkpoint that goes by one of its names and has its sizes."""
-    entry = CATALOG.get(Path(checkpoint.what).stem)
-    if entry is None:
+def catalogued(source: str, checkpoint: Checkpoint) -> Entry | None:
+    """Return what the catalogue says of a checkpoint that came from where it says; a name alone proves nothing."""
+    if Path(source).exists():
         return None
-    config = entry.config()
-    same = all(getattr(config, key) == getattr(checkpoint.config, key, None) for key in entry.sizes)
+    entry = CATALOG.get(source) or next((entry for entry in CATALOG.values() if entry.stock == source), None)
+    same = entry is not None and all(
+        getattr(checkpoint.config, key, None) == value for key, value in entry.sizes.items()
+    )
     return entry if same else None
 
 
-def _refuse_nonfinite(checkpoint: Checkpoint, written: Written, allowed: bool) -> None:
-    if written.nonfinite and not allowed:
-        raise CheckpointError(
-            f"{checkpoint.what}: NaN or infinite weights in {listed(written.nonfinite)}; a damaged or diverged network,"
-            " or a type too narrow for it; to have it all the same: --allow-nonfinite (allow_nonfinite=True)"
-        )
-
-
-def _describe(checkpoint: Checkpoint, digest: str, cast: bool) -> None:
-    """Record the digest: a base's in its configuration, a variant's in the record that came along."""
+def _describe(checkpoint: Checkpoint, digest: str) -> None:
+    """Record the digest, a base's in its configuration and a variant's in its record, and how to load the folder."""
     config, record = checkpoint.config, checkpoint.config.perturbation
-    stated = config.digest if record is None else record.digest
-    if stated is not None and stated != (found := digest_of(checkpoint.tensors) if cast else digest):
-        raise DigestError(f"{checkpoint.what} has weights with digest {found}, its config.json says {stated}")
     if record is None:
         config.digest = digest
-    elif cast:
-        # no longer what create made of the base
-        config.perturbation = record.with_record(record.base, None)
+    else:
+        config.perturbation = record.with_record(record.base, digest)
     config.architectures = [checkpoint.architecture]
     config.auto_map = auto_map(config.model_type)

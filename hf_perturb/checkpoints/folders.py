@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -60,13 +60,19 @@ def _is_as_written(folder: Path, kind: str) -> bool:
 
 
 @contextmanager
-def whole_folder(out: Path) -> Iterator[Path]:
-    """Give a folder to fill that becomes `out` when the block ends well, and is gone when it does not."""
+def whole_folder(out: Path, check: Callable[[], None] = lambda: None) -> Iterator[Path]:
+    """Give a folder to fill that becomes `out` when the block ends well, and is gone when it does not.
+
+    Args:
+        out: the folder to be; what is there by then is replaced.
+        check: raises if that must not be; asked again at the end, because to fill the folder may take an hour.
+    """
     with _scratch(out) as (fresh, old):
         yield fresh
         mode = (fresh / "config.json").stat().st_mode
         for file in fresh.iterdir():
             file.chmod(mode)  # safetensors writes files that only their owner can read
+        check()
         try:
             if out.exists():
                 out.rename(old)
@@ -78,6 +84,17 @@ def whole_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def refuse_existing(*outs: Path) -> None:
+    """Refuse what is there already and is never replaced.
+
+    Raises:
+        FolderExistsError: naming it.
+    """
+    for out in outs:
+        if out.exists() or out.is_symlink():
+            raise FolderExistsError(f"{out} exists already; choose another name, or move it")
+
+
 @contextmanager
 def whole_files(*outs: Path) -> Iterator[list[Path]]:
     """Give files to write that get their names when the block ends well, the first one last; none may exist before.
@@ -85,11 +102,10 @@ def whole_files(*outs: Path) -> Iterator[list[Path]]:
     Raises:
         FolderExistsError: if one exists.
     """
-    for out in outs:
-        if out.exists() or out.is_symlink():
-            raise FolderExistsError(f"{out} exists already; choose another name, or move it")
+    refuse_existing(*outs)
     with _scratch(outs[0]) as (fresh, _):
         yield [fresh / out.name for out in outs]
+        refuse_existing(*outs)
         written = [out for out in reversed(outs) if (fresh / out.name).exists()]
         try:
             for out in written:

@@ -23,12 +23,11 @@ def catalogue_rows(everything: bool) -> list[dict[str, Any]]:
 
 
 def _row(entry: Entry) -> dict[str, Any]:
-    config = entry.config()
     return {
         "family": entry.family,
         "alphabet": entry.alphabet,
-        "layers": config.num_hidden_layers,
-        "hidden": config.hidden_size,
+        "layers": entry.sizes["num_hidden_layers"],
+        "hidden": entry.sizes["hidden_size"],
         "parameters": entry.parameters,
         "stock copy": entry.stock or "",
         "note": entry.errata,

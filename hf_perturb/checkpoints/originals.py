@@ -45,10 +45,10 @@ def read_original(path: Path) -> Checkpoint:
             checkpoint = read_carp(path, data)
         else:
             raise CheckpointError(f"{path} is no checkpoint of a kind that we know: {_kind(data)}; {ALLOWED}")
-        checkpoint.config.perturbation = data.get(RECORD_KEY)
     except (AttributeError, KeyError, TypeError, ValueError, IndexError, StrictDataclassError) as error:
         why = f"its sizes are missing, or not those of a network that we know: {error!r}"
         raise CheckpointError(f"{path}: {why}") from error
+    checkpoint.config.perturbation = data.get(RECORD_KEY)
     return checkpoint
 
 

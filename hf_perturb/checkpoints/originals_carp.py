@@ -28,6 +28,8 @@ def read_carp(path: Path, data: dict[str, Any]) -> Checkpoint:
     tensors = {
         "model." + re.sub(r"^(module\.)?(model\.)?", "", name): tensor.detach() for name, tensor in state.items()
     }
+    if len(tensors) != len(state):
+        raise CheckpointError(f"{path}: two of its tensors have the same name once their prefixes are gone")
     if "model.embedder.up_embedder.conv.weight" not in tensors:
         raise CheckpointError(f"{path} is no CARP: it holds {listed(state)}; {ALLOWED}")
     read = _sizes_of(tensors)

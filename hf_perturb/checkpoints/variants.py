@@ -8,7 +8,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from hf_perturb import demo
-from hf_perturb.checkpoints.bases import open_base, tokenizer_of
+from hf_perturb.checkpoints.bases import open_base
 from hf_perturb.checkpoints.cards import variant_card
 from hf_perturb.checkpoints.checkpoint import Checkpoint, auto_map
 from hf_perturb.checkpoints.folders import refuse_out, whole_folder
@@ -16,6 +16,7 @@ from hf_perturb.errors import CheckpointError, DigestError, PerturbationError
 from hf_perturb.models.record import base_location
 from hf_perturb.perturbation import Base, Perturbation
 from hf_perturb.perturbation.digest import digest_of_lines, tensor_digests
+from hf_perturb.tokenizers import save_tokenizer
 
 
 def create_variant(
@@ -45,7 +46,8 @@ def create_variant(
         PerturbationError: if the perturbation is not valid, or the base is a variant itself.
     """
     base, out, asked = str(base), Path(out), Perturbation.parse(perturbation)
-    refuse_out(out, Path(base_location(base)), force, "variant")
+    place = Path(base_location(base))
+    refuse_out(out, place, force, "variant")
     checkpoint = open_base(base)
     if recipe:
         _refuse_recipe(checkpoint)
@@ -64,16 +66,17 @@ def create_variant(
     model.config.auto_map = auto_map(model.config.model_type)
     architecture = type(model).__name__
     card = variant_card(model.config.model_type, architecture, record, changed, len(after))
-    tokenizer = tokenizer_of(checkpoint)
     try:
-        with whole_folder(out) as folder:
+        with whole_folder(out, lambda: refuse_out(out, place, force, "variant")) as folder:
             if recipe:
                 model.config.architectures = [architecture]
                 model.config.save_pretrained(folder)
             else:
                 model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
+            save_tokenizer(model.config, folder)
             (folder / "README.md").write_text(card, encoding="utf-8")
+    except CheckpointError:
+        raise
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{out}: nothing was written, because {error}") from error
     return record

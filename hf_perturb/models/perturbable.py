@@ -16,9 +16,11 @@ from .record import (
     ModelInputError,
     PerturbationError,
     UnsupportedModuleError,
+    digest_in,
+    digest_now,
     parse_perturbation,
     require_rules,
-    rules,
+    without_digest,
 )
 from .request import read_request
 
@@ -145,12 +147,10 @@ class PerturbablePreTrainedModel(PreTrainedModel):
         """
         self._refuse_torn()
         record = self.config.perturbation
-        # without the package that defines digests, nothing can be said of them
-        claimed = set() if rules is None else {self.config.digest, getattr(record, "digest", None)} - {None}
+        claimed = {self.config.digest, digest_in(record)} - {None}
         # the weights may have been cast, trained or cut to another head since they were loaded
-        if claimed and kwargs.get("state_dict") is None and {rules.digest_of(self.state_dict())} != claimed:
-            self.config.digest = None
-            self.config.perturbation = None if record is None else record.with_record(record.base, None)
+        if claimed and digest_now(kwargs.get("state_dict") or self.state_dict()) not in claimed:
+            self.config.digest, self.config.perturbation = None, without_digest(record)
         return super().save_pretrained(save_directory, *args, **kwargs)
 
     def _refuse_torn(self) -> None:

@@ -31,10 +31,13 @@ __all__ = [
     "StackedPerturbationError",
     "UnsupportedModuleError",
     "base_location",
+    "digest_in",
+    "digest_now",
     "parse_perturbation",
     "require_rules",
     "rules",
     "same_perturbation",
+    "without_digest",
 ]
 
 PROVENANCE = ("base", "digest")
@@ -82,6 +85,27 @@ def require_rules() -> Any:
     if rules is None:
         raise ImportError("applying a perturbation needs the package that defines its rules: pip install hf-perturb")
     return rules
+
+
+def digest_in(record: Any) -> Any:
+    """Return the digest that a parsed perturbation claims, if any."""
+    return record.get("digest") if isinstance(record, dict) else getattr(record, "digest", None)
+
+
+def without_digest(record: Any) -> Any:
+    """Return a parsed perturbation without its claim to a digest."""
+    if record is None:
+        return None
+    if isinstance(record, dict):
+        return {key: value for key, value in record.items() if key != "digest"}
+    return record.with_record(record.base, None)
+
+
+def digest_now(tensors: Any) -> Any:
+    """Return the digest of tensors; `None` where nobody can say: without the rules, or for tensors without values."""
+    if rules is None or any(tensor.is_meta for tensor in tensors.values()):
+        return None
+    return rules.digest_of(tensors)
 
 
 def base_location(name: str) -> str:

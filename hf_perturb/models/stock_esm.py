@@ -60,8 +60,9 @@ _SIZES = (
 _CARRIED = (
     *("dtype", "torch_dtype", "id2label", "label2id", "problem_type", "quantization_config"),
     *("output_hidden_states", "output_attentions", "return_dict"),
-    *("perturbation", "digest", "contact_head"),
+    *("perturbation", "contact_head"),
 )
+_ALPHABET = {"vocab_size": 33, "pad_token_id": 1, "mask_token_id": 32}
 _VERSIONS = {"absolute": "ESM-1b", "rotary": "ESM-2"}
 
 
@@ -90,6 +91,12 @@ def config_from_stock(stored: Mapping[str, Any]) -> dict[str, Any]:
     if positions not in _VERSIONS:
         allowed = " or ".join(map(repr, _VERSIONS))
         raise CheckpointError(f"config.json: position_embedding_type is {positions!r}; allowed: {allowed}")
+    for key, value in _ALPHABET.items():
+        if stored.get(key, value) != value:
+            raise CheckpointError(
+                f"config.json: {key} is {stored[key]!r}; allowed: {value}, that of ESM's protein alphabet; this network"
+                " reads another one"
+            )
     kept = {key: stored[key] for key in (*_SIZES, *_CARRIED) if stored.get(key) is not None}
     # what a stock config leaves out has these values there
     kept.setdefault("token_dropout", False)

@@ -30,7 +30,7 @@ def weight_files(variant: str | None = None) -> list[str]:
     """
     if variant is None:
         return list(_FILES)
-    return [f"{stem}.{variant}.{rest}" for stem, _, rest in (file.partition(".") for file in _FILES)]
+    return [f"{stem}.{variant}.{rest}" for stem, _, rest in (file.rpartition(".") for file in _FILES)]
 
 
 def stored_tensors(name: Any, hub: Mapping[str, Any], variant: str | None = None) -> dict[str, torch.Tensor]:
@@ -98,7 +98,11 @@ def refuse_what_is_no_state(what: Any, state: Any) -> None:
     """
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise CheckpointError(f"{what} is not a state_dict: a {type(state).__name__}, or not all of it tensors")
-    odd = [name for name, x in state.items() if x.layout != torch.strided or x.device.type != "cpu" or x.is_quantized]
+    odd = [
+        name
+        for name, x in state.items()
+        if x.layout != torch.strided or x.device.type != "cpu" or x.is_quantized or x.is_nested
+    ]
     if odd:
         raise CheckpointError(f"{what}: tensors that are sparse, quantised or without values: {', '.join(odd[:8])}")
 
@@ -125,7 +129,8 @@ def unpickle(path: Path, allowed: Sequence[type] = ()) -> Any:
             raise CheckpointError(
                 f"{path} holds {foreign.group(1)}, so it was not opened and nothing in it was run; allowed: {kinds}"
             ) from error
-        reason = str(error).strip().partition("\n")[0].partition(". ")[0]
+        said = str(error).partition("WeightsUnpickler error: ")[2] or str(error)
+        reason = f"{type(error).__name__}: " + said.strip().partition("\n")[0].partition(". ")[0]
         raise CheckpointError(
-            f"{path} is damaged, or no checkpoint that torch saved ({type(error).__name__}: {reason})"
+            f"{path} is damaged, or no checkpoint that torch saved ({reason}); nothing in it was run"
         ) from error

@@ -22,9 +22,10 @@ from .record import UnsupportedModuleError
 def wrap(module: nn.Module) -> PerturbablePreTrainedModel:
     """Make a masked language model of an original module, sharing its tensors.
 
-    No weight is copied: a change of either changes both, and a head that is tied stays tied. The original is known by
-    the name of its class, so neither package is imported. Dropout that a stock configuration asks for is left out:
-    fair-esm's networks have none.
+    No weight is copied: a change of either changes both. A tied head stays tied until a perturbation names it, which
+    gives the wrapper one of its own. The original is known by the name of its class, so no other package is imported.
+    Dropout that a stock configuration asks for is left out: fair-esm's networks have none. A contact head that was
+    never loaded (fair-esm's ESM-1v has none to load) is random, and looks like any other; `hf-perturb convert` knows.
 
     Args:
         module: an `esm.model.esm1.ProteinBertModel` (ESM-1, ESM-1b, ESM-1v), an `esm.model.esm2.ESM2`, a

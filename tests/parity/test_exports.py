@@ -165,7 +165,7 @@ def test_the_record_goes_along(entry):
     assert json.loads(entry.read["config"]).get("perturbation") == expected
     if entry.record is None:
         assert expected is None
-        assert read_config(entry.out)["digest"] == read_config(entry.source)["digest"]
+        assert "digest" not in read_config(entry.out), "stock Transformers would keep it after training"
     else:
         assert Perturbation.parse(expected) == entry.record
         assert expected["digest"] is not None
@@ -182,7 +182,7 @@ def test_a_contact_head_that_is_absent_is_marked(entry):
 
 def test_the_card_says_what_it_is(entry):
     card = ModelCard.load(entry.out / "README.md")
-    config = read_config(entry.out)
+    config = read_config(entry.source)
     assert card.data.tags[:2] == ["protein", "hf-perturb"]
     assert (config.get("perturbation") or config)["digest"] in card.text
     assert str(entry.source.parent) not in card.text

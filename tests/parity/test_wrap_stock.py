@@ -201,7 +201,7 @@ def test_other_heads_are_refused(name, head):
         ({"is_decoder": True}, "a decoder has no counterpart"),
         ({"is_decoder": True, "add_cross_attention": True}, "has no counterpart"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'"),
-        ({"pad_token_id": 0}, "pad_token_id: got 0"),
+        ({"pad_token_id": 0}, "pad_token_id is 0; allowed: 1"),
         ({"emb_layer_norm_before": True}, "ESM-2 does not norm its embeddings"),
     ],
 )
