@@ -48,7 +48,7 @@ def stored_tensors(name: Any, hub: Mapping[str, Any], variant: str | None = None
         path = cached_file(name, file, _raise_exceptions_for_missing_entries=False, **hub)
         if path is None:
             continue
-        if not file.endswith(".index.json"):
+        if ".index." not in file:
             return read_tensors(Path(path))
         tensors: dict[str, torch.Tensor] = {}
         for shard in _shards(Path(path)):

@@ -270,3 +270,12 @@ def test_files_by_other_names_and_in_other_places(name, tmp_path):
         tmp_path / "stock", subfolder="inner", variant="fp16", attn_implementation="eager"
     )
     assert_same_outputs(model, stock)
+
+
+@pytest.mark.parametrize("size", ["1GB", "40KB"], ids=["whole", "sharded"])
+def test_a_variant_of_a_file_is_found(tmp_path, size):
+    """Transformers writes its `variant=` before the last suffix, also into the name of the index."""
+    stock_model("esm2").save_pretrained(tmp_path, variant="fp16", max_shard_size=size)
+    _, info = hf_perturb.FairEsmForMaskedLM.from_pretrained(tmp_path, variant="fp16", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
