@@ -45,7 +45,8 @@ def tensor_rows(base: str) -> list[dict[str, Any]]:
     Raises:
         CheckpointError: if the base cannot be used.
     """
-    model = open_checkpoint(base).check().model()
+    checkpoint = open_checkpoint(base).check()
+    model = checkpoint.model_class.without_weights(checkpoint.config)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.document_tensors().items()}
     family, head = model.config.model_type, model.language_head_names()
     plans = {method: make_plan(family, shapes, Perturbation(method), head) for method in spec.METHODS}

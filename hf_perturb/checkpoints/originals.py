@@ -10,12 +10,10 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 
 from hf_perturb.checkpoints.checkpoint import Checkpoint, listed
-from hf_perturb.checkpoints.integrity import damage
 from hf_perturb.checkpoints.originals_carp import read_carp
 from hf_perturb.checkpoints.originals_esm import read_esm_1, read_esm_2
-from hf_perturb.checkpoints.relatives import ALLOWED
+from hf_perturb.checkpoints.relatives import ALLOWED, read_pickle
 from hf_perturb.errors import CheckpointError
-from hf_perturb.models.weights import unpickle
 
 # a key of ours, which the original loaders do not look at: what was done to exported weights
 RECORD_KEY = "hf_perturb"
@@ -31,9 +29,7 @@ def read_original(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: if it is damaged, holds code, or is the checkpoint of something else.
     """
-    if problem := damage(path):
-        raise CheckpointError(f"{path}: {problem}")
-    data = unpickle(path, [Namespace])
+    data = read_pickle(path, [Namespace])
     # training leaves "args": None beside a "cfg"
     keys = {key for key, value in data.items() if value is not None} if isinstance(data, dict) else set()
     try:

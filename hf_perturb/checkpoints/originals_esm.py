@@ -9,12 +9,11 @@ from typing import Any, Literal
 import torch
 
 from hf_perturb.checkpoints.checkpoint import Checkpoint, same_values
-from hf_perturb.checkpoints.integrity import damage
-from hf_perturb.checkpoints.relatives import ALLOWED, refuse_others
+from hf_perturb.checkpoints.relatives import ALLOWED, read_pickle, refuse_others
 from hf_perturb.checkpoints.stream import is_finite
 from hf_perturb.errors import CheckpointError
 from hf_perturb.models.configuration_fair_esm import FairEsmConfig
-from hf_perturb.models.weights import refuse_what_is_no_state, unpickle
+from hf_perturb.models.weights import refuse_what_is_no_state
 
 # beside the weights, where fair-esm expects the regression that predicts contacts
 REGRESSION = "-contact-regression.pt"
@@ -113,9 +112,7 @@ def _add_regression(path: Path, tensors: dict[str, torch.Tensor]) -> bool:
     """Add the contact regression from the file beside the weights; return whether there is one."""
     beside = path.with_name(path.stem + REGRESSION)
     if beside.exists():
-        if problem := damage(beside):
-            raise CheckpointError(f"{beside}: {problem}")
-        data = unpickle(beside)
+        data = read_pickle(beside)
         state = data.get("model") if isinstance(data, dict) else None
         tensors.update(_tensors(beside, state, "ESM-1b"))
     return "contact_head.regression.weight" in tensors
