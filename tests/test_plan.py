@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 from conftest import small_model
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from spec_table import DEFAULT_AXIS, own_generator, rule, shapes_of
 
 from hf_perturb import Perturbation, PerturbationError

@@ -9,8 +9,7 @@ import pickle
 
 import pytest
 from conftest import CONFIGS
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from hf_perturb import HfPerturbError, Perturbation, PerturbationError
 from hf_perturb.perturbation import Base
@@ -19,12 +18,22 @@ DIGEST = "sha256:" + "0123456789abcdef" * 4
 BASE = {"name": "facebook/esm1b", "revision": "0" * 40, "digest": DIGEST}
 
 globs = st.lists(st.text(min_size=1), max_size=4)
+scopes = st.lists(st.sampled_from(["top:1", "top:12", "bottom:3", "layers:0-4", "attention", "keep_layer_norms"]))
 digests = st.none() | st.text("0123456789abcdef", min_size=64, max_size=64).map("sha256:".__add__)
 texts = st.none() | st.text()
 seeds = st.integers(0, 2**63 - 1)
 bases = st.none() | st.builds(Base, name=texts, revision=texts, digest=digests)
 perturbations = st.one_of(
-    st.builds(Perturbation, st.just("reinit"), seeds, include=globs, exclude=globs, base=bases, digest=digests),
+    st.builds(
+        Perturbation,
+        st.just("reinit"),
+        seeds,
+        include=globs,
+        exclude=globs,
+        scope=scopes,
+        base=bases,
+        digest=digests,
+    ),
     st.builds(
         Perturbation,
         st.just("resample"),
@@ -32,6 +41,7 @@ perturbations = st.one_of(
         axis=st.sampled_from([None, "embedding", "rows", "all"]),
         include=globs,
         exclude=globs,
+        scope=scopes,
         base=bases,
         digest=digests,
     ),
@@ -77,6 +87,7 @@ def test_every_other_key_is_part_of_equality():
         Perturbation("resample", 1, axis="rows"),
         Perturbation("resample", 1, include=["layers.*"]),
         Perturbation("resample", 1, exclude=["layers.*"]),
+        Perturbation("resample", 1, scope=["top:1"]),
     ]
     assert len({base, *others}) == len(others) + 1
 
@@ -120,7 +131,7 @@ def test_immutable():
 
 METHODS, RULES, AXES = ("'reinit'", "'resample'"), ("'documented'", "'published'"), ("'embedding'", "'rows'", "'all'")
 SEEDS = ("0", str(2**63 - 1))
-KEYS = ("method", "seed", "rules", "axis", "include", "exclude", "base", "digest")
+KEYS = ("method", "seed", "rules", "axis", "include", "exclude", "scope", "base", "digest")
 BAD = [
     # what is given, and what the message must name: key, value, allowed
     ({}, ("method", "missing", "reinit", "resample")),

@@ -9,7 +9,7 @@ from huggingface_hub import ModelCardData
 
 from hf_perturb.checkpoints.catalog import Entry
 from hf_perturb.checkpoints.checkpoint import Checkpoint
-from hf_perturb.perturbation import Perturbation, default_axis
+from hf_perturb.perturbation import Perturbation, default_axis, scope_text
 
 _METHODS = {
     "reinit": "its weights drawn anew, as the network's constructors draw them",
@@ -57,6 +57,7 @@ def _body(family: str, architecture: str, record: Perturbation, changed: int, to
         "axis": _axis(family, record),
         "include": ", ".join(record.include) or None,
         "exclude": ", ".join(record.exclude) or None,
+        "scope": " and ".join(f"`{name}` ({scope_text(family, name)})" for name in record.scope) or None,
         "tensors changed": f"{changed} of {total}",
         "digest of the weights": record.digest,
     }

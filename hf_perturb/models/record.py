@@ -6,8 +6,7 @@
 from typing import Any
 
 try:
-    from hf_perturb import demo
-    from hf_perturb import perturbation as rules
+    from hf_perturb import demo, perturbation as rules
     from hf_perturb.errors import (
         CheckpointError,
         DigestError,
@@ -70,10 +69,18 @@ def parse_perturbation(value: Any) -> Any:
 def same_perturbation(one: Any, other: Any, family: str) -> bool:
     """Whether two parsed perturbations give the same weights, a default axis spelled out or not."""
     if rules is None:
-        one, other = ({**DEFAULTS, **{k: v for k, v in p.items() if k not in PROVENANCE}} for p in (one, other))
-        return bool(one == other)
+        return bool(_comparable(one) == _comparable(other))
     axis = rules.default_axis(family)
     return bool(one.with_axis(axis) == other.with_axis(axis))
+
+
+def _comparable(record: dict[str, Any]) -> dict[str, Any]:
+    """Return what counts of a perturbation's dict, as the package would write it: its lists are sets."""
+    keys = {**DEFAULTS, **{key: value for key, value in record.items() if key not in PROVENANCE}}
+    if isinstance(keys.get("scope"), str):
+        keys["scope"] = [keys["scope"]]
+    keys = {key: value for key, value in keys.items() if value is not None and value != []}
+    return {key: sorted(set(map(str, value))) if isinstance(value, list) else value for key, value in keys.items()}
 
 
 def require_rules() -> Any:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
+
+from hf_perturb.perturbation.parallel import for_each
 
 # the names that safetensors headers use, so that a file's digest needs no tensor
 DTYPES = {
@@ -48,13 +50,31 @@ def digest_of_lines(digests: Mapping[str, str]) -> str:
 
 def tensor_digests(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
     """Return `dtype shape sha256` of every tensor, of one that goes by several names under the first."""
-    return {name: tensor_digest(tensor) for name, tensor in distinct(tensors).items()}
+    kept = distinct(tensors)
+    digests = dict.fromkeys(kept, "")
+
+    def hash_one(name: str) -> None:
+        digests[name] = tensor_digest(kept[name])
+
+    for_each(hash_one, kept)
+    return digests
 
 
 def tensor_digest(tensor: torch.Tensor) -> str:
     """Return `dtype shape sha256` of one tensor."""
     data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return f"{DTYPES[tensor.dtype]} {json.dumps(list(tensor.shape))} {hashlib.sha256(data.data).hexdigest()}"
+    return digest_line(DTYPES[tensor.dtype], tensor.shape, hashlib.sha256(data.data).hexdigest())
+
+
+def digest_line(dtype: str, shape: Iterable[int], sha256: str) -> str:
+    """Return `dtype shape sha256`, what a digest says of one tensor.
+
+    Args:
+        dtype: as in a safetensors header.
+        shape: of the tensor.
+        sha256: of its bytes, in hexadecimal digits.
+    """
+    return f"{dtype} {json.dumps(list(shape))} {sha256}"
 
 
 def distinct(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

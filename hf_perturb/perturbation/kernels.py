@@ -75,9 +75,14 @@ def shuffle(tensor: torch.Tensor, generator: torch.Generator, *, axis: str) -> t
         keys = torch.empty(tensor.shape, dtype=torch.int64, device="cpu").random_(generator=generator)
         order = keys.argsort(dim=-1, stable=True).to(tensor.device)
         # as integers: gather takes half types through float32, which rewrites a NaN
-        return tensor.view(_BITS[tensor.element_size()]).gather(-1, order).view(tensor.dtype)
+        return as_integers(tensor).gather(-1, order).view(tensor.dtype)
     flat = tensor.reshape(-1)
     return flat.index_select(0, permutation(flat.numel(), generator).to(tensor.device)).view(tensor.shape)
+
+
+def as_integers(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the bits of every entry as an integer, without a copy."""
+    return tensor.view(_BITS[tensor.element_size()])
 
 
 def permutation(length: int, generator: torch.Generator) -> torch.Tensor:

@@ -12,7 +12,9 @@ import torch
 
 from hf_perturb.errors import PerturbationError, RuleError
 from hf_perturb.perturbation.kernels import INITIALISERS, Shape, shuffle
+from hf_perturb.perturbation.parallel import for_each
 from hf_perturb.perturbation.rules import Row, default_axis, rows_of
+from hf_perturb.perturbation.scopes import in_scope
 from hf_perturb.perturbation.spec import Perturbation
 
 
@@ -34,9 +36,14 @@ class Step:
     arguments: tuple[tuple[str, float | str], ...]
     seed: int | None
 
+    @property
+    def shuffles(self) -> bool:
+        """Whether the old values are needed; a draw needs none."""
+        return self.kernel == "shuffle"
+
     def can_change(self) -> bool:
         """Whether there is anything to change: one entry, or a row of one, has only one order."""
-        if self.kernel != "shuffle":
+        if not self.shuffles:
             return True
         return (math.prod(self.shape) if dict(self.arguments)["axis"] == "all" else self.shape[-1]) > 1
 
@@ -52,7 +59,7 @@ class Step:
         elif generator is None:
             raise PerturbationError(f"step {self.name!r} has no seed of its own; give the plan's generator")
         arguments = dict(self.arguments)
-        if self.kernel == "shuffle":
+        if self.shuffles:
             return shuffle(tensor, generator, **arguments)  # type: ignore[arg-type]
         return INITIALISERS[self.kernel](self.shape, generator, **arguments).to(tensor.device, tensor.dtype)
 
@@ -88,7 +95,7 @@ def make_plan(
 
     Raises:
         RuleError: if no row, or more than one, names a tensor.
-        PerturbationError: if a glob matches nothing, or nothing is left to perturb.
+        PerturbationError: if a glob matches nothing, a scope does not fit, or nothing is left to perturb.
     """
     chosen = selection(family, [*shapes, *elsewhere], perturbation)
     documented = perturbation.rules == "documented"
@@ -99,14 +106,14 @@ def make_plan(
             steps.append(Step(name, tuple(shape), *kernel, seed))
     if not any(step.can_change() for step in steps) and chosen <= shapes.keys():
         raise PerturbationError(
-            f"perturbation: {perturbation} leaves nothing to perturb; widen include, narrow exclude, or take another"
-            " axis"
+            f"perturbation: {perturbation} leaves nothing to perturb; widen include or scope (a tensor has to be in"
+            " every scope that is named), narrow exclude, or take another axis"
         )
     return Plan(tuple(steps), None if documented else perturbation.seed)
 
 
 def selection(family: str, names: Iterable[str], perturbation: Perturbation) -> set[str]:
-    """Return the names that `include` and `exclude` leave and that the rules do not keep.
+    """Return the names that `include`, `exclude` and `scope` leave and that the rules do not keep.
 
     Args:
         family: `"fair_esm"` or `"carp"`.
@@ -115,7 +122,8 @@ def selection(family: str, names: Iterable[str], perturbation: Perturbation) -> 
         perturbation: what to do.
 
     Raises:
-        PerturbationError: if a glob matches no tensor, or `include` names only tensors that the rules keep.
+        PerturbationError: if a glob matches no tensor, if `include` names only tensors that the rules keep, or if a
+            scope is not one of this network.
     """
     known = list(dict.fromkeys(names))
     perturbed = [name for name in known if _rule(family, name).resample]
@@ -128,10 +136,13 @@ def selection(family: str, names: Iterable[str], perturbation: Perturbation) -> 
                     f"perturbation {key}: glob {glob!r} {problem}; allowed: globs over names such as"
                     f" {', '.join(map(repr, perturbed[:2] + perturbed[-1:]))}"
                 )
+    scoped = in_scope(family, known, perturbation.scope)
     return {
         name
         for name in perturbed
-        if (not perturbation.include or _any(name, perturbation.include)) and not _any(name, perturbation.exclude)
+        if name in scoped
+        and (not perturbation.include or _any(name, perturbation.include))
+        and not _any(name, perturbation.exclude)
     }
 
 
@@ -185,9 +196,8 @@ def check_values(plan: Plan, tensors: Mapping[str, torch.Tensor]) -> None:
             )
 
 
-@torch.no_grad()
 def apply_plan(plan: Plan, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Run a plan on tensors, in place.
+    """Run a plan on tensors, in place, on all processors where every step has a generator of its own.
 
     Args:
         plan: from `make_plan` over the same names.
@@ -198,5 +208,9 @@ def apply_plan(plan: Plan, tensors: Mapping[str, torch.Tensor]) -> None:
     """
     check_values(plan, tensors)
     generator = plan.generator()
-    for step in plan.steps:
+
+    @torch.no_grad()
+    def run(step: Step) -> None:
         tensors[step.name].copy_(step.run(tensors[step.name], generator))
+
+    for_each(run, plan.steps, None if generator is None else 1)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from hf_perturb.errors import PerturbationError
+from hf_perturb.perturbation.scopes import parse_scope
 
 METHODS = ("reinit", "resample")
 RULES = ("documented", "published")
@@ -72,6 +73,7 @@ class Perturbation:
             row, `"rows"` permutes every row on its own, `"all"` permutes all entries; `None` is the family's default.
         include: globs over parameter names; empty for everything that the rules name.
         exclude: globs over parameter names that stay as they are.
+        scope: names of scopes (see `scopes.py`); only what is in every one of them is perturbed.
         base: where the weights came from.
         digest: digest of the weights that result.
 
@@ -85,6 +87,7 @@ class Perturbation:
     axis: str | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    scope: tuple[str, ...] = ()
     base: Base | None = field(default=None, compare=False)
     digest: str | None = field(default=None, compare=False)
 
@@ -95,12 +98,13 @@ class Perturbation:
         _choose("rules", self.rules, RULES)
         for key in ("include", "exclude"):
             object.__setattr__(self, key, self._globs(key))
+        object.__setattr__(self, "scope", parse_scope(self.scope))
         if self.axis is not None:
             _choose("axis", self.axis, AXES)
             if self.method != "resample":
                 raise _refuse("axis", self.axis, f"nothing with method {self.method!r}; an axis is for 'resample'")
         if self.rules == "published":
-            for key in ("axis", "include", "exclude"):
+            for key in ("axis", "include", "exclude", "scope"):
                 if getattr(self, key):
                     raise _refuse(key, getattr(self, key), "nothing with rules 'published', which repeat the study")
         if isinstance(self.base, Mapping):
@@ -149,7 +153,7 @@ class Perturbation:
         output: dict[str, Any] = {"method": self.method, "seed": self.seed, "rules": self.rules}
         if self.axis is not None:
             output["axis"] = self.axis
-        for key in ("include", "exclude"):
+        for key in ("include", "exclude", "scope"):
             if getattr(self, key):
                 output[key] = list(getattr(self, key))
         if self.base is not None:

@@ -1,0 +1,67 @@
+"""Work on many tensors at once: torch and hashlib let go of the interpreter's lock, so threads are enough."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+
+Item = TypeVar("Item")
+
+
+def usable_cores() -> int:
+    """Return how many processors this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def for_each(work: Callable[[Item], object], items: Iterable[Item], jobs: int | None = None) -> None:
+    """Call `work` on every item, several at a time; the first error stops what has not begun.
+
+    Args:
+        work: must not depend on the order of its calls.
+        items: taken by the calling thread, in order, when there is room for one more; what a generator makes is so
+            bounded by the number of jobs.
+        jobs: calls at a time; `None` for one a processor.
+    """
+    jobs = jobs or usable_cores()
+    with _one_thread_each():
+        if jobs == 1:
+            for item in items:
+                work(item)
+            return
+        with ThreadPoolExecutor(jobs) as pool:
+            running: set[Future[Any]] = set()
+            try:
+                for item in items:
+                    running.add(pool.submit(work, item))
+                    # one more than there are threads, so that none waits for the next item
+                    if len(running) > jobs:
+                        running = _finished(running)
+                while running:
+                    running = _finished(running)
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _finished(running: set[Future[Any]]) -> set[Future[Any]]:
+    done, running = wait(running, return_when=FIRST_COMPLETED)
+    for future in done:
+        future.result()
+    return running
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Keep torch from starting threads of its own in every job: they would only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
