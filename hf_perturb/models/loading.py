@@ -35,6 +35,17 @@ def has_no_weights(name: Any, hub: Mapping[str, Any], variant: str | None = None
     return all(try_to_load_from_cache(filename=file, **places) is _CACHED_NO_EXIST for file in files)
 
 
+def refuse_absent_folder(name: Any) -> None:
+    """Refuse what is written like a path and is none, before the Hub is asked for it.
+
+    Raises:
+        OSError: naming it.
+    """
+    text = str(name)
+    if (text.startswith(("/", ".", "~")) or text.count("/") > 1) and not Path(text).exists():
+        raise CheckpointError(f"{text}: no such folder; was it moved?")
+
+
 def stored_config(name: Any, hub: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
     """Read a checkpoint's own `config.json`, untouched by keywords.
 

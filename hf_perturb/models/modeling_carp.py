@@ -151,10 +151,6 @@ class CarpPreTrainedModel(PerturbablePreTrainedModel):
         # the decoder is never tied to the embedding: they differ in width
         return None
 
-    def language_head_names(self) -> tuple[str, ...]:
-        layers = ("model.decoder.conv", "model.last_norm")
-        return tuple(f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias"))
-
     @capture_outputs
     def encode(
         self,

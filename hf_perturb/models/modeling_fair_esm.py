@@ -149,19 +149,7 @@ class FairEsmPreTrainedModel(PerturbablePreTrainedModel):
                 f"{cls.__name__}: the checkpoint has a classifier of Transformers' own ESM, which is built differently;"
                 " load the trunk (FairEsmModel), or a masked language model and train a new classifier"
             )
-        named = tensors_from_stock(tensors, config.num_hidden_layers, config.model_version == "ESM-2")
-        config.contact_head = config.contact_head and "contact_head.regression.weight" in named
-        # CODEPATH: stock Transformers cannot leave the head out; an export of ESM-1v marks it as absent.
-        if not config.contact_head:
-            named = {name: tensor for name, tensor in named.items() if not name.startswith("contact_head.")}
-        return named
-
-    def language_head_names(self) -> tuple[str, ...]:
-        # CODEPATH: ESM-1b and ESM-2 have a head with a bias, a norm and a dense layer; ESM-1's is kept by every rule.
-        if self.config.model_version == "ESM-1":
-            return ("embed_out", "embed_out_bias")
-        layers = [f"lm_head.{layer}.{kind}" for layer in ("dense", "layer_norm") for kind in ("weight", "bias")]
-        return ("lm_head.weight", "lm_head.bias", *layers)
+        return tensors_from_stock(tensors, config)
 
     def untie(self, chosen: set[str]) -> None:
         """Give the tied head a weight of its own: the document keeps the embedding and perturbs the head."""

@@ -11,6 +11,7 @@ import torch
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
+from .layouts import language_head
 from .loading import quantised, refuse_another, refuse_missing
 from .record import (
     ModelInputError,
@@ -73,11 +74,7 @@ class PerturbablePreTrainedModel(PreTrainedModel):
         )
 
     def document_tensors(self, rules: str = "documented") -> dict[str, torch.Tensor]:
-        """Return parameters and stored buffers by document name, in the order of the original class.
-
-        Args:
-            rules: the rule set that they are for.
-        """
+        """Return parameters and stored buffers by document name, in the original's order, for a set of rules."""
         return dict(self.state_dict())
 
     @classmethod
@@ -92,7 +89,7 @@ class PerturbablePreTrainedModel(PreTrainedModel):
 
     def language_head_names(self) -> tuple[str, ...]:
         """Return the names of the language head's tensors, also where this class has none."""
-        return ()
+        return language_head(self.config)
 
     def untie(self, chosen: set[str]) -> None:
         """Give a tensor that is about to be perturbed its own memory; nothing to do where no weights are tied.

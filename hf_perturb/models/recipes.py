@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .loading import detached, stored_config
+from .loading import detached, refuse_absent_folder, stored_config
 from .record import CheckpointError, DigestError, base_location, require_rules
 
 
@@ -29,23 +29,24 @@ def recipe_arguments(
         OSError: if the base is missing or is no base, or if the weights have another digest than the record.
     """
     own = cls.config_class.from_pretrained(name, **hub)
-    whole = _rebuild(cls, name, record, own.architectures, hub)
+    whole = _rebuild(cls, name, record, own, hub)
     config, kwargs = detached(cls, name, config, hub, kwargs)
     config.perturbation = record
     config.tie_word_embeddings = whole.config.tie_word_embeddings
     return config, {**kwargs, "state_dict": whole.state_dict()}
 
 
-def _rebuild(cls: Any, name: Any, record: Any, architectures: Any, hub: dict[str, Any]) -> Any:
-    rules = require_rules()
+def _rebuild(cls: Any, name: Any, record: Any, own: Any, hub: dict[str, Any]) -> Any:
+    rules, torch_version = require_rules(), getattr(own, "torch_version", None)
     if record.base is None or record.base.name is None:
         raise CheckpointError(f"{str(name)!r} has no weights, and its record names no base to rebuild them from")
     base = base_location(record.base.name)
     source = {key: value for key, value in hub.items() if key not in ("revision", "subfolder")}
     if record.base.revision is not None:
         source["revision"] = record.base.revision
-    whole_class = getattr(sys.modules[cls.__module__], (architectures or [cls.__name__])[0])
+    whole_class = getattr(sys.modules[cls.__module__], (own.architectures or [cls.__name__])[0])
     try:
+        refuse_absent_folder(base)
         if stored_config(base, source)[0].get("perturbation") is not None:
             raise CheckpointError("it is perturbed itself")
         whole = whole_class.from_pretrained(base, perturbation=record.with_record(None, None), **source)
@@ -53,8 +54,24 @@ def _rebuild(cls: Any, name: Any, record: Any, architectures: Any, hub: dict[str
         raise CheckpointError(f"the recipe {str(name)!r} needs its base {record.base.name!r}: {error}") from error
     digest = rules.digest_of(whole.state_dict())
     if record.digest is not None and digest != record.digest:
-        raise DigestError(
-            f"the recipe {str(name)!r} gives weights with digest {digest}, its record says {record.digest}: the"
-            f" base {record.base.name!r} has changed, or torch {torch.__version__} on this processor draws differently"
-        )
+        found = rules.digest_of(whole_class.from_pretrained(base, **source).state_dict())
+        raise DigestError(other_weights(name, record, torch_version, digest, found))
     return whole
+
+
+def other_weights(name: Any, record: Any, torch_version: str | None, digest: str | None, base: str | None) -> str:
+    """Say that a recipe gives other weights than it did, and why.
+
+    Args:
+        name: the recipe's folder or Hub id.
+        record: its perturbation, with the base.
+        torch_version: of the torch that its weights were drawn with.
+        digest: of the weights that came out.
+        base: digest of the base as it is now.
+    """
+    said = f"the recipe {str(name)!r} gives weights with digest {digest}, its record says {record.digest}"
+    if record.base.digest not in (None, base):
+        why = f"its base {record.base.name!r} has digest {base}, the record says {record.base.digest}: it has changed"
+    else:
+        why = "its base is as recorded, so torch draws differently here"
+    return f"{said}; {why} (torch {torch.__version__} on this processor, torch {torch_version or 'unknown'} then)"

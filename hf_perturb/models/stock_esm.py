@@ -130,23 +130,28 @@ def config_to_stock(config: Any, architecture: str) -> dict[str, Any]:
     }
 
 
-def tensors_from_stock(tensors: Mapping[str, torch.Tensor], layers: int, rotary: bool) -> dict[str, torch.Tensor]:
+def tensors_from_stock(tensors: Mapping[str, torch.Tensor], config: Any) -> dict[str, torch.Tensor]:
     """Name the tensors of a stock ESM as fair-esm does; a tensor that it does not know keeps its name.
 
     Args:
         tensors: by their stock names, with or without `esm.` in front.
-        layers: transformer layers, which may share their rotary frequencies.
-        rotary: whether positions are rotary; then stock checkpoints may hold a table of positions without meaning.
+        config: the `FairEsmConfig`, which loses its contact head if the tensors lack it.
     """
+    # a network with rotary positions may hold a table of positions without meaning
+    rotary = config.model_version == "ESM-2"
     unused = (*_WITHOUT_MEANING, "esm.embeddings.position_embeddings.weight") if rotary else _WITHOUT_MEANING
     named = {}
     for name, tensor in tensors.items():
         whole = name if name.startswith(("esm.", "lm_head.", "classifier.")) else f"esm.{name}"
         if whole in _SHARED_ROTARY:
             # of their own: a file could not hold one tensor under many names
-            named.update({_ROTARY.format(layer): tensor.clone() for layer in range(layers)})
+            named.update({_ROTARY.format(layer): tensor.clone() for layer in range(config.num_hidden_layers)})
         elif whole not in unused:
             named[our_name(whole) or name] = tensor
+    config.contact_head = config.contact_head and "contact_head.regression.weight" in named
+    # CODEPATH: stock Transformers cannot leave the head out; an export of ESM-1v marks it as absent.
+    if not config.contact_head:
+        named = {name: tensor for name, tensor in named.items() if not name.startswith("contact_head.")}
     return named
 
 

@@ -8,18 +8,39 @@ import re
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch.utils.weak import WeakTensorKeyDictionary
 from transformers.utils.hub import cached_file
 
 from .record import CheckpointError
 
 # in the order that Transformers looks for them
 _FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+@dataclass(frozen=True)
+class Region:
+    """Where the bytes of a tensor are in a safetensors file.
+
+    Args:
+        path: the file.
+        begin: of the first byte.
+        size: in bytes.
+    """
+
+    path: Path
+    begin: int
+    size: int
+
+
+# where the tensors at hand are stored; beside them, because an attribute would be saved with them
+_STORED = WeakTensorKeyDictionary()
 
 
 def weight_files(variant: str | None = None) -> list[str]:
@@ -82,12 +103,59 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """
     if path.suffix == ".safetensors":
         try:
-            return load_file(path)
+            tensors = load_file(path)
         except SafetensorError as error:
             raise CheckpointError(f"{path} is damaged, or no safetensors file: {error}") from error
+        for name, region in _regions(path).items():
+            _STORED[tensors[name]] = region
+        return tensors
     tensors = unpickle(path)
     refuse_what_is_no_state(path, tensors)
     return dict(tensors)
+
+
+def _regions(path: Path) -> dict[str, Region]:
+    """Read the header of a file that safetensors has accepted. Source: the README of huggingface/safetensors."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+    header.pop("__metadata__", None)
+    offsets = {name: entry["data_offsets"] for name, entry in header.items()}
+    return {name: Region(path, 8 + size + begin, end - begin) for name, (begin, end) in offsets.items()}
+
+
+def region_of(tensor: torch.Tensor) -> Region | None:
+    """Return where a tensor that `read_tensors` mapped is stored; `None` for any other."""
+    region: Region | None = _STORED.get(tensor)
+    return region
+
+
+def read_values(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the values of a tensor; one that `read_tensors` mapped is read, so that its pages stay out of memory.
+
+    Raises:
+        OSError: if the file has become shorter.
+    """
+    region = region_of(tensor)
+    return tensor.detach() if region is None else read_region(region).view(tensor.dtype).view(tensor.shape)
+
+
+def read_region(region: Region) -> torch.Tensor:
+    """Read bytes of a file into memory, `(region.size,)`.
+
+    Raises:
+        OSError: if the file has become shorter.
+    """
+    values = torch.empty(region.size, dtype=torch.uint8)
+    data, done = values.numpy().data, 0
+    with region.path.open("rb", buffering=0) as file:
+        file.seek(region.begin)
+        while done < region.size:
+            read = file.readinto(data[done:])
+            if not read:
+                raise CheckpointError(f"{region.path} became shorter while it was read")
+            done += read
+    return values
 
 
 def refuse_what_is_no_state(what: Any, state: Any) -> None:

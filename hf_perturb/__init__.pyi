@@ -1,0 +1,38 @@
+# The public names, and where they are: `__init__.py` imports a module when one of its names is used.
+from . import demo as demo
+from .checkpoints.comparison import Comparison as Comparison, compare_checkpoints as compare_checkpoints
+from .checkpoints.convert import Conversion as Conversion, convert_checkpoint as convert_checkpoint
+from .checkpoints.exports import export_checkpoint as export_checkpoint
+from .checkpoints.variants import create_variant as create_variant, create_variants as create_variants
+from .checkpoints.verification import Verification as Verification, verify_variant as verify_variant
+from .errors import (
+    CheckpointError as CheckpointError,
+    DigestError as DigestError,
+    FolderExistsError as FolderExistsError,
+    FolderLockedError as FolderLockedError,
+    HfPerturbError as HfPerturbError,
+    ModelInputError as ModelInputError,
+    PerturbationError as PerturbationError,
+    RuleError as RuleError,
+    StackedPerturbationError as StackedPerturbationError,
+    UnsupportedModuleError as UnsupportedModuleError,
+)
+from .models.configuration_carp import CarpConfig as CarpConfig
+from .models.configuration_fair_esm import FairEsmConfig as FairEsmConfig
+from .models.modeling_carp import (
+    CarpForMaskedLM as CarpForMaskedLM,
+    CarpForSequenceClassification as CarpForSequenceClassification,
+    CarpForTokenClassification as CarpForTokenClassification,
+    CarpModel as CarpModel,
+)
+from .models.modeling_fair_esm import (
+    FairEsmForMaskedLM as FairEsmForMaskedLM,
+    FairEsmForSequenceClassification as FairEsmForSequenceClassification,
+    FairEsmForTokenClassification as FairEsmForTokenClassification,
+    FairEsmModel as FairEsmModel,
+)
+from .models.perturbable import perturb as perturb
+from .models.wrapping import wrap as wrap
+from .perturbation import Perturbation as Perturbation
+
+__version__: str
