@@ -1,7 +1,5 @@
 """`python -m hf_perturb`."""
 
-import sys
+from hf_perturb.cli import script
 
-from hf_perturb.cli import main
-
-sys.exit(main())
+script()

@@ -6,27 +6,26 @@ Exit codes: 0 done, 1 the thing failed, 2 wrong usage. Results go to stdout, err
 from __future__ import annotations
 
 import argparse
-import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
-
-from transformers.utils import logging
+from typing import Any, NoReturn
 
 import hf_perturb
-from hf_perturb.checkpoints.convert import DTYPES, convert_checkpoint
-from hf_perturb.checkpoints.exports import FORMATS, export_checkpoint
-from hf_perturb.checkpoints.listing import catalogue_rows, tensor_rows
-from hf_perturb.checkpoints.variants import create_variant
-from hf_perturb.perturbation import spec
+from hf_perturb.checkpoints.formats import DTYPES, FORMATS
+from hf_perturb.perturbation import scopes, spec
 
 _CREATE = """\
-Build a variant of a base: the same network with its weights re-initialised or shuffled.
+Build a variant of a base: the same network with its weights re-initialised or shuffled. --method, --seed and --axis may
+be repeated: then OUT is a folder of folders, one for each combination, all built in one pass over the base.
 
   hf-perturb create demo my-control --method reinit --seed 42
   hf-perturb create ./my-base my-control --method resample --axis all --exclude 'contact_head.*'
+  hf-perturb create ./my-base my-controls --method reinit --method resample --seed 42 --seed 0 --seed 12345
+  hf-perturb create ./my-base my-control --method reinit --scope top:4 --scope attention
+  hf-perturb create ./my-base my-cascade --method reinit --cascade top-down
+  hf-perturb create ./my-recipe my-control                       a recipe is given its weights
 """
 _CONVERT = """\
 Make a base of a checkpoint of any origin, or write a base or a variant in another package's format.
@@ -37,10 +36,39 @@ Make a base of a checkpoint of any origin, or write a base or a variant in anoth
   hf-perturb convert --to transformers my-control stock      what Transformers loads with nothing of ours installed
   hf-perturb convert --to fair-esm my-control esm1b_control.pt
 """
+_VERIFY = """\
+Compare weights with the digest that their record names; with the base, build every tensor again and compare those.
+Exit code 1 if anything is not as recorded.
+
+  hf-perturb verify my-control
+  hf-perturb verify my-control --base my-base
+"""
+_COMPARE = """\
+Say what differs between two checkpoints of one network, by layer or by tensor. Distances are relative to A.
+
+  hf-perturb compare my-base my-control
+  hf-perturb compare my-base my-control --per tensor --json
+  hf-perturb compare my-base my-control --plot distances.png     needs: pip install 'hf-perturb[plot]'
+"""
 _BASE = "a folder, a Hub id, an original .pt, or 'demo'"
 _LIST = """\
 Without BASE: the published checkpoints. With BASE: its tensors, and what the rules do to each.
 """
+
+
+def script() -> NoReturn:
+    """Run the command as a process: a signal ends it after it has cleaned up, and its caller sees which."""
+    signal.signal(signal.SIGTERM, _stop)
+    code = main()
+    if code == 128 + signal.SIGINT:
+        # a shell ends its own loop only if the command died of the signal
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    sys.exit(code)
+
+
+def _stop(number: int, frame: object) -> NoReturn:
+    raise SystemExit(128 + number)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,17 +77,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: words of the command line, those of the process if `None`.
     """
-    options = _parser().parse_args(arguments)
+    parser, commands = _parser()
+    options = parser.parse_args(arguments)
     if not sys.stderr.isatty():
-        logging.disable_progress_bar()
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
-        options.run(options)
+        from hf_perturb import commands as calls
+
+        try:
+            code = getattr(calls, f"run_{options.command}")(options)
+        except calls.UsageError as error:
+            commands[options.command].error(str(error))
         sys.stdout.flush()
     except BrokenPipeError:
         # whoever read the output has gone (`| head`); keep the interpreter from flushing to them at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, hf_perturb.HfPerturbError) as error:
         print(f"hf-perturb {options.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -67,30 +101,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"hf-perturb {options.command}: interrupted; nothing was written (a download goes on from there)",
             file=sys.stderr,
         )
-        return 1
-    return 0
+        return 128 + signal.SIGINT
+    return code or 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="hf-perturb", description=hf_perturb.__doc__)
+def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    parser = argparse.ArgumentParser(prog="hf-perturb", description=hf_perturb.__doc__.partition("\n")[0])
     parser.add_argument("--version", action="version", version=f"%(prog)s {hf_perturb.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    layout = argparse.RawDescriptionHelpFormatter
+    made: dict[str, argparse.ArgumentParser] = {}
 
-    listing = commands.add_parser(
-        "list", help="the published checkpoints, or the tensors of a base", description=_LIST, allow_abbrev=False
-    )
+    def add(name: str, text: str, description: str) -> argparse.ArgumentParser:
+        layout: Any = argparse.RawDescriptionHelpFormatter
+        options: dict[str, Any] = {"formatter_class": layout, "allow_abbrev": False}
+        made[name] = commands.add_parser(name, help=text, description=description, **options)
+        made[name].add_argument("--json", action="store_true", help="print the result as JSON")
+        return made[name]
+
+    listing = add("list", "the published checkpoints, or the tensors of a base", _LIST)
     listing.add_argument("base", nargs="?", type=_name, metavar="BASE", help=_BASE)
-    listing.add_argument("--json", action="store_true", help="print data in place of a table")
-    listing.set_defaults(run=_list)
+    _add_convert(add("convert", "make a base of a checkpoint", _CONVERT))
+    _add_create(add("create", "build a variant, or many", _CREATE))
 
-    convert = commands.add_parser(
-        "convert",
-        help="make a base of a checkpoint",
-        description=_CONVERT,
-        formatter_class=layout,
-        allow_abbrev=False,
-    )
+    verify = add("verify", "compare a variant with its record", _VERIFY)
+    verify.add_argument("path", type=_name, metavar="PATH", help="a variant, a recipe or a base: a folder or a Hub id")
+    verify.add_argument("--base", type=_name, metavar="BASE", help=f"what it was made from: {_BASE}")
+    compare = add("compare", "what differs between two checkpoints", _COMPARE)
+    compare.add_argument("a", type=_name, metavar="A", help=_BASE)
+    compare.add_argument("b", type=_name, metavar="B", help="the same: a base or a variant")
+    compare.add_argument("--per", choices=("layer", "tensor"), default="layer", help="a row for each; default: layer")
+    compare.add_argument("--plot", type=_name, metavar="FILE", help="draw distances and histograms (.png, .pdf, .svg)")
+    for command in (made["create"], verify, compare):
+        command.add_argument("--jobs", type=_count, metavar="N", help="tensors at a time; default: one a processor")
+    return parser, made
+
+
+def _add_convert(convert: argparse.ArgumentParser) -> None:
     source = "an original .pt, a name of the catalogue (hf-perturb list), a folder or a Hub id"
     convert.add_argument("source", type=_name, metavar="SOURCE", help=source)
     convert.add_argument("out", type=_name, metavar="OUT", help="the folder to write; a .pt file for the originals")
@@ -99,26 +145,26 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--dtype", choices=DTYPES, help=f"type of the base's weights; {stored}")
     convert.add_argument("--allow-nonfinite", action="store_true", help="convert NaN and infinite weights too")
     convert.add_argument("--force", action="store_true", help="replace OUT if it is a base and nothing else")
-    convert.add_argument("--json", action="store_true", help="print what was written as JSON")
-    convert.set_defaults(run=_convert, usage_error=convert.error)
 
-    create = commands.add_parser(
-        "create", help="build a variant", description=_CREATE, formatter_class=layout, allow_abbrev=False
-    )
-    create.add_argument("base", type=_name, metavar="BASE", help=_BASE)
-    create.add_argument("out", metavar="OUT", type=_name, help="the folder to write")
-    create.add_argument("--method", required=True, choices=spec.METHODS)
-    create.add_argument("--seed", type=int, action="append", metavar="N", help=f"default: {spec.DEFAULT_SEED}")
+
+def _add_create(create: argparse.ArgumentParser) -> None:
+    create.add_argument("base", type=_name, metavar="BASE", help=f"{_BASE}; or a recipe")
+    create.add_argument("out", type=_name, metavar="OUT", help="the folder to write")
+    many: dict[str, Any] = {"action": "append", "default": []}
+    create.add_argument("--method", choices=spec.METHODS, help="repeatable; none for a recipe", **many)
+    create.add_argument("--seed", type=int, metavar="N", help=f"repeatable; default: {spec.DEFAULT_SEED}", **many)
     create.add_argument("--rules", default="documented", choices=spec.RULES, help="default: %(default)s")
-    create.add_argument("--axis", choices=spec.AXES, help="what resample shuffles; default: the family's")
+    axis = "what resample shuffles, repeatable; default: the family's"
+    create.add_argument("--axis", choices=spec.AXES, help=axis, **many)
     for option, what in (("--include", "perturb only these"), ("--exclude", "leave these as they are")):
         help_text = f"glob over tensor names, repeatable: {what}"
-        create.add_argument(option, action="append", default=[], metavar="GLOB", help=help_text)
+        create.add_argument(option, metavar="GLOB", help=help_text, **many)
+    names = "top:K, bottom:K, layers:I-J, attention, feed_forward, convolution, keep_layer_norms"
+    create.add_argument("--scope", metavar="SCOPE", help=f"perturb only a part, repeatable (all hold): {names}", **many)
+    depths = "one variant for each depth, from the first layer on that side to all of them"
+    create.add_argument("--cascade", choices=tuple(scopes.DIRECTIONS), help=depths)
     create.add_argument("--recipe", action="store_true", help="leave the weights out; loading rebuilds them")
     create.add_argument("--force", action="store_true", help="replace OUT if it is a variant and nothing else")
-    create.add_argument("--json", action="store_true", help="print the record as JSON")
-    create.set_defaults(run=_create, usage_error=create.error)
-    return parser
 
 
 def _name(text: str) -> str:
@@ -127,56 +173,7 @@ def _name(text: str) -> str:
     return text
 
 
-def _convert(options: argparse.Namespace) -> None:
-    if options.to is not None:
-        for given in ("dtype", "force"):
-            if getattr(options, given):
-                options.usage_error(f"argument --{given.replace('_', '-')}: not with --to")
-        nonfinite = options.allow_nonfinite
-        files = export_checkpoint(options.source, options.out, options.to, allow_nonfinite=nonfinite, on_note=_note)
-        print(json.dumps({"files": list(map(str, files))}) if options.json else "\n".join(map(str, files)))
-        return
-    done = convert_checkpoint(
-        options.source,
-        Path(options.out),
-        dtype=options.dtype,
-        allow_nonfinite=options.allow_nonfinite,
-        force=options.force,
-    )
-    for note in done.notes:
-        _note(note)
-    if options.json:
-        print(json.dumps({"path": str(options.out), **asdict(done)}))
-    else:
-        print(f"{options.out}: {done.architecture} of {done.parameters:,} parameters\n{done.digest}")
-
-
-def _note(note: str) -> None:
-    print(f"hf-perturb convert: note: {note}", file=sys.stderr)
-
-
-def _create(options: argparse.Namespace) -> None:
-    keys = ("method", "rules", "axis", "include", "exclude")
-    seed, *more = options.seed or [spec.DEFAULT_SEED]
-    if more:
-        options.usage_error("argument --seed: given more than once; run create once for every seed")
-    try:
-        asked = hf_perturb.Perturbation(seed=seed, **{key: getattr(options, key) for key in keys})
-    except hf_perturb.PerturbationError as error:
-        options.usage_error(str(error))
-    record = create_variant(options.base, Path(options.out), asked, recipe=options.recipe, force=options.force)
-    if options.json:
-        print(json.dumps({"path": str(options.out), "perturbation": record.to_dict()}))
-    else:
-        print(f"{options.out}: {record}\n{record.digest}")
-
-
-def _list(options: argparse.Namespace) -> None:
-    rows = catalogue_rows(options.json) if options.base is None else tensor_rows(options.base)
-    if options.json:
-        print(json.dumps(rows, indent=1))
-        return
-    cells = [list(rows[0]), *([str(value) for value in row.values()] for row in rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
-    for line in cells:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}; allowed: 1 or more")
+    return int(text)

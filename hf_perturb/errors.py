@@ -8,6 +8,7 @@ HfPerturbError
 ├── UnsupportedModuleError (TypeError)  an object that is not a model we know how to wrap or perturb
 └── CheckpointError (OSError)           a base or a variant on disk that is missing or wrong
     ├── FolderExistsError               an output folder that is already there
+    ├── FolderLockedError               an output folder that another process is writing
     └── DigestError (ValueError)        weights that are not the ones that the record names
 """
 
@@ -42,6 +43,10 @@ class CheckpointError(HfPerturbError, OSError):
 
 class FolderExistsError(CheckpointError):
     """An output folder that is already there."""
+
+
+class FolderLockedError(CheckpointError):
+    """An output folder that another process is writing."""
 
 
 class DigestError(CheckpointError, ValueError):

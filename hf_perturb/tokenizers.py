@@ -6,6 +6,7 @@ Source: `esm.data.Alphabet` with `esm.constants.proteinseq_toks` (fair-esm 2.0.0
 
 from __future__ import annotations
 
+import json
 import string
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -124,6 +125,20 @@ def build_tokenizer_of(config: Any) -> PreTrainedTokenizerFast:
     if config.model_version == "ESM-1":
         return build_tokenizer(ESM1)
     return build_tokenizer(replace(ESM1B, max_length=config.max_tokens))
+
+
+def same_alphabet(path: Path, config: Any) -> bool:
+    """Whether a `tokenizer.json` gives every token the id that a network has for it; nothing in it is run.
+
+    Args:
+        path: the file.
+        config: the network's `FairEsmConfig` or `CarpConfig`.
+    """
+    try:
+        vocabulary = json.loads(path.read_text(encoding="utf-8"))["model"]["vocab"]
+    except (ValueError, KeyError, TypeError):
+        return False
+    return bool(vocabulary == build_tokenizer_of(config).get_vocab())
 
 
 def save_tokenizer(config: Any, folder: Path) -> None:

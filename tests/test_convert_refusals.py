@@ -174,7 +174,7 @@ def test_a_killed_process_leaves_no_folder_by_the_name(tmp_path):
 
 def test_a_recipe_is_no_source(tmp_path, base):
     hf_perturb.create_variant(base, tmp_path / "recipe", "reinit", recipe=True)
-    refuse(tmp_path / "recipe", tmp_path, "has no weights: it is a recipe")
+    refuse(tmp_path / "recipe", tmp_path, "is a recipe; give it its weights first: hf-perturb create")
 
 
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import model_class, small_model
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from hypothesis import example, given, settings, strategies as st
 from safetensors.torch import load_file
 
 import hf_perturb
-from hf_perturb.checkpoints.stream import is_finite, write_weights
+from hf_perturb.checkpoints.sources import is_finite
+from hf_perturb.checkpoints.stream import write_weights
 from hf_perturb.perturbation import digest_of
 from hf_perturb.perturbation.digest import digest_of_lines
 

@@ -9,13 +9,14 @@ from huggingface_hub.errors import StrictDataclassError
 
 from hf_perturb import demo
 from hf_perturb.checkpoints.catalog import CATALOG
-from hf_perturb.checkpoints.checkpoint import AUTO_CLASSES, MODULES, PREFIXES, Checkpoint
+from hf_perturb.checkpoints.checkpoint import CONFIGS, Checkpoint
 from hf_perturb.checkpoints.originals import read_original
 from hf_perturb.errors import CheckpointError, StackedPerturbationError
-from hf_perturb.models.loading import has_no_weights, stored_config
+from hf_perturb.models.loading import has_no_weights, refuse_absent_folder, stored_config
 from hf_perturb.models.record import base_location
-from hf_perturb.models.stock_esm import is_stock
+from hf_perturb.models.stock_esm import is_stock, tensors_from_stock
 from hf_perturb.models.weights import stored_tensors
+from hf_perturb.registration import AUTO_CLASSES, PREFIXES
 
 # the two stock classes that have nothing but a trunk and the language head
 _STOCK = ("EsmForMaskedLM", "EsmModel")
@@ -26,36 +27,60 @@ _KINDS = f"allowed: a folder of a model, a Hub id, an original .pt file, or {dem
 _UNUSABLE = (ValueError, TypeError, AttributeError, KeyError, StrictDataclassError)
 
 
-def open_base(name: str) -> Checkpoint:
+def open_base(name: str, revision: str | None = None) -> Checkpoint:
     """Find a base, and compare it with its network.
 
     Args:
         name: as for `open_checkpoint`.
+        revision: see there.
 
     Raises:
         CheckpointError: if it is missing, is of no known family, or lacks tensors.
         StackedPerturbationError: if it is a variant.
     """
-    checkpoint = open_checkpoint(name)
+    checkpoint = open_checkpoint(name, revision)
     if (record := checkpoint.config.perturbation) is not None:
         raise StackedPerturbationError(f"base {name!r} is a variant already, by {record}; start from its base")
     return checkpoint.check()
 
 
-def open_checkpoint(name: str) -> Checkpoint:
+def open_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
     """Find a checkpoint and map its tensors; nothing is compared with the network yet.
 
     Args:
         name: a folder or Hub id of ours or of Transformers' own ESM, an original `.pt` file, or `demo`.
+        revision: of a Hub id.
 
     Raises:
-        CheckpointError: if it is missing, damaged, or of another family.
+        CheckpointError: if it is missing, damaged, of another family, or has no weights.
     """
     location = base_location(name)
     if Path(location).is_file():
         if Path(location).suffix == ".safetensors":
             raise CheckpointError(f"{name} is one file of a folder; give the folder, which has the config.json too")
         return read_original(Path(location))
+    stored, hub = find(name, revision)
+    if has_no_weights(location, hub):
+        if stored.get("perturbation") is not None:
+            raise CheckpointError(f"{name!r} is a recipe; give it its weights first: hf-perturb create {name} OUT")
+        raise CheckpointError(f"{name!r} has no weights, such as a model.safetensors")
+    return _read_folder(name, location, stored, hub)
+
+
+def find(name: str, revision: str | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Find a folder or a repository, and read its `config.json`.
+
+    Args:
+        name: a folder, a Hub id, or `demo`.
+        revision: of a Hub id.
+
+    Returns:
+        The file's content, and what finds the other files on the Hub: the commit, `{}` for a folder.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    location = base_location(name)
     if Path(location).suffix in _FILES and not Path(location).exists():
         raise CheckpointError(f"{name}: no such file")
     if name in CATALOG and not Path(name).exists():
@@ -65,35 +90,33 @@ def open_checkpoint(name: str) -> Checkpoint:
     absent = (
         "no config.json in it" if Path(location).is_dir() else "no such file or folder, and not to be had from the Hub"
     )
+    refuse_absent_folder(location)
+    asked = {} if revision is None or Path(location).is_dir() else {"revision": revision}
     try:
-        stored, revision = stored_config(location, {})
+        stored, commit = stored_config(location, asked)
     except CheckpointError:
         raise
     except OSError as error:
         raise CheckpointError(f"{name!r}: {absent}; {_KINDS} ({error})") from error
     if not stored:
         raise CheckpointError(f"{name!r}: {absent}; {_KINDS}")
-    hub = {} if revision is None else {"revision": revision}
-    if has_no_weights(location, hub):
-        raise CheckpointError(f"{name!r} has no weights: it is a recipe, or lacks its model.safetensors")
-    return _read_folder(name, location, stored, hub)
+    return stored, {} if commit is None else {"revision": commit}
 
 
 def _read_folder(name: str, location: str, stored: dict[str, Any], hub: dict[str, Any]) -> Checkpoint:
     family = "fair_esm" if (stock := is_stock(stored)) else stored.get("model_type")
-    if not isinstance(family, str) or family not in MODULES:
-        allowed = ", ".join([*MODULES, "esm (Transformers' own)"])
+    if not isinstance(family, str) or family not in CONFIGS:
+        allowed = ", ".join([*CONFIGS, "esm (Transformers' own)"])
         raise CheckpointError(f"{name!r}: model_type is {family!r}; allowed: {allowed}")
     architecture = _architecture(name, stored.get("architectures"), family, stock)
-    model_class = getattr(MODULES[family], architecture)
     try:
         # how to run a network is not for a file to say: these keys can name code to fetch
         stored = {key: value for key, value in stored.items() if "implementation" not in key}
-        config = model_class.config_class.from_dict(model_class.config_class.read_stored(stored))
+        config = CONFIGS[family].from_dict(CONFIGS[family].read_stored(stored))
         config._name_or_path = ""  # whose disk it was on is nobody's business
         tensors = stored_tensors(location, hub)
         if stock:
-            tensors = model_class.foreign_tensors(tensors, config)
+            tensors = tensors_from_stock(tensors, config)
     except _UNUSABLE as error:
         raise CheckpointError(f"{name!r}: its config.json cannot be used: {error}") from error
     origin = "transformers" if stock else "hf_perturb"

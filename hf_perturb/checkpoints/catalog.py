@@ -15,10 +15,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from hf_perturb.models.configuration_carp import CarpConfig
-from hf_perturb.models.configuration_fair_esm import FairEsmConfig
+from hf_perturb.checkpoints.checkpoint import CONFIGS
 
-_CONFIGS = {"fair_esm": FairEsmConfig, "carp": CarpConfig}
 _META = "https://dl.fbaipublicfiles.com/fair-esm"
 _ZENODO = "https://zenodo.org/record/6564798/files"
 
@@ -69,7 +67,7 @@ class Entry:
 
     def config(self, **changes: Any) -> PreTrainedConfig:
         """Return the configuration of the network."""
-        return _CONFIGS[self.family](**{**self.sizes, **changes})
+        return CONFIGS[self.family](**{**self.sizes, **changes})
 
 
 def _esm(

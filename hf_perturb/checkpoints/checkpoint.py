@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from hf_perturb.errors import CheckpointError
-from hf_perturb.models import modeling_carp, modeling_fair_esm
-from hf_perturb.models.perturbable import PerturbablePreTrainedModel
+from hf_perturb.models.configuration_carp import CarpConfig
+from hf_perturb.models.configuration_fair_esm import FairEsmConfig
+from hf_perturb.models.layouts import is_parameter, layout, tied
+from hf_perturb.registration import AUTO_CLASSES, PREFIXES
 
-MODULES = {"fair_esm": modeling_fair_esm, "carp": modeling_carp}
-PREFIXES = {"fair_esm": "FairEsm", "carp": "Carp"}
-AUTO_CLASSES = {
-    "AutoModel": "Model",
-    "AutoModelForMaskedLM": "ForMaskedLM",
-    "AutoModelForSequenceClassification": "ForSequenceClassification",
-    "AutoModelForTokenClassification": "ForTokenClassification",
-}
+if TYPE_CHECKING:
+    from hf_perturb.models.perturbable import PerturbablePreTrainedModel
+
+CONFIGS: dict[str, Any] = {"fair_esm": FairEsmConfig, "carp": CarpConfig}
 CONTACTS = ("contact_head.regression.weight", "contact_head.regression.bias")
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _NAMED = 8  # how many tensors a message names
@@ -55,7 +55,9 @@ class Checkpoint:
     @property
     def model_class(self) -> type[PerturbablePreTrainedModel]:
         """The class that it is stored as."""
-        cls: type[PerturbablePreTrainedModel] = getattr(MODULES[self.config.model_type], self.architecture)
+        # only who runs a model pays for the import of Transformers' models
+        module = import_module(f"hf_perturb.models.modeling_{self.config.model_type}")
+        cls: type[PerturbablePreTrainedModel] = getattr(module, self.architecture)
         return cls
 
     def dtypes(self, asked: torch.dtype | None = None) -> dict[str, torch.dtype]:
@@ -76,14 +78,10 @@ class Checkpoint:
             CheckpointError: naming what is missing, left over, of another shape, or not of floating point.
         """
         self._check_layers()
-        try:
-            network = self.model_class.without_weights(self.config)
-        except (RuntimeError, OverflowError, MemoryError, TypeError) as error:
-            raise CheckpointError(f"{self.what}: no network can have its sizes: {error}") from error
-        expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-        for name, source in network.all_tied_weights_keys.items():
-            expected.pop(name)
-            self._drop_tied(name, source)
+        expected = layout(self.config, self.architecture)
+        for name, source in tied(self.config).items():
+            if expected.pop(name, None) is not None:
+                self._drop_tied(name, source)
         found = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
         shapes = [
             f"{name} {found[name]} instead of {expected[name]}"
@@ -100,7 +98,7 @@ class Checkpoint:
         if said := "; ".join(f"{problem}: {listed(names)}" for problem, names in problems if names):
             raise CheckpointError(f"{self.what}: {said}")
         self.tensors = {name: self.tensors[name] for name in expected}
-        self.parameters = sum(parameter.numel() for parameter in network.parameters())
+        self.parameters = sum(math.prod(shape) for name, shape in expected.items() if is_parameter(name))
         return self
 
     def _check_layers(self) -> None:

@@ -13,14 +13,14 @@ from hf_perturb.checkpoints.catalog import CATALOG, Entry
 from hf_perturb.checkpoints.checkpoint import Checkpoint, auto_map
 from hf_perturb.checkpoints.downloads import download
 from hf_perturb.checkpoints.folders import refuse_out, whole_folder
+from hf_perturb.checkpoints.formats import DTYPES
 from hf_perturb.checkpoints.stream import write_weights
-from hf_perturb.checkpoints.vetting import refuse_nonfinite, vet
+from hf_perturb.checkpoints.vetting import refuse_nonfinite, vet_digest
 from hf_perturb.errors import CheckpointError
 from hf_perturb.models.record import base_location
-from hf_perturb.perturbation.digest import digest_of_lines
 from hf_perturb.tokenizers import save_tokenizer
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+_DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPES}
 
 
 @dataclass(frozen=True)
@@ -76,15 +76,16 @@ def convert_checkpoint(
     checkpoint = open_source(source).check()
     kind = "base" if checkpoint.config.perturbation is None else "variant"
     refuse_out(out, place, force, kind)
-    asked = DTYPES[dtype] if dtype else None
-    vet(checkpoint, allow_nonfinite)
+    asked = _DTYPES[dtype] if dtype else None
     try:
         with whole_folder(out, lambda: refuse_out(out, place, force, kind)) as folder:
             dtypes = checkpoint.dtypes(asked)
             written = write_weights(folder, checkpoint.tensors, dtypes)
             if not allow_nonfinite:
                 refuse_nonfinite(checkpoint, written.nonfinite)
-            digest = digest_of_lines(written.digests)
+            digest = written.digest()
+            cast = any(dtypes[name] != tensor.dtype for name, tensor in checkpoint.tensors.items())
+            vet_digest(checkpoint, None if cast else digest)
             _describe(checkpoint, digest)
             checkpoint.config.dtype = next(iter(dtypes.values()))
             checkpoint.config.save_pretrained(folder)

@@ -13,6 +13,7 @@ from hf_perturb.checkpoints.cards import stock_card
 from hf_perturb.checkpoints.checkpoint import CONTACTS, Checkpoint
 from hf_perturb.checkpoints.exports_original import cannot, refuse_architecture, to_fair_esm, to_sequence_models
 from hf_perturb.checkpoints.folders import refuse_existing, whole_folder
+from hf_perturb.checkpoints.formats import FORMATS
 from hf_perturb.checkpoints.stream import write_weights
 from hf_perturb.checkpoints.vetting import vet
 from hf_perturb.errors import CheckpointError
@@ -55,7 +56,7 @@ def export_checkpoint(
     for note in checkpoint.notes:
         on_note(note)
     try:
-        return FORMATS[to](checkpoint, Path(out))
+        return _WRITERS[to](checkpoint, Path(out))
     except CheckpointError:
         raise
     except (OSError, RuntimeError) as error:  # torch.save gives a full disk as a RuntimeError
@@ -93,8 +94,6 @@ def _to_transformers(checkpoint: Checkpoint, out: Path) -> tuple[Path, ...]:
     return (out,)
 
 
-FORMATS: dict[str, Callable[[Checkpoint, Path], tuple[Path, ...]]] = {
-    "transformers": _to_transformers,
-    "fair-esm": to_fair_esm,
-    "sequence-models": to_sequence_models,
-}
+_WRITERS: dict[str, Callable[[Checkpoint, Path], tuple[Path, ...]]] = dict(
+    zip(FORMATS, (_to_transformers, to_fair_esm, to_sequence_models), strict=True)
+)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
+from hf_perturb.checkpoints.scratch import put_in_place, scratch_folder
 from hf_perturb.errors import CheckpointError, FolderExistsError
 from hf_perturb.models.loading import stored_config
 
@@ -66,22 +65,19 @@ def whole_folder(out: Path, check: Callable[[], None] = lambda: None) -> Iterato
     Args:
         out: the folder to be; what is there by then is replaced.
         check: raises if that must not be; asked again at the end, because to fill the folder may take an hour.
+
+    Raises:
+        FolderLockedError: if another process is writing `out`.
     """
-    with _scratch(out) as (fresh, old):
+    with scratch_folder(out) as scratch:
+        fresh = scratch / "new"
+        fresh.mkdir()
         yield fresh
         mode = (fresh / "config.json").stat().st_mode
         for file in fresh.iterdir():
             file.chmod(mode)  # safetensors writes files that only their owner can read
         check()
-        try:
-            if out.exists():
-                out.rename(old)
-            fresh.rename(out)
-        except BaseException:
-            if old.exists() and not out.exists():
-                old.rename(out)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
+        put_in_place(fresh, out)
 
 
 def refuse_existing(*outs: Path) -> None:
@@ -103,36 +99,15 @@ def whole_files(*outs: Path) -> Iterator[list[Path]]:
         FolderExistsError: if one exists.
     """
     refuse_existing(*outs)
-    with _scratch(outs[0]) as (fresh, _):
-        yield [fresh / out.name for out in outs]
+    with scratch_folder(outs[0]) as scratch:
+        yield [scratch / out.name for out in outs]
         refuse_existing(*outs)
-        written = [out for out in reversed(outs) if (fresh / out.name).exists()]
+        written = [out for out in reversed(outs) if (scratch / out.name).exists()]
         try:
             for out in written:
-                (fresh / out.name).rename(out)
+                (scratch / out.name).rename(out)
         except BaseException:
             for out in written:
-                if not (fresh / out.name).exists():
+                if not (scratch / out.name).exists():
                     out.unlink(missing_ok=True)
             raise
-
-
-@contextmanager
-def _scratch(out: Path) -> Iterator[tuple[Path, Path]]:
-    """Give an empty folder beside `out`, and a name for what is in its place."""
-    absent = [parent for parent in out.parents if not parent.exists()]
-    try:
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CheckpointError(f"{out.parent} cannot be made: {error}") from error
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent, ignore_cleanup_errors=True) as scratch:
-            fresh = Path(scratch) / "new"
-            fresh.mkdir()
-            # beside the scratch folder, which is removed whatever happens
-            yield fresh, Path(scratch + ".old")
-    except BaseException:
-        for parent in absent:
-            with suppress(OSError):  # somebody else's by now
-                parent.rmdir()
-        raise

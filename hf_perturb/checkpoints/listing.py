@@ -6,6 +6,7 @@ from typing import Any
 
 from hf_perturb.checkpoints.bases import open_checkpoint
 from hf_perturb.checkpoints.catalog import CATALOG, Entry
+from hf_perturb.models.layouts import language_head, layout
 from hf_perturb.perturbation import Perturbation, make_plan, spec
 
 
@@ -46,9 +47,8 @@ def tensor_rows(base: str) -> list[dict[str, Any]]:
         CheckpointError: if the base cannot be used.
     """
     checkpoint = open_checkpoint(base).check()
-    model = checkpoint.model_class.without_weights(checkpoint.config)
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.document_tensors().items()}
-    family, head = model.config.model_type, model.language_head_names()
+    shapes = layout(checkpoint.config, checkpoint.architecture)
+    family, head = checkpoint.config.model_type, language_head(checkpoint.config)
     plans = {method: make_plan(family, shapes, Perturbation(method), head) for method in spec.METHODS}
     steps = {method: {step.name: step for step in plan.steps} for method, plan in plans.items()}
     return [

@@ -1,104 +1,206 @@
-"""Variants on disk: built from a base, written whole or not at all."""
+"""Variants on disk: built from a base tensor by tensor, any number in one pass, written whole or not at all."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+import torch
 
-from hf_perturb import demo
 from hf_perturb.checkpoints.bases import open_base
+from hf_perturb.checkpoints.blueprint import Blueprint, make_blueprint, sources_of
 from hf_perturb.checkpoints.cards import variant_card
 from hf_perturb.checkpoints.checkpoint import Checkpoint, auto_map
 from hf_perturb.checkpoints.folders import refuse_out, whole_folder
+from hf_perturb.checkpoints.progress import Progress, counter
+from hf_perturb.checkpoints.recipes import open_recipe, recorded_name, refuse_recipe
+from hf_perturb.checkpoints.shards import Shards
+from hf_perturb.checkpoints.sources import Sources
+from hf_perturb.checkpoints.stream import Nowhere, Target, stream, total_bytes
 from hf_perturb.errors import CheckpointError, DigestError, PerturbationError
 from hf_perturb.models.record import base_location
 from hf_perturb.perturbation import Base, Perturbation
-from hf_perturb.perturbation.digest import digest_of_lines, tensor_digests
 from hf_perturb.tokenizers import save_tokenizer
+
+# as long as a digest, for a header whose length must be known before there is one
+_NO_DIGEST = "sha256:" + 64 * "0"
 
 
 def create_variant(
     base: str | Path,
     out: str | Path,
-    perturbation: Perturbation | dict[str, Any] | str,
+    perturbation: Perturbation | dict[str, Any] | str | None = None,
     *,
     recipe: bool = False,
     force: bool = False,
+    jobs: int | None = None,
+    progress: Progress | None = None,
 ) -> Perturbation:
     """Build a variant of a base and write it to a folder, whole or not at all.
 
     Args:
-        base: a folder, a Hub id, an original `.pt` file, or `demo`.
+        base: a folder, a Hub id, an original `.pt` file, or `demo`; or a recipe, which is given its weights.
         out: the folder to write: config, weights, tokenizer and card.
-        perturbation: what to do; a dict or a method name will do.
+        perturbation: what to do; a dict or a method name will do. `None` for a recipe, which says it itself.
         recipe: leave the weights out; `from_pretrained` rebuilds them from the base and checks their digest.
-        force: replace the folder if it exists.
+        force: replace the folder if it is a variant and nothing else.
+        jobs: tensors at a time, the most that are in memory; `None` for one a processor.
+        progress: called with the bytes that are done and those in all.
 
     Returns:
         The record that the variant's configuration holds: the perturbation with base and digests.
 
     Raises:
-        FolderExistsError: if `out` exists and `force` is not set.
+        FolderExistsError: if `out` exists and may not be replaced.
+        FolderLockedError: if another process is writing `out`.
         CheckpointError: if the base is missing, is no base of a known family, or lacks tensors, or if the folder
             cannot be written.
+        DigestError: if the base is not what it records, or a recipe's weights are not what it records.
         PerturbationError: if the perturbation is not valid, or the base is a variant itself.
     """
-    base, out, asked = str(base), Path(out), Perturbation.parse(perturbation)
-    place = Path(base_location(base))
-    refuse_out(out, place, force, "variant")
+    options: dict[str, Any] = {"force": force, "jobs": jobs, "progress": progress}
+    if perturbation is not None:
+        return create_variants(base, {out: perturbation}, recipe=recipe, **options)[Path(out)]
+    if recipe:
+        raise PerturbationError("perturbation: got None; allowed: what the recipe is to do")
+    source, out = str(base), Path(out)
+    refuse_out(out, Path(source), force, "variant")
+    found = open_recipe(source)
+    name = recorded_name(found.base, recipe=False)
+    order = _Order(name, recipe=False, place=Path(source), check=found.check, **options)
+    return _build(found.open_base(), {out: found.record}, order)[out]
+
+
+def create_variants(
+    base: str | Path,
+    wanted: Mapping[str | Path, Perturbation | dict[str, Any] | str],
+    *,
+    recipe: bool = False,
+    force: bool = False,
+    jobs: int | None = None,
+    progress: Progress | None = None,
+) -> dict[Path, Perturbation]:
+    """Build several variants of a base in one pass: each of its tensors is read once.
+
+    Args:
+        base: a folder, a Hub id, an original `.pt` file, or `demo`.
+        wanted: what to do, by the folder to write.
+        recipe: as for `create_variant`, like all that follow.
+        force: see there.
+        jobs: see there.
+        progress: see there.
+
+    Returns:
+        The record of each, by its folder.
+
+    Raises:
+        HfPerturbError: as `create_variant` does; then none of them is written.
+    """
+    base, place = str(base), Path(base_location(str(base)))
+    asked = {Path(out): Perturbation.parse(perturbation) for out, perturbation in wanted.items()}
+    for out in asked:
+        refuse_out(out, place, force, "variant")
     checkpoint = open_base(base)
     if recipe:
-        _refuse_recipe(checkpoint)
-    model = checkpoint.model()
-    before = tensor_digests(model.state_dict())
-    if (stated := model.config.digest) not in (None, digest_of_lines(before)):
-        raise DigestError(f"base {base!r} has digest {digest_of_lines(before)}, its config.json says {stated}")
-    model.perturb(asked)
-    after = tensor_digests(model.state_dict())
-    changed = sum(before.get(name) != digest for name, digest in after.items())
-    if not changed:
-        raise PerturbationError(f"{asked} changes no tensor of {base!r}; take another axis, or widen include")
-    origin = Base(name=_recorded_name(base, recipe), revision=checkpoint.revision, digest=digest_of_lines(before))
-    record = asked.with_record(origin, digest_of_lines(after))
-    model.config.perturbation = record
-    model.config.auto_map = auto_map(model.config.model_type)
-    architecture = type(model).__name__
-    card = variant_card(model.config.model_type, architecture, record, changed, len(after))
+        refuse_recipe(checkpoint)
+    order = _Order(recorded_name(base, recipe), recipe, place, force, jobs, progress)
+    return _build(checkpoint, asked, order)
+
+
+@dataclass(frozen=True)
+class _Order:
+    """How variants are to be built.
+
+    Args:
+        name: what their records call the base.
+        recipe: as for `create_variant`, like `force`, `jobs` and `progress`.
+        place: where the base is.
+        force: see there.
+        jobs: see there.
+        progress: see there.
+        check: raises if a record is not the one that was to come out.
+    """
+
+    name: str
+    recipe: bool
+    place: Path
+    force: bool
+    jobs: int | None
+    progress: Progress | None
+    check: Callable[[Perturbation], None] = lambda record: None
+
+
+@dataclass
+class _Variant:
+    """A variant on its way: `shards` is `None` for a recipe."""
+
+    out: Path
+    asked: Perturbation
+    blueprint: Blueprint
+    folder: Path
+    target: Target
+    shards: Shards | None
+
+
+def _build(checkpoint: Checkpoint, asked: Mapping[Path, Perturbation], order: _Order) -> dict[Path, Perturbation]:
+    blueprints = {out: make_blueprint(checkpoint, perturbation) for out, perturbation in asked.items()}
+    sources, base = sources_of(checkpoint), Base(order.name, checkpoint.revision, _NO_DIGEST)
+    first, *more = asked
     try:
-        with whole_folder(out, lambda: refuse_out(out, place, force, "variant")) as folder:
-            if recipe:
-                model.config.architectures = [architecture]
-                model.config.save_pretrained(folder)
-            else:
-                model.save_pretrained(folder)
-            save_tokenizer(model.config, folder)
-            (folder / "README.md").write_text(card, encoding="utf-8")
+        with ExitStack() as stack:
+            variants = []
+            for out, blueprint in blueprints.items():
+                folder = stack.enter_context(_folder(out, order))
+                shards = None
+                if not order.recipe:
+                    unknown = _metadata(asked[out].with_record(base, _NO_DIGEST))
+                    shards = stack.enter_context(Shards(folder, blueprint.shapes, unknown))
+                target = blueprint.target(shards or Nowhere())
+                variants.append(_Variant(out, asked[out], blueprint, folder, target, shards))
+            targets = [variant.target for variant in variants]
+            count = counter(total_bytes(sources, targets), order.progress)
+            stream(sources, targets, jobs=order.jobs, on_bytes=count)
+            base = replace(base, digest=sources.digest())
+            if (stated := checkpoint.config.digest) not in (None, base.digest):
+                raise DigestError(f"base {checkpoint.what!r} has digest {base.digest}, its config.json says {stated}")
+            return {variant.out: _finish(checkpoint, sources, variant, base, order) for variant in variants}
     except CheckpointError:
         raise
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{out}: nothing was written, because {error}") from error
+    except OSError as error:
+        others = f" and {len(more)} more" if more else ""
+        raise CheckpointError(f"{first}{others}: nothing was written, because {error}") from error
+
+
+def _folder(out: Path, order: _Order) -> AbstractContextManager[Path]:
+    return whole_folder(out, lambda: refuse_out(out, order.place, order.force, "variant"))
+
+
+def _finish(checkpoint: Checkpoint, sources: Sources, variant: _Variant, base: Base, order: _Order) -> Perturbation:
+    """Write what is beside the weights, now that their digests are known."""
+    made, outputs = variant.target.digests, variant.blueprint.outputs
+    changed = sum(made[name] != sources.digests[output.source] for name, output in outputs.items())
+    if not changed:
+        raise PerturbationError(
+            f"{variant.asked} changes no tensor of {checkpoint.what!r}; take another axis, or widen include"
+        )
+    record = variant.asked.with_record(base, variant.target.digest())
+    order.check(record)
+    config, architecture = variant.blueprint.config, checkpoint.architecture
+    config.perturbation, config.digest = record, None
+    config.architectures, config.auto_map = [architecture], auto_map(config.model_type)
+    config.dtype, config.torch_version = next(iter(sources.dtypes.values())), torch.__version__
+    config.save_pretrained(variant.folder)
+    save_tokenizer(config, variant.folder)
+    card = variant_card(config.model_type, architecture, record, changed, len(made))
+    (variant.folder / "README.md").write_text(card, encoding="utf-8")
+    if variant.shards is not None:
+        variant.shards.finish(_metadata(record))
     return record
 
 
-def _recorded_name(base: str, recipe: bool) -> str:
-    """Return what the record calls the base: a recipe needs its place, a variant need not tell whose disk it was on."""
-    if base == demo.NAME or not Path(base).exists():
-        return base
-    return str(Path(base).resolve()) if recipe else Path(base).resolve().name
-
-
-def _refuse_recipe(checkpoint: Checkpoint) -> None:
-    """Refuse what `from_pretrained` could not load again as `create` has it."""
-    if checkpoint.origin in ("fair-esm", "sequence-models"):
-        raise CheckpointError(
-            f"{checkpoint.what} is an original; a recipe needs a base that from_pretrained can load: make one"
-            " of it (hf-perturb convert), or leave --recipe out"
-        )
-    kinds = {str(dtype) for name, dtype in checkpoint.dtypes().items() if not name.endswith("rot_emb.inv_freq")}
-    if len(kinds) > 1:
-        raise CheckpointError(
-            f"{checkpoint.what} mixes {', '.join(sorted(kinds))}, which from_pretrained loads as one type, so a recipe"
-            " would give other weights; leave --recipe out, or convert the base to one --dtype"
-        )
+def _metadata(record: Perturbation) -> dict[str, str]:
+    return {"perturbation": json.dumps(record.to_dict())}

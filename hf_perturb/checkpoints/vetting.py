@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hf_perturb.checkpoints.checkpoint import Checkpoint, listed
-from hf_perturb.checkpoints.stream import is_finite
+from hf_perturb.checkpoints.sources import is_finite
 from hf_perturb.errors import CheckpointError, DigestError
 from hf_perturb.perturbation.digest import digest_of
 
@@ -11,18 +11,31 @@ from hf_perturb.perturbation.digest import digest_of
 def vet(checkpoint: Checkpoint, allow_nonfinite: bool) -> None:
     """Refuse weights that are not numbers, or not the ones that the checkpoint says they are.
 
-    Stock Transformers keeps our record when it saves a model that it has trained; there, a digest that is no longer
-    true is dropped, with a note.
-
     Raises:
         CheckpointError: naming the tensors with NaN or infinite values.
         DigestError: naming both digests.
     """
     if not allow_nonfinite:
         refuse_nonfinite(checkpoint, [name for name, tensor in checkpoint.tensors.items() if not is_finite(tensor)])
+    vet_digest(checkpoint)
+
+
+def vet_digest(checkpoint: Checkpoint, found: str | None = None) -> None:
+    """Refuse weights that are not the ones that the checkpoint says they are.
+
+    Stock Transformers keeps our record when it saves a model that it has trained; there, a digest that is no longer
+    true is dropped, with a note.
+
+    Args:
+        checkpoint: what was opened.
+        found: digest of its tensors as they are stored, if it is known already.
+
+    Raises:
+        DigestError: naming both digests.
+    """
     config, record = checkpoint.config, checkpoint.config.perturbation
     stated = config.digest if record is None else record.digest
-    if stated is None or stated == (found := digest_of(checkpoint.tensors)):
+    if stated is None or stated == (found := found or digest_of(checkpoint.tensors)):
         return
     problem = f"has weights with digest {found}, its config.json says {stated}"
     if checkpoint.origin != "transformers":

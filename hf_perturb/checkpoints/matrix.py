@@ -1,0 +1,56 @@
+"""Many variants of one base: what is asked for, and what their folders are called."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from hf_perturb.errors import PerturbationError
+from hf_perturb.perturbation.spec import Perturbation
+
+
+def matrix(
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    axes: Sequence[str] = (),
+    scopes: Iterable[Sequence[str]] = ((),),
+    **common: Any,
+) -> list[Perturbation]:
+    """Combine methods, seeds, axes and scopes; an axis is for resample alone.
+
+    Args:
+        methods: one or more.
+        seeds: one or more.
+        axes: none for the family's own.
+        scopes: lists of scopes, one of which each perturbation has.
+        **common: the other keys of every `Perturbation`.
+
+    Raises:
+        PerturbationError: if one is not valid, or comes twice.
+    """
+    made = []
+    for method, scope, seed in product(methods, scopes, seeds):
+        # axes that no method takes are refused by `Perturbation`
+        mixed = method != "resample" and "resample" in methods
+        choices: Sequence[str | None] = [None] if mixed or not axes else axes
+        for axis in choices:
+            perturbation = Perturbation(method, seed, axis=axis, scope=tuple(scope), **common)
+            if perturbation in made:
+                raise PerturbationError(f"{perturbation} is asked for twice; give each method, seed and axis once")
+            made.append(perturbation)
+    return made
+
+
+def folder_name(perturbation: Perturbation) -> str:
+    """Return the name of a variant's folder in a matrix, such as `resample-all-seed42`; its globs are not named."""
+    scope = [name.replace(":", "").replace("_", "-") for name in perturbation.scope]
+    rules = ["published"] if perturbation.rules == "published" else []
+    axis = [perturbation.axis] if perturbation.axis is not None else []
+    return "-".join([perturbation.method, *rules, *axis, *scope, f"seed{perturbation.seed}"])
+
+
+def folders(parent: Path, perturbations: Iterable[Perturbation]) -> dict[Path, Perturbation]:
+    """Return the folder of each variant of a matrix."""
+    return {parent / folder_name(perturbation): perturbation for perturbation in perturbations}

@@ -1,0 +1,104 @@
+"""Recipes on disk: variants without weights, made whole again from the base that they record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hf_perturb import demo
+from hf_perturb.checkpoints.bases import find, open_base
+from hf_perturb.checkpoints.checkpoint import Checkpoint
+from hf_perturb.errors import CheckpointError, DigestError, PerturbationError
+from hf_perturb.models.loading import has_no_weights
+from hf_perturb.models.recipes import other_weights
+from hf_perturb.models.record import parse_perturbation
+from hf_perturb.perturbation import Perturbation
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a recipe says of itself.
+
+    Args:
+        name: its folder or Hub id.
+        record: what is done, to which base.
+        torch_version: of the torch that drew its weights.
+    """
+
+    name: str
+    record: Perturbation
+    torch_version: str | None
+
+    @property
+    def base(self) -> str:
+        """Name of the base: a folder, a Hub id or `demo`."""
+        if self.record.base is None or self.record.base.name is None:
+            raise CheckpointError(f"{self.name!r} has no weights, and its record names no base to rebuild them from")
+        return self.record.base.name
+
+    def open_base(self) -> Checkpoint:
+        """Open the base at the recorded revision.
+
+        Raises:
+            CheckpointError: naming both, if it is missing or is no base.
+        """
+        revision = self.record.base.revision if self.record.base is not None else None
+        try:
+            return open_base(self.base, revision)
+        except OSError as error:
+            raise CheckpointError(f"the recipe {self.name!r} needs its base {self.base!r}: {error}") from error
+
+    def check(self, made: Perturbation) -> None:
+        """Compare the record of what was made with the recipe's own.
+
+        Raises:
+            DigestError: naming the digests and the versions of torch.
+        """
+        if self.record.digest not in (None, made.digest):
+            found = made.base.digest if made.base is not None else None
+            raise DigestError(other_weights(self.name, self.record, self.torch_version, made.digest, found))
+
+
+def open_recipe(name: str) -> Recipe:
+    """Find a recipe.
+
+    Args:
+        name: its folder or Hub id.
+
+    Raises:
+        CheckpointError: if there is nothing.
+        PerturbationError: if it has weights, so that something must be asked for.
+    """
+    stored, hub = find(name)
+    record = parse_perturbation(stored.get("perturbation"))
+    if record is None or not has_no_weights(name, hub):
+        raise PerturbationError(
+            f"perturbation: got none for {name!r}, which is no recipe; say --method reinit or resample"
+        )
+    return Recipe(name, record, stored.get("torch_version"))
+
+
+def recorded_name(base: str, recipe: bool) -> str:
+    """Return what a record calls its base: a recipe needs its place, a variant need not tell whose disk it was on."""
+    if base == demo.NAME or not Path(base).exists():
+        return base
+    return str(Path(base).resolve()) if recipe else Path(base).resolve().name
+
+
+def refuse_recipe(checkpoint: Checkpoint) -> None:
+    """Refuse what `from_pretrained` could not load again as `create` has it.
+
+    Raises:
+        CheckpointError: for originals, and for weights of several types.
+    """
+    if checkpoint.origin in ("fair-esm", "sequence-models"):
+        raise CheckpointError(
+            f"{checkpoint.what} is an original; a recipe needs a base that from_pretrained can load: make one"
+            " of it (hf-perturb convert), or leave --recipe out"
+        )
+    kinds = {str(dtype) for name, dtype in checkpoint.dtypes().items() if not name.endswith("rot_emb.inv_freq")}
+    if len(kinds) > 1:
+        raise CheckpointError(
+            f"{checkpoint.what} mixes {', '.join(sorted(kinds))}, which from_pretrained loads as one type, so a recipe"
+            " would give other weights; leave --recipe out, or convert the base to one --dtype"
+        )

@@ -1,0 +1,132 @@
+"""Scratch folders beside what they become: locked, swept after a crash, and put in place in one step."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from hf_perturb.errors import CheckpointError, FolderLockedError
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+_OLD = ".old"
+
+
+@contextmanager
+def scratch_folder(out: Path) -> Iterator[Path]:
+    """Give an empty folder beside `out` that is gone afterwards; what a killed process left there is swept first.
+
+    Raises:
+        FolderLockedError: if another process is writing `out`.
+        CheckpointError: if the folder above cannot be made.
+    """
+    absent = [parent for parent in out.parents if not parent.exists()]
+    try:
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"{out.parent} cannot be made: {error}") from error
+        with _lock(out) as locked:
+            if locked:
+                _sweep(out)
+            with tempfile.TemporaryDirectory(prefix=_prefix(out), dir=out.parent, ignore_cleanup_errors=True) as name:
+                yield Path(name)
+    except BaseException:
+        for parent in absent:
+            with suppress(OSError):  # somebody else's by now
+                parent.rmdir()
+        raise
+
+
+def put_in_place(fresh: Path, out: Path) -> None:
+    """Make a folder inside a scratch folder appear as `out`; what is there goes to the scratch folder.
+
+    Everything in it is on the disk before.
+    """
+    for file in fresh.iterdir():
+        _sync(file)
+    _sync(fresh)
+    if not out.exists():
+        fresh.rename(out)
+    elif not _exchange(fresh, out):
+        # beside the scratch folder, where a run after a crash finds it
+        old = fresh.parent.with_name(fresh.parent.name + _OLD)
+        out.rename(old)
+        try:
+            fresh.rename(out)
+        except BaseException:
+            old.rename(out)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    _sync(out.parent)
+
+
+def _prefix(out: Path) -> str:
+    return f".{out.name}.hf_perturb-"
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two folders in one step; `False` where the system or the file system cannot."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError:
+        return False
+    paths = os.fsencode(one), os.fsencode(other)
+    return bool(renameat2(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _RENAME_EXCHANGE) == 0)
+
+
+@contextmanager
+def _lock(out: Path) -> Iterator[bool]:
+    """Hold the lock of an output; give `False` where the file system has no locks."""
+    import fcntl  # loading a model works on systems without it
+
+    path = out.parent / f"{_prefix(out)}lock"
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise CheckpointError(f"{out.parent} cannot be written: {error}") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise FolderLockedError(
+                    f"{out} is locked: another process is writing it; wait for it, or choose another folder"
+                ) from error
+            yield False
+            return
+        # whoever held it may have removed the file after we opened it
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                break
+        os.close(descriptor)
+    try:
+        yield True
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _sweep(out: Path) -> None:
+    """Remove what killed processes left, and put back what one had moved away."""
+    left = [path for path in out.parent.iterdir() if path.name.startswith(_prefix(out)) and path.is_dir()]
+    for path in left:
+        if path.name.endswith(_OLD) and not out.exists():
+            path.rename(out)
+        else:
+            shutil.rmtree(path, ignore_errors=True)

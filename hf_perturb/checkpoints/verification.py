@@ -1,0 +1,186 @@
+"""`verify`: whether weights are the ones that their record names and, with the base, the ones that it describes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from hf_perturb.checkpoints.bases import find, open_base, open_checkpoint
+from hf_perturb.checkpoints.blueprint import Blueprint, make_blueprint, sources_of
+from hf_perturb.checkpoints.checkpoint import Checkpoint, listed
+from hf_perturb.checkpoints.progress import Progress, counter
+from hf_perturb.checkpoints.rebuilding import Difference, Stored
+from hf_perturb.checkpoints.recipes import Recipe, open_recipe
+from hf_perturb.checkpoints.sources import Sources
+from hf_perturb.checkpoints.stream import Nowhere, Target, stream, total_bytes
+from hf_perturb.errors import CheckpointError
+from hf_perturb.models.loading import has_no_weights
+from hf_perturb.models.record import base_location
+from hf_perturb.perturbation import Perturbation
+from hf_perturb.perturbation.digest import digest_of_lines
+from hf_perturb.tokenizers import same_alphabet
+
+# what a variant's configuration may say otherwise than its base's
+_OWN = ("perturbation", "digest", "architectures", "auto_map", "dtype", "torch_version", "transformers_version")
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify_variant` found.
+
+    Args:
+        path: what was verified.
+        digest: of the weights, those that a recipe gives among them.
+        recorded: the digest that the configuration states, `None` if it states none.
+        base: the base that the tensors were rebuilt from, `None` if there was none.
+        differences: tensors that are not what the base and the record give.
+        problems: everything that is wrong, in words; empty for what is as recorded.
+    """
+
+    path: str
+    digest: str
+    recorded: str | None
+    base: str | None = None
+    differences: tuple[Difference, ...] = ()
+    problems: tuple[str, ...] = field(default=())
+
+    @property
+    def ok(self) -> bool:
+        """Whether all is as recorded."""
+        return not self.problems
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the same as JSON has it."""
+        return {"ok": self.ok, **asdict(self)}
+
+
+def verify_variant(
+    path: str | Path,
+    base: str | Path | None = None,
+    *,
+    jobs: int | None = None,
+    progress: Progress | None = None,
+) -> Verification:
+    """Compare weights with the digest that their record states, and, with the base, with what the record describes.
+
+    With a base every tensor is built again and compared, nothing being written. A recipe, which has no weights to look
+    at, is always rebuilt, from the base that it records if none is given.
+
+    Args:
+        path: a variant, a recipe, or a base with a digest: a folder or a Hub id.
+        base: what the variant was made from.
+        jobs: tensors at a time; `None` for one a processor.
+        progress: called with the bytes that are done and those in all.
+
+    Raises:
+        CheckpointError: if something cannot be read, or if there is nothing to compare with: no digest and no base.
+    """
+    path, work = str(path), _Work(jobs, progress)
+    if (recipe := _recipe(path)) is not None:
+        opened = recipe.open_base() if base is None else open_base(str(base))
+        return _rebuild(path, recipe.record, opened, None, work)
+    checkpoint = open_checkpoint(path).check()
+    record = checkpoint.config.perturbation
+    if base is None:
+        recorded = checkpoint.config.digest if record is None else record.digest
+        if recorded is None:
+            raise CheckpointError(
+                f"{path!r} records no digest (trained, or saved by something else?): give its base to compare with"
+            )
+        sources = Sources(checkpoint.tensors, {name: tensor.dtype for name, tensor in checkpoint.tensors.items()})
+        work.run(sources)
+        problems = [*_another_digest(sources.digest(), recorded), *_beside(path, checkpoint)]
+        return Verification(path, sources.digest(), recorded, problems=tuple(problems))
+    if record is None:
+        raise CheckpointError(f"{path!r} is no variant: its config.json records no perturbation; leave the base out")
+    opened = open_base(str(base))
+    found = _rebuild(path, record, opened, Stored(checkpoint.tensors), work)
+    return replace(found, problems=(*found.problems, *_sizes(checkpoint, opened), *_beside(path, checkpoint)))
+
+
+@dataclass(frozen=True)
+class _Work:
+    """How the tensors are read: `jobs` and `progress` of `verify_variant`."""
+
+    jobs: int | None
+    progress: Progress | None
+
+    def run(self, sources: Sources, targets: Sequence[Target] = ()) -> None:
+        """Read the sources, and make the targets."""
+        stream(sources, targets, jobs=self.jobs, on_bytes=counter(total_bytes(sources, targets), self.progress))
+
+
+def _recipe(path: str) -> Recipe | None:
+    """Return the recipe at a place, `None` for anything with weights."""
+    if Path(base_location(path)).is_file():
+        raise CheckpointError(f"{path}: a file records no digest; allowed: the folder of a variant, or its Hub id")
+    stored, hub = find(path)
+    if stored.get("perturbation") is None or not has_no_weights(base_location(path), hub):
+        return None
+    return open_recipe(path)
+
+
+def _rebuild(path: str, record: Perturbation, base: Checkpoint, stored: Stored | None, work: _Work) -> Verification:
+    """Build every tensor of a variant again, and compare it with what is stored, if anything is."""
+    blueprint, sources = make_blueprint(base, record), sources_of(base)
+    if stored is not None:
+        _refuse_another_network(path, base, blueprint, stored.tensors)
+    target = blueprint.target(stored or Nowhere())
+    work.run(sources, [target])
+    problems = []
+    if record.base is not None and record.base.digest not in (None, sources.digest()):
+        problems.append(f"the base {base.what} has digest {sources.digest()}, the record says {record.base.digest}")
+    digest = target.digest() if stored is None else digest_of_lines(stored.digests)
+    differences = () if stored is None else tuple(stored.differences[name] for name in sorted(stored.differences))
+    if differences:
+        names = listed(difference.name for difference in differences)
+        problems.append(f"{len(differences)} tensors are not what the base and the record give: {names}")
+    problems += _another_digest(digest, record.digest)
+    return Verification(path, digest, record.digest, base.what, differences, tuple(problems))
+
+
+def _another_digest(found: str, recorded: str | None) -> list[str]:
+    return [] if recorded in (None, found) else [f"the weights have digest {found}, the record says {recorded}"]
+
+
+def _refuse_another_network(
+    path: str, base: Checkpoint, blueprint: Blueprint, tensors: Mapping[str, torch.Tensor]
+) -> None:
+    made = {name: shape for name, (_, shape) in blueprint.shapes.items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if odd := [name for name in {**made, **found} if made.get(name) != found.get(name)]:
+        raise CheckpointError(
+            f"{path!r} is no variant of {base.what!r}: there are tensors that only one of them has, or of another"
+            f" shape: {listed(odd)}"
+        )
+
+
+def _beside(path: str, checkpoint: Checkpoint) -> list[str]:
+    """Compare what is beside the weights: the record in the files' headers, and the alphabet."""
+    problems, config = [], checkpoint.config
+    folder = Path(base_location(path))
+    record = config.perturbation
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as opened:
+            said = (opened.metadata() or {}).get("perturbation")
+        if said is not None and (record is None or json.loads(said) != record.to_dict()):
+            problems.append(f"{file.name} says of itself {said}, config.json {record}")
+    vocabulary = folder / "tokenizer.json"
+    if vocabulary.exists() and not same_alphabet(vocabulary, config):
+        problems.append("tokenizer.json: not the alphabet of this network, whose tokens are part of it")
+    return problems
+
+
+def _sizes(checkpoint: Checkpoint, base: Checkpoint) -> list[str]:
+    """Compare the configuration with the base's, but for what a variant says of itself."""
+    ours, theirs = checkpoint.config.to_dict(), base.config.to_dict()
+    # a perturbation that touches the head unties it
+    keys = sorted((ours.keys() | theirs.keys()) - {*_OWN, "tie_word_embeddings"})
+    differs = [key for key in keys if ours.get(key) != theirs.get(key)]
+    return [f"config.json: {key} is {ours.get(key)!r}, the base has {theirs.get(key)!r}" for key in differs]

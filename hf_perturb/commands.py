@@ -1,0 +1,170 @@
+"""What the commands do: call, and print the result. What a command does not need is not imported."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+import hf_perturb
+from hf_perturb.checkpoints.matrix import folders, matrix
+from hf_perturb.perturbation.spec import DEFAULT_SEED, Perturbation
+
+
+class UsageError(Exception):
+    """Words of the command line that do not go together."""
+
+
+def run_list(options: argparse.Namespace) -> None:
+    """Print the catalogue, or the tensors of a base."""
+    from hf_perturb.checkpoints.listing import catalogue_rows, tensor_rows
+
+    rows = catalogue_rows(options.json) if options.base is None else tensor_rows(options.base)
+    _print_json(rows, indent=1) if options.json else _print_table(rows)
+
+
+def run_convert(options: argparse.Namespace) -> None:
+    """Make a base, or write another package's format."""
+    if options.to is not None:
+        for given in ("dtype", "force"):
+            if getattr(options, given):
+                raise UsageError(f"argument --{given.replace('_', '-')}: not with --to")
+        nonfinite = options.allow_nonfinite
+        files = hf_perturb.export_checkpoint(
+            options.source, options.out, options.to, allow_nonfinite=nonfinite, on_note=_note
+        )
+        _print_json({"files": list(map(str, files))}) if options.json else print("\n".join(map(str, files)))
+        return
+    done = hf_perturb.convert_checkpoint(
+        options.source,
+        Path(options.out),
+        dtype=options.dtype,
+        allow_nonfinite=options.allow_nonfinite,
+        force=options.force,
+    )
+    for note in done.notes:
+        _note(note)
+    if options.json:
+        _print_json({"path": options.out, **asdict(done)})
+    else:
+        print(f"{options.out}: {done.architecture} of {done.parameters:,} parameters\n{done.digest}")
+
+
+def run_create(options: argparse.Namespace) -> None:
+    """Build a variant, or a matrix of them."""
+    shared = {"force": options.force, "jobs": options.jobs}
+    if not options.method:
+        for given in ("seed", "axis", "include", "exclude", "scope", "cascade", "recipe"):
+            if getattr(options, given):
+                raise UsageError(f"argument --{given}: needs --method; without one, BASE is a recipe")
+        with _progress() as progress:
+            try:
+                record = hf_perturb.create_variant(options.base, options.out, progress=progress, **shared)
+            except hf_perturb.PerturbationError as error:
+                raise UsageError(str(error)) from error
+        records = {Path(options.out): record}
+    else:
+        asked = _asked(options)
+        out = Path(options.out)
+        wanted: dict[Any, Any] = {out: asked[0]} if len(asked) == 1 and not options.cascade else folders(out, asked)
+        with _progress() as progress:
+            records = hf_perturb.create_variants(
+                options.base, wanted, recipe=options.recipe, progress=progress, **shared
+            )
+    if options.json:
+        rows = [{"path": str(path), "perturbation": record.to_dict()} for path, record in records.items()]
+        _print_json(rows[0] if len(rows) == 1 else rows)
+    else:
+        print("\n".join(f"{path}: {record}\n{record.digest}" for path, record in records.items()))
+
+
+def _asked(options: argparse.Namespace) -> list[Perturbation]:
+    scopes = [options.scope]
+    if options.cascade:
+        from hf_perturb.checkpoints.bases import open_base
+        from hf_perturb.perturbation.scopes import cascade, depth_of
+
+        scopes = [
+            [*options.scope, depth] for depth in cascade(depth_of(open_base(options.base).tensors), options.cascade)
+        ]
+    try:
+        return matrix(
+            options.method,
+            options.seed or [DEFAULT_SEED],
+            options.axis,
+            scopes,
+            rules=options.rules,
+            include=options.include,
+            exclude=options.exclude,
+        )
+    except hf_perturb.PerturbationError as error:
+        raise UsageError(str(error)) from error
+
+
+def run_verify(options: argparse.Namespace) -> int:
+    """Compare a folder with its record; 1 if it is not as recorded."""
+    with _progress() as progress:
+        found = hf_perturb.verify_variant(options.path, options.base, jobs=options.jobs, progress=progress)
+    if options.json:
+        _print_json(found.to_dict())
+        return int(not found.ok)
+    for difference in found.differences:
+        largest = "not a number" if difference.largest is None else f"{difference.largest:.6g}"
+        print(f"{difference.name}: {difference.elements} elements differ, by {largest} at most")
+    for problem in found.problems:
+        print(f"{options.path}: {problem}")
+    if found.ok:
+        with_base = f", every tensor as {found.base} and the record give it" if found.base else ""
+        print(f"{options.path}: as recorded{with_base}\n{found.digest}")
+    return int(not found.ok)
+
+
+def run_compare(options: argparse.Namespace) -> None:
+    """Print what differs between two checkpoints."""
+    from hf_perturb.checkpoints.comparison import comparison_table
+    from hf_perturb.checkpoints.plots import check_picture, plot_comparison
+
+    if options.plot:
+        check_picture(options.plot)
+    with _progress() as progress:
+        found = hf_perturb.compare_checkpoints(options.a, options.b, jobs=options.jobs, progress=progress)
+    if options.plot:
+        plot_comparison(found, options.plot)
+    if options.json:
+        _print_json(found.to_dict())
+    else:
+        _print_table(comparison_table(found, per=options.per))
+
+
+def _note(note: str) -> None:
+    print(f"hf-perturb convert: note: {note}", file=sys.stderr)
+
+
+def _print_json(value: Any, indent: int | None = None) -> None:
+    print(json.dumps(value, indent=indent, allow_nan=False))
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    cells = [list(rows[0]), *([str(value) for value in row.values()] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+    for line in cells:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    """Show bytes, rate and time left on stderr; nothing where that is no terminal."""
+    with tqdm(unit="B", unit_scale=True, disable=None, leave=False) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show
