@@ -1,0 +1,155 @@
+"""Build a matrix of variants from a file that names bases, methods and seeds; what is there and verified is skipped.
+
+  scripts/build_variants.py                        the study's 8 bases x 2 methods x 3 seeds, into ./variants
+  scripts/build_variants.py --only carp_600k       one of them
+  scripts/build_variants.py mine.yaml --out mine   another matrix
+
+Each base is converted once (from its publisher, if the catalogue knows it), and its missing variants are built in one
+pass. Interrupted, it goes on where it was: a variant is there whole or not at all. The exit code is 0 if at
+the end every variant is there and verified.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import hf_perturb
+from hf_perturb.checkpoints.bases import find
+from hf_perturb.checkpoints.catalog import CATALOG
+from hf_perturb.checkpoints.matrix import folders, matrix
+from hf_perturb.perturbation import Perturbation
+
+_KEYS = {"bases", "methods", "seeds", "axes", "scopes", "rules", "include", "exclude"}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one variant: `built`, `verified`, or what is wrong."""
+
+    path: str
+    status: str
+    seconds: float
+    digest: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether the variant is there as it should be."""
+        return self.status in ("built", "verified")
+
+
+def read_matrix(path: Path) -> tuple[dict[str, str], list[Perturbation]]:
+    """Return the bases, where each comes from by its name, and what is done to each.
+
+    Raises:
+        ValueError: naming the file and the key that is wrong.
+    """
+    try:
+        said = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {error}") from error
+    if not isinstance(said, dict) or not isinstance(said.get("bases"), list) or not said["bases"]:
+        raise ValueError(f"{path}: 'bases' is missing; allowed: a list of names, or of 'name: source'")
+    if unknown := said.keys() - _KEYS:
+        raise ValueError(f"{path}: key {sorted(unknown)[0]!r} is unknown; allowed: {', '.join(sorted(_KEYS))}")
+    bases: dict[str, str] = {}
+    for each in said.pop("bases"):
+        for name, source in each.items() if isinstance(each, dict) else [(str(each).rpartition("/")[2], each)]:
+            if str(name) in bases:
+                raise ValueError(f"{path}: base {name!r} comes twice")
+            bases[str(name)] = str(source)
+    said = {"methods": ["reinit", "resample"], "seeds": [42], **said}
+    try:
+        return bases, matrix(**said)
+    except (hf_perturb.PerturbationError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def build(
+    bases: Mapping[str, str], asked: list[Perturbation], out: Path, force: bool = False, jobs: int | None = None
+) -> Iterator[Result]:
+    """Build what is missing, base by base; a base that fails does not stop the others."""
+    for name, source in bases.items():
+        wanted = folders(out / name, asked)
+        start = time.monotonic()
+        try:
+            base = _base(source, out / "bases" / name)
+            digest = find(base)[0].get("digest")
+            found = {path: _state(path, wanted[path], digest) for path in wanted if path.exists()}
+            missing = {path: wanted[path] for path in wanted if path not in found or (force and not found[path].ok)}
+            yield from (result for path, result in found.items() if path not in missing)
+            if missing:
+                records = hf_perturb.create_variants(base, missing, force=force, jobs=jobs)
+                seconds = time.monotonic() - start
+                yield from (Result(str(path), "built", seconds, record.digest) for path, record in records.items())
+        except (hf_perturb.HfPerturbError, OSError) as error:
+            yield Result(str(out / name), f"failed: {' '.join(str(error).split())}", time.monotonic() - start)
+
+
+def _base(source: str, folder: Path) -> str:
+    """Return the base: what the catalogue knows is converted first, once."""
+    if source not in CATALOG or Path(source).exists():
+        return source
+    if not folder.exists():
+        print(f"{source}: fetching and converting", file=sys.stderr)
+        hf_perturb.convert_checkpoint(source, folder)
+    return str(folder)
+
+
+def _state(path: Path, asked: Perturbation, base: str | None) -> Result:
+    """Say whether a folder is the variant that is asked for, of the base with that digest, as it was built."""
+    start = time.monotonic()
+    try:
+        found = hf_perturb.verify_variant(path)
+        record = Perturbation.parse(find(str(path))[0].get("perturbation"))
+        status = "verified" if found.ok else "; ".join(found.problems)
+        if record != asked:
+            status = f"another variant is there, {record}"
+        elif base is not None and record.base is not None and record.base.digest not in (None, base):
+            status = "a variant of another base is there"
+        return Result(str(path), status, time.monotonic() - start, found.digest)
+    except (hf_perturb.HfPerturbError, OSError, ValueError) as error:
+        return Result(str(path), f"damaged: {' '.join(str(error).split())}", time.monotonic() - start)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse the command line, build, and report; 0 if everything is there."""
+    layout: Any = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
+    default = Path(__file__).with_name("variants.yaml")
+    parser.add_argument("matrix", nargs="?", type=Path, default=default, help="default: the study's, variants.yaml")
+    parser.add_argument("--out", type=Path, default=Path("variants"), help="where they go (%(default)s)")
+    parser.add_argument("--only", action="append", metavar="BASE", help="one base of the matrix, repeatable")
+    parser.add_argument("--force", action="store_true", help="replace variants that are not as they should be")
+    parser.add_argument("--jobs", type=int, help="tensors at a time; default: one a processor")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    options = parser.parse_args(arguments)
+    try:
+        bases, asked = read_matrix(options.matrix)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    if unknown := set(options.only or ()) - bases.keys():
+        parser.error(f"argument --only: {sorted(unknown)[0]!r} is no base of {options.matrix}: {', '.join(bases)}")
+    chosen = {name: source for name, source in bases.items() if not options.only or name in options.only}
+    results = []
+    for result in build(chosen, asked, options.out, options.force, options.jobs):
+        results.append(result)
+        print(f"{result.path}: {result.status} ({result.seconds:.1f} s)", file=sys.stderr)
+    good = sum(result.ok for result in results)
+    if options.json:
+        print(json.dumps([asdict(result) for result in results], indent=1))
+    else:
+        print(f"{good} of {len(chosen) * len(asked)} variants are there and verified, in {options.out}")
+    return int(good != len(chosen) * len(asked))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
