@@ -1,0 +1,150 @@
+"""The comparisons of `scripts/benchmark`: who runs against whom, on what, and which ratios come of it."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarking import (
+    CREATE,
+    GB,
+    SCRIPTS,
+    SIZES,
+    VARIANTS,
+    Run,
+    alternate,
+    demand_room,
+    figures,
+    measure,
+    peer_fits,
+    remove,
+    say,
+    warm,
+    weights_of,
+)
+
+LOAD = [sys.executable, str(SCRIPTS / "load_once.py")]
+
+
+@contextmanager
+def base_folder(given: Path | None, size: str, work: Path | None, outputs: int) -> Iterator[tuple[Path, Path]]:
+    """Give a base, made for the purpose if none is given, and an empty folder to write to; both are removed at the end.
+
+    Args:
+        given: a base of the user's, which is left alone.
+        size: of a synthetic one.
+        work: where the folders go; the system's folder for temporary files if `None`.
+        outputs: how many files of the base's size lie there at the same time.
+    """
+    if work is not None:
+        work.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="hf-perturb-benchmark-", dir=work) as name:
+        folder = Path(name)
+        weights = weights_of(given).stat().st_size if given else SIZES[size]
+        demand_room(folder, (outputs + (given is None)) * 1.1 * weights)
+        base = given
+        if base is None:
+            base = folder / f"base-{size}"
+            say(f"making a synthetic base of {size} parameters, {weights / GB:.2f} GB, in {folder}")
+            measure([sys.executable, str(SCRIPTS / "synthetic.py"), size, str(base)])
+        yield base, folder
+
+
+def create_command(base: Path, out: Path, method: str, axis: str | None) -> list[str]:
+    """Return the command that builds a variant."""
+    return [*CREATE, str(base), str(out), "--method", method, *(["--axis", axis] if axis else [])]
+
+
+def title(method: str, axis: str | None) -> str:
+    """Return what a table calls a variant."""
+    return f"{method} --axis {axis}" if axis else method
+
+
+def compare_create(
+    base: Path, folder: Path, repeat: int, only: Sequence[str] = tuple(VARIANTS)
+) -> list[dict[str, Any]]:
+    """Run the study's procedure and `hf-perturb create` in turn on the same file, both as whole processes.
+
+    Returns:
+        A row a variant; the study's side and the ratios are `None` where it does not fit the memory.
+    """
+    weights, rows = weights_of(base), []
+    with_study = peer_fits(weights.stat().st_size)
+    if not with_study:
+        say("the study's procedure is left out: three times the file is more than this machine's memory")
+    study_out, our_out = folder / "study.safetensors", folder / "variant"
+    for method, axis in map(VARIANTS.__getitem__, only):
+        say(f"create {title(method, axis)}, {repeat} of each")
+        study = [sys.executable, str(SCRIPTS / "study_procedure.py"), method, str(weights), str(study_out)]
+        sides = {"study": study} if with_study else {}
+        sides["ours"] = create_command(base, our_out, method, axis)
+        runs = alternate(sides, repeat, partial(warm, weights), lambda: (remove(study_out), remove(our_out)))
+        row = {"method": method, "axis": axis, "study": None, **{side: figures(runs[side]) for side in sides}}
+        rows.append({**row, **_ratios(row["study"], row["ours"])})
+    return rows
+
+
+def _ratios(study: dict[str, Any] | None, ours: dict[str, Any]) -> dict[str, float | None]:
+    """Return how many times as fast we are, and which share of the study's peak memory we take."""
+    if study is None:
+        return {"speedup": None, "median_speedup": None, "memory_share": None}
+    return {
+        "speedup": study["best_seconds"] / ours["best_seconds"],
+        "median_speedup": study["median_seconds"] / ours["median_seconds"],
+        "memory_share": ours["peak_bytes"] / study["peak_bytes"],
+    }
+
+
+def compare_load(base: Path, folder: Path, repeat: int) -> dict[str, Any]:
+    """Load a stored variant with our class and the same weights with Transformers' own, in turn.
+
+    Returns:
+        The seconds of `from_pretrained` alone, those until every weight was read too, and the ratios of the best.
+    """
+    ours, stock = folder / "variant", folder / "stock"
+    say("making a variant, and Transformers' own ESM of the same weights")
+    measure(create_command(base, ours, "reinit", None))
+    measure([sys.executable, "-m", "hf_perturb", "convert", "--to", "transformers", str(ours), str(stock)])
+    say(f"loading, {repeat} of each")
+
+    def both_warm() -> None:
+        warm(weights_of(ours))
+        warm(weights_of(stock))
+
+    sides = {"transformers": [*LOAD, "transformers", str(stock)], "ours": [*LOAD, "hf_perturb", str(ours)]}
+    runs = alternate(sides, repeat, both_warm, lambda: None)
+    sizes = {"transformers": weights_of(stock).stat().st_size, "ours": weights_of(ours).stat().st_size}
+    remove(ours)
+    remove(stock)
+    return {"bytes": sizes, **{what: _seconds(runs, what) for what in ("load", "load_and_read")}}
+
+
+def _seconds(runs: dict[str, list[Run]], what: str) -> dict[str, Any]:
+    """Return what each side printed as the seconds of something, and the ratio of the best ones."""
+    seconds = {side: [json.loads(run.printed)[what] for run in runs[side]] for side in runs}
+    best = {f"best_{side}": min(taken) for side, taken in seconds.items()}
+    return {"seconds": seconds, **best, "ratio": best["best_ours"] / best["best_transformers"]}
+
+
+def compare_recipe(
+    base: Path, folder: Path, repeat: int, only: Sequence[str] = tuple(VARIANTS)
+) -> list[dict[str, Any]]:
+    """Build a variant with `create` and load its recipe in turn, both as whole processes; return a row a variant."""
+    rows = []
+    out, recipe = folder / "variant", folder / "recipe"
+    for method, axis in map(VARIANTS.__getitem__, only):
+        say(f"recipe of {title(method, axis)}, {repeat} of each")
+        create = create_command(base.resolve(), out, method, axis)
+        measure([*create_command(base.resolve(), recipe, method, axis), "--recipe"])
+        sides = {"create": create, "recipe": [*LOAD, "hf_perturb", str(recipe)]}
+        runs = alternate(sides, repeat, partial(warm, weights_of(base)), partial(remove, out))
+        remove(recipe)
+        row = {"method": method, "axis": axis, **{side: figures(runs[side]) for side in sides}}
+        rows.append({**row, "ratio": row["recipe"]["best_seconds"] / row["create"]["best_seconds"]})
+    return rows

@@ -1,0 +1,74 @@
+"""Write a base of a published network's size with random weights; the memory that it takes is that of one tensor.
+
+python scripts/synthetic.py 650M my-base
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from hf_perturb import FairEsmConfig, FairEsmForMaskedLM
+from hf_perturb.checkpoints.catalog import CATALOG
+from hf_perturb.checkpoints.stream import write_weights
+from hf_perturb.perturbation.digest import digest_of_lines
+from hf_perturb.tokenizers import save_tokenizer
+
+# networks of all three generations, smallest first
+NETWORKS = {
+    "8M": "esm2_t6_8M_UR50D",
+    "85M": "esm1_t12_85M_UR50S",
+    "650M": "esm1b_t33_650M_UR50S",
+    "3B": "esm2_t36_3B_UR50D",
+}
+
+
+def random_tensors(model: FairEsmForMaskedLM, seed: int) -> dict[str, torch.Tensor]:
+    """Return random weights for a model on the meta device.
+
+    Each is a view of one block of random numbers and begins one further on than the last: no two are alike, and
+    together they take the memory of the largest.
+    """
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    for name in model.all_tied_weights_keys:
+        shapes.pop(name)
+    length = max(shape.numel() for shape in shapes.values()) + len(shapes)
+    block = torch.randn(length, generator=torch.Generator().manual_seed(seed)).mul_(0.05)
+    views = enumerate(shapes.items())
+    return {name: block[start : start + shape.numel()].view(shape) for start, (name, shape) in views}
+
+
+def write_base(config: FairEsmConfig, out: Path, seed: int = 0) -> None:
+    """Write a folder that `hf-perturb create` takes as a base.
+
+    Args:
+        config: the network.
+        out: the folder; it must not exist.
+        seed: of the weights.
+    """
+    model = FairEsmForMaskedLM.without_weights(config)
+    tensors = random_tensors(model, seed)
+    for name, module in model.named_modules():
+        if name.endswith("rot_emb"):  # computed, not learned
+            tensors[f"{name}.inv_freq"] = module.frequencies()
+    out.mkdir(parents=True)
+    written = write_weights(out, tensors, dict.fromkeys(tensors, torch.float32))
+    config.digest = digest_of_lines(written.digests)
+    config.architectures, config.dtype = [type(model).__name__], torch.float32
+    config.save_pretrained(out)
+    save_tokenizer(config, out)
+
+
+def main() -> None:
+    """Parse the command line and write the base."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("size", choices=NETWORKS)
+    parser.add_argument("out", type=Path)
+    options = parser.parse_args()
+    write_base(CATALOG[NETWORKS[options.size]].config(), options.out)
+
+
+if __name__ == "__main__":
+    main()
