@@ -10,7 +10,7 @@ import torch
 
 from hf_perturb.checkpoints.checkpoint import Checkpoint, same_values
 from hf_perturb.checkpoints.relatives import ALLOWED, read_pickle, refuse_others
-from hf_perturb.checkpoints.stream import is_finite
+from hf_perturb.checkpoints.sources import is_finite
 from hf_perturb.errors import CheckpointError
 from hf_perturb.models.configuration_fair_esm import FairEsmConfig
 from hf_perturb.models.weights import refuse_what_is_no_state
