@@ -69,7 +69,9 @@ def whole_folder(out: Path, check: Callable[[], None] = lambda: None) -> Iterato
     Raises:
         FolderLockedError: if another process is writing `out`.
     """
-    with scratch_folder(out) as scratch:
+    # the folder that one is in may be replaced, and every path from there with it
+    place = out.parent.resolve() / out.name
+    with scratch_folder(place) as scratch:
         fresh = scratch / "new"
         fresh.mkdir()
         yield fresh
@@ -77,7 +79,7 @@ def whole_folder(out: Path, check: Callable[[], None] = lambda: None) -> Iterato
         for file in fresh.iterdir():
             file.chmod(mode)  # safetensors writes files that only their owner can read
         check()
-        put_in_place(fresh, out)
+        put_in_place(fresh, place)
 
 
 def refuse_existing(*outs: Path) -> None:

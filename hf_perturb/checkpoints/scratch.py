@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -108,7 +109,10 @@ def _lock(out: Path) -> Iterator[bool]:
                 raise FolderLockedError(
                     f"{out} is locked: another process is writing it; wait for it, or choose another folder"
                 ) from error
-            yield False
+            try:
+                yield False
+            finally:
+                path.unlink(missing_ok=True)
             return
         # whoever held it may have removed the file after we opened it
         with suppress(FileNotFoundError):
@@ -124,7 +128,9 @@ def _lock(out: Path) -> Iterator[bool]:
 
 def _sweep(out: Path) -> None:
     """Remove what killed processes left, and put back what one had moved away."""
-    left = [path for path in out.parent.iterdir() if path.name.startswith(_prefix(out)) and path.is_dir()]
+    # as `tempfile` names them; what only begins so is a user's, or an output's that is called `{out}.hf_perturb-x`
+    pattern = re.compile(f"{re.escape(_prefix(out))}[a-z0-9_]{{8}}({re.escape(_OLD)})?")
+    left = [path for path in out.parent.iterdir() if pattern.fullmatch(path.name) and path.is_dir()]
     for path in left:
         if path.name.endswith(_OLD) and not out.exists():
             path.rename(out)

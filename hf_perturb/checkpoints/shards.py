@@ -22,6 +22,7 @@ from hf_perturb.models.weights import Region
 from hf_perturb.perturbation.digest import DTYPES
 
 MAX_SHARD_SIZE = "50GB"  # Transformers' own
+_LARGE = 1 << 20  # bytes
 _INDEX = "model.safetensors.index.json"
 
 
@@ -82,6 +83,7 @@ class Shards:
         """Write the values of a tensor."""
         descriptor, offset = self._places[name]
         _write(descriptor, _bytes_of(tensor), offset)
+        self._send(name, descriptor)
 
     def copy(self, name: str, region: Region) -> None:
         """Let the kernel copy a tensor from another file."""
@@ -98,6 +100,15 @@ class Shards:
                 done += len(data)
         finally:
             os.close(source)
+        self._send(name, descriptor)
+
+    def _send(self, name: str, descriptor: int) -> None:
+        """Send what was written to the disk while the next tensor is made, and take it out of the page cache.
+
+        Nothing is left to wait for at the end, and the pages serve again: new ones cost more than a tensor's draw.
+        """
+        if self._sizes[name] >= _LARGE and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def finish(self, metadata: Mapping[str, str]) -> None:
         """Write the headers and the index."""

@@ -167,7 +167,10 @@ def _build(checkpoint: Checkpoint, asked: Mapping[Path, Perturbation], order: _O
             base = replace(base, digest=sources.digest())
             if (stated := checkpoint.config.digest) not in (None, base.digest):
                 raise DigestError(f"base {checkpoint.what!r} has digest {base.digest}, its config.json says {stated}")
-            return {variant.out: _finish(checkpoint, sources, variant, base, order) for variant in variants}
+            records = {variant.out: _finish(checkpoint, sources, variant, base, order) for variant in variants}
+            for out in records:  # all of them before the first is put in place
+                refuse_out(out, order.place, order.force, "variant")
+            return records
     except CheckpointError:
         raise
     except OSError as error:
