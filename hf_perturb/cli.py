@@ -153,7 +153,7 @@ def _add_create(create: argparse.ArgumentParser) -> None:
     many: dict[str, Any] = {"action": "append", "default": []}
     create.add_argument("--method", choices=spec.METHODS, help="repeatable; none for a recipe", **many)
     create.add_argument("--seed", type=int, metavar="N", help=f"repeatable; default: {spec.DEFAULT_SEED}", **many)
-    create.add_argument("--rules", default="documented", choices=spec.RULES, help="default: %(default)s")
+    create.add_argument("--rules", choices=spec.RULES, help=f"default: {spec.RULES[0]}")
     axis = "what resample shuffles, repeatable; default: the family's"
     create.add_argument("--axis", choices=spec.AXES, help=axis, **many)
     for option, what in (("--include", "perturb only these"), ("--exclude", "leave these as they are")):

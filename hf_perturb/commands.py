@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 import hf_perturb
 from hf_perturb.checkpoints.matrix import folders, matrix
-from hf_perturb.perturbation.spec import DEFAULT_SEED, Perturbation
+from hf_perturb.perturbation.spec import DEFAULT_SEED, RULES, Perturbation
 
 
 class UsageError(Exception):
@@ -61,7 +61,7 @@ def run_create(options: argparse.Namespace) -> None:
     """Build a variant, or a matrix of them."""
     shared = {"force": options.force, "jobs": options.jobs}
     if not options.method:
-        for given in ("seed", "axis", "include", "exclude", "scope", "cascade", "recipe"):
+        for given in ("seed", "rules", "axis", "include", "exclude", "scope", "cascade", "recipe"):
             if getattr(options, given):
                 raise UsageError(f"argument --{given}: needs --method; without one, BASE is a recipe")
         with _progress() as progress:
@@ -100,7 +100,7 @@ def _asked(options: argparse.Namespace) -> list[Perturbation]:
             options.seed or [DEFAULT_SEED],
             options.axis,
             scopes,
-            rules=options.rules,
+            rules=options.rules or RULES[0],
             include=options.include,
             exclude=options.exclude,
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 from hf_perturb import demo
 from hf_perturb.checkpoints.bases import find, open_base
 from hf_perturb.checkpoints.checkpoint import Checkpoint
-from hf_perturb.errors import CheckpointError, DigestError, PerturbationError
+from hf_perturb.errors import CheckpointError, DigestError, PerturbationError, StackedPerturbationError
 from hf_perturb.models.loading import has_no_weights
 from hf_perturb.models.recipes import other_weights
 from hf_perturb.models.record import parse_perturbation
@@ -45,7 +45,7 @@ class Recipe:
         revision = self.record.base.revision if self.record.base is not None else None
         try:
             return open_base(self.base, revision)
-        except OSError as error:
+        except (OSError, StackedPerturbationError) as error:
             raise CheckpointError(f"the recipe {self.name!r} needs its base {self.base!r}: {error}") from error
 
     def check(self, made: Perturbation) -> None:
@@ -89,7 +89,7 @@ def refuse_recipe(checkpoint: Checkpoint) -> None:
     """Refuse what `from_pretrained` could not load again as `create` has it.
 
     Raises:
-        CheckpointError: for originals, and for weights of several types.
+        CheckpointError: for originals, and for weights of several types or of another than the configuration says.
     """
     if checkpoint.origin in ("fair-esm", "sequence-models"):
         raise CheckpointError(
@@ -97,8 +97,12 @@ def refuse_recipe(checkpoint: Checkpoint) -> None:
             " of it (hf-perturb convert), or leave --recipe out"
         )
     kinds = {str(dtype) for name, dtype in checkpoint.dtypes().items() if not name.endswith("rot_emb.inv_freq")}
+    if checkpoint.config.dtype is not None:
+        # from_pretrained goes by the configuration, not by the file
+        kinds.add(str(checkpoint.config.dtype))
     if len(kinds) > 1:
         raise CheckpointError(
-            f"{checkpoint.what} mixes {', '.join(sorted(kinds))}, which from_pretrained loads as one type, so a recipe"
-            " would give other weights; leave --recipe out, or convert the base to one --dtype"
+            f"{checkpoint.what} mixes {', '.join(sorted(kinds))} in its weights and its config.json; from_pretrained"
+            " loads it as one type, so a recipe would give other weights; leave --recipe out, or convert the base to"
+            " one --dtype"
         )

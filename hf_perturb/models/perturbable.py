@@ -92,13 +92,8 @@ class PerturbablePreTrainedModel(PreTrainedModel):
         return language_head(self.config)
 
     def untie(self, chosen: set[str]) -> None:
-        """Give a tensor that is about to be perturbed its own memory; nothing to do where no weights are tied.
+        """Give those of the chosen tensors that are tied their own memory; nothing to do where none are."""
 
-        Args:
-            chosen: names of the tensors that are about to be perturbed.
-        """
-
-    @torch.no_grad()
     def perturb(self, perturbation: Any) -> "PerturbablePreTrainedModel":
         """Perturb the weights, in place.
 
@@ -113,6 +108,11 @@ class PerturbablePreTrainedModel(PreTrainedModel):
                 another perturbation was applied before. The weights are then as they were.
             ImportError: if `hf_perturb`, which defines the rules, is not installed.
         """
+        return self._perturb(perturbation, shared=True)
+
+    @torch.no_grad()
+    def _perturb(self, perturbation: Any, shared: bool) -> "PerturbablePreTrainedModel":
+        """Perturb weights that somebody else may hold (`shared`), or that were just loaded."""
         rules, asked, family = require_rules(), parse_perturbation(perturbation), self.config.model_type
         if asked is None:
             raise PerturbationError("perturbation: got None; allowed: a method name, a dict or a Perturbation")
@@ -130,7 +130,8 @@ class PerturbablePreTrainedModel(PreTrainedModel):
         self._torn = True
         if asked.rules == "documented":
             self.untie(rules.selection(family, [*tensors, *head], asked))
-        rules.apply_plan(plan, self.document_tensors(asked.rules))
+        owners = None if shared else dict(self.named_parameters(remove_duplicate=False))
+        rules.apply_plan(plan, self.document_tensors(asked.rules), owners)
         # provenance that came along is that of other weights
         self.config.perturbation, self.config.digest = asked.with_record(None, None), None
         self._torn, self._pending, self._applied = False, False, True
@@ -199,7 +200,7 @@ class PerturbablePreTrainedModel(PreTrainedModel):
             what = f"the checkpoint {str(pretrained_model_name_or_path)!r}"
             refuse_missing(info["missing_keys"], names, perturbed, model.config.model_type, what)
         if request.asked is not None:
-            model.perturb(request.asked)
+            model._perturb(request.asked, shared=False)
         return (model, info) if output_loading_info else model
 
 

@@ -1,14 +1,12 @@
 # The names of this package, and where they are; see `__init__.pyi` one folder up.
-from .digest import (
-    digest_of as digest_of,
-)
+from .choosing import selection as selection
+from .digest import digest_of as digest_of
 from .plan import (
     Plan as Plan,
     Step as Step,
     apply_plan as apply_plan,
     check_values as check_values,
     make_plan as make_plan,
-    selection as selection,
 )
 from .rules import (
     FAMILIES as FAMILIES,

@@ -6,15 +6,14 @@ import hashlib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import torch
 
-from hf_perturb.errors import PerturbationError, RuleError
+from hf_perturb.errors import PerturbationError
+from hf_perturb.perturbation.choosing import rule_of, selection
 from hf_perturb.perturbation.kernels import INITIALISERS, Shape, shuffle
 from hf_perturb.perturbation.parallel import for_each
-from hf_perturb.perturbation.rules import Row, default_axis, rows_of
-from hf_perturb.perturbation.scopes import in_scope
+from hf_perturb.perturbation.rules import default_axis
 from hf_perturb.perturbation.spec import Perturbation
 
 
@@ -112,62 +111,13 @@ def make_plan(
     return Plan(tuple(steps), None if documented else perturbation.seed)
 
 
-def selection(family: str, names: Iterable[str], perturbation: Perturbation) -> set[str]:
-    """Return the names that `include`, `exclude` and `scope` leave and that the rules do not keep.
-
-    Args:
-        family: `"fair_esm"` or `"carp"`.
-        names: every tensor of the network, its language head's even where the model at hand has none: the same
-            perturbation must work on a model with and without it.
-        perturbation: what to do.
-
-    Raises:
-        PerturbationError: if a glob matches no tensor, if `include` names only tensors that the rules keep, or if a
-            scope is not one of this network.
-    """
-    known = list(dict.fromkeys(names))
-    perturbed = [name for name in known if _rule(family, name).resample]
-    for key, candidates in (("include", perturbed), ("exclude", known)):
-        for glob in getattr(perturbation, key):
-            if not any(fnmatchcase(name, glob) for name in candidates):
-                kept = any(fnmatchcase(name, glob) for name in known)
-                problem = "matches only tensors that the rules keep" if kept else "matches no parameter"
-                raise PerturbationError(
-                    f"perturbation {key}: glob {glob!r} {problem}; allowed: globs over names such as"
-                    f" {', '.join(map(repr, perturbed[:2] + perturbed[-1:]))}"
-                )
-    scoped = in_scope(family, known, perturbation.scope)
-    return {
-        name
-        for name in perturbed
-        if name in scoped
-        and (not perturbation.include or _any(name, perturbation.include))
-        and not _any(name, perturbation.exclude)
-    }
-
-
-def _any(name: str, globs: tuple[str, ...]) -> bool:
-    return any(fnmatchcase(name, glob) for glob in globs)
-
-
-def _rule(family: str, name: str) -> Row:
-    rows = [row for row in rows_of(family) if row.names(name)]
-    if len(rows) != 1:
-        found = "no rule names it" if not rows else "rules " + " and ".join(repr(r.pattern) for r in rows) + " name it"
-        raise RuleError(
-            f"tensor {name!r} of family {family!r}: {found}; every tensor needs exactly one row in"
-            " hf_perturb/perturbation/rules.py"
-        )
-    return rows[0]
-
-
 def _kernel(
     family: str, name: str, shapes: Mapping[str, Shape], perturbation: Perturbation
 ) -> tuple[str, tuple[tuple[str, float | str], ...]] | None:
     if perturbation.method == "resample":
         axis = "all" if perturbation.rules == "published" else perturbation.axis or default_axis(family)
         return "shuffle", (("axis", axis),)
-    initialiser = _rule(family, name).initialiser(perturbation.rules)
+    initialiser = rule_of(family, name).initialiser(perturbation.rules)
     if initialiser is None:
         return None
     if not initialiser.fan_in:
@@ -196,21 +146,29 @@ def check_values(plan: Plan, tensors: Mapping[str, torch.Tensor]) -> None:
             )
 
 
-def apply_plan(plan: Plan, tensors: Mapping[str, torch.Tensor]) -> None:
+def apply_plan(
+    plan: Plan, tensors: Mapping[str, torch.Tensor], owners: Mapping[str, torch.nn.Parameter] | None = None
+) -> None:
     """Run a plan on tensors, in place, on all processors where every step has a generator of its own.
 
     Args:
         plan: from `make_plan` over the same names.
         tensors: the tensors by document name; none on the meta device.
+        owners: parameters that may be given new memory, faster than changing mapped pages; none that others may hold.
 
     Raises:
-        PerturbationError: if a tensor has no values (meta device), before anything is changed.
+        PerturbationError: if a tensor has no values, before anything is changed.
     """
     check_values(plan, tensors)
     generator = plan.generator()
 
     @torch.no_grad()
     def run(step: Step) -> None:
-        tensors[step.name].copy_(step.run(tensors[step.name], generator))
+        new = step.run(tensors[step.name], generator)
+        owner = owners.get(step.name) if owners else None
+        if owner is None:
+            tensors[step.name].copy_(new)
+        else:
+            owner.data = new
 
     for_each(run, plan.steps, None if generator is None else 1)
