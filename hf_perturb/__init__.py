@@ -4,13 +4,22 @@ With this package imported, Transformers' Auto classes know both families. The n
 they are used: torch and Transformers take seconds, and to shuffle a file needs only the first.
 """
 
+from typing import Any
+
 import lazy_loader
 
-from hf_perturb.registration import register_on_import
+from hf_perturb.registration import PREFIXES, import_models, register_on_import
 
 __version__ = "0.1.0"
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_imported, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 __all__ = [*__all__, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith(tuple(PREFIXES.values())) or name in ("perturb", "wrap"):
+        import_models()
+    return _imported(name)
+
 
 register_on_import()

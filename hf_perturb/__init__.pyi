@@ -1,5 +1,5 @@
 # The public names, and where they are: `__init__.py` imports a module when one of its names is used.
-from . import demo as demo
+from . import checkpoints as checkpoints, demo as demo, errors as errors, models as models, perturbation as perturbation
 from .checkpoints.comparison import Comparison as Comparison, compare_checkpoints as compare_checkpoints
 from .checkpoints.convert import Conversion as Conversion, convert_checkpoint as convert_checkpoint
 from .checkpoints.exports import export_checkpoint as export_checkpoint

@@ -58,7 +58,8 @@ Without BASE: the published checkpoints. With BASE: its tensors, and what the ru
 
 def script() -> NoReturn:
     """Run the command as a process: a signal ends it after it has cleaned up, and its caller sees which."""
-    signal.signal(signal.SIGTERM, _stop)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _stop)
     code = main()
     if code == 128 + signal.SIGINT:
         # a shell ends its own loop only if the command died of the signal
@@ -98,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         print(
-            f"hf-perturb {options.command}: interrupted; nothing was written (a download goes on from there)",
+            f"hf-perturb {options.command}: interrupted; nothing is half written (a download goes on from there)",
             file=sys.stderr,
         )
         return 128 + signal.SIGINT
@@ -106,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
-    parser = argparse.ArgumentParser(prog="hf-perturb", description=hf_perturb.__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="hf-perturb", description=(hf_perturb.__doc__ or "").partition("\n")[0])
     parser.add_argument("--version", action="version", version=f"%(prog)s {hf_perturb.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     made: dict[str, argparse.ArgumentParser] = {}

@@ -91,9 +91,10 @@ def _asked(options: argparse.Namespace) -> list[Perturbation]:
         from hf_perturb.checkpoints.bases import open_base
         from hf_perturb.perturbation.scopes import cascade, depth_of
 
-        scopes = [
-            [*options.scope, depth] for depth in cascade(depth_of(open_base(options.base).tensors), options.cascade)
-        ]
+        if layers := [scope for scope in options.scope if ":" in scope]:
+            raise UsageError(f"argument --cascade: not with --scope {layers[0]}; a cascade chooses the layers itself")
+        depth = depth_of(open_base(options.base).tensors)
+        scopes = [[*options.scope, scope] for scope in cascade(depth, options.cascade)]
     try:
         return matrix(
             options.method,
@@ -110,8 +111,14 @@ def _asked(options: argparse.Namespace) -> list[Perturbation]:
 
 def run_verify(options: argparse.Namespace) -> int:
     """Compare a folder with its record; 1 if it is not as recorded."""
-    with _progress() as progress:
-        found = hf_perturb.verify_variant(options.path, options.base, jobs=options.jobs, progress=progress)
+    try:
+        with _progress() as progress:
+            found = hf_perturb.verify_variant(options.path, options.base, jobs=options.jobs, progress=progress)
+    except hf_perturb.HfPerturbError as error:
+        if options.json:
+            # a script should see a damaged folder where it looks for one
+            _print_json({"ok": False, "path": options.path, "problems": [" ".join(str(error).split())]})
+        raise
     if options.json:
         _print_json(found.to_dict())
         return int(not found.ok)
@@ -122,7 +129,7 @@ def run_verify(options: argparse.Namespace) -> int:
         print(f"{options.path}: {problem}")
     if found.ok:
         with_base = f", every tensor as {found.base} and the record give it" if found.base else ""
-        print(f"{options.path}: as recorded{with_base}\n{found.digest}")
+        print(f"{options.path}: weights as recorded{with_base}\n{found.digest}")
     return int(not found.ok)
 
 

@@ -19,6 +19,13 @@ _OURS = "hf_perturb.models"
 _AUTO = "transformers.models.auto"
 
 
+def import_models() -> None:
+    """Import both families' models by the one way that several threads can take at once: Auto classes first."""
+    import_module(f"{_AUTO}.modeling_auto")
+    for family in PREFIXES:
+        import_module(f"{_OURS}.modeling_{family}")
+
+
 def register_on_import() -> None:
     """Register each family when Transformers' Auto classes and its own modules are both there."""
     wrapt.register_post_import_hook(_register_configurations, f"{_AUTO}.configuration_auto")
@@ -32,7 +39,7 @@ def register_on_import() -> None:
 def _register_configurations(module: Any) -> None:
     for family, prefix in PREFIXES.items():
         config = getattr(import_module(f"{_OURS}.configuration_{family}"), f"{prefix}Config")
-        module.AutoConfig.register(family, config)
+        module.AutoConfig.register(family, config, exist_ok=True)
 
 
 def _import_layers(module: ModuleType) -> None:
@@ -49,4 +56,4 @@ def _register_models(module: ModuleType) -> None:
     prefix = PREFIXES[module.__name__.rpartition("modeling_")[2]]
     for name, head in AUTO_CLASSES.items():
         model = getattr(module, prefix + head)
-        getattr(auto, name).register(model.config_class, model)
+        getattr(auto, name).register(model.config_class, model, exist_ok=True)

@@ -1,8 +1,8 @@
 """Build a matrix of variants from a file that names bases, methods and seeds; what is there and verified is skipped.
 
-  scripts/build_variants.py                        the study's 8 bases x 2 methods x 3 seeds, into ./variants
-  scripts/build_variants.py --only carp_600k       one of them
-  scripts/build_variants.py mine.yaml --out mine   another matrix
+  python scripts/build_variants.py                        the study's 8 bases x 2 methods x 3 seeds, into ./variants
+  python scripts/build_variants.py --only carp_600k       one of them
+  python scripts/build_variants.py mine.yaml --out mine   another matrix
 
 Each base is converted once (from its publisher, if the catalogue knows it), and its missing variants are built in one
 pass. Interrupted, it goes on where it was: a variant is there whole or not at all. The exit code is 0 if at
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -56,17 +57,21 @@ def read_matrix(path: Path) -> tuple[dict[str, str], list[Perturbation]]:
         said = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is no YAML: {error}") from error
-    if not isinstance(said, dict) or not isinstance(said.get("bases"), list) or not said["bases"]:
-        raise ValueError(f"{path}: 'bases' is missing; allowed: a list of names, or of 'name: source'")
+    if not isinstance(said, dict):
+        raise ValueError(f"{path}: got a {type(said).__name__}; allowed: the keys {', '.join(sorted(_KEYS))}")
     if unknown := said.keys() - _KEYS:
         raise ValueError(f"{path}: key {sorted(unknown)[0]!r} is unknown; allowed: {', '.join(sorted(_KEYS))}")
+    said = {"bases": None, "methods": ["reinit", "resample"], "seeds": [42], **said}
+    for key in ("bases", "methods", "seeds", "axes", "scopes"):
+        lists = isinstance(said.get(key, []), list) and (said.get(key) or key in ("axes", "scopes"))
+        if not lists or (key == "scopes" and not all(isinstance(scope, list) for scope in said.get(key, []))):
+            raise ValueError(f"{path}: {key!r} is {said.get(key)!r}; allowed: a list{' of lists' * (key == 'scopes')}")
     bases: dict[str, str] = {}
     for each in said.pop("bases"):
         for name, source in each.items() if isinstance(each, dict) else [(str(each).rpartition("/")[2], each)]:
             if str(name) in bases:
                 raise ValueError(f"{path}: base {name!r} comes twice")
             bases[str(name)] = str(source)
-    said = {"methods": ["reinit", "resample"], "seeds": [42], **said}
     try:
         return bases, matrix(**said)
     except (hf_perturb.PerturbationError, TypeError) as error:
@@ -84,14 +89,30 @@ def build(
             base = _base(source, out / "bases" / name)
             digest = find(base)[0].get("digest")
             found = {path: _state(path, wanted[path], digest) for path in wanted if path.exists()}
-            missing = {path: wanted[path] for path in wanted if path not in found or (force and not found[path].ok)}
-            yield from (result for path, result in found.items() if path not in missing)
-            if missing:
-                records = hf_perturb.create_variants(base, missing, force=force, jobs=jobs)
-                seconds = time.monotonic() - start
-                yield from (Result(str(path), "built", seconds, record.digest) for path, record in records.items())
         except (hf_perturb.HfPerturbError, OSError) as error:
-            yield Result(str(out / name), f"failed: {' '.join(str(error).split())}", time.monotonic() - start)
+            yield Result(str(out / name), _failed(error), time.monotonic() - start)
+            continue
+        spoilt = [path for path, result in found.items() if force and not result.ok]
+        yield from (result for path, result in found.items() if path not in spoilt)
+        # what is missing in one pass; what is replaced one by one, for one that may not be must not stop the others
+        for some in [[path for path in wanted if path not in found], *([path] for path in spoilt)]:
+            if some:
+                yield from _create(base, {path: wanted[path] for path in some}, force, jobs)
+
+
+def _create(base: str, wanted: Mapping[Path, Perturbation], force: bool, jobs: int | None) -> list[Result]:
+    start = time.monotonic()
+    try:
+        records = hf_perturb.create_variants(base, dict(wanted), force=force, jobs=jobs)
+        digests = {path: record.digest for path, record in records.items()}
+        status = "built"
+    except (hf_perturb.HfPerturbError, OSError) as error:
+        digests, status = dict.fromkeys(wanted), _failed(error)
+    return [Result(str(path), status, time.monotonic() - start, digest) for path, digest in digests.items()]
+
+
+def _failed(error: Exception) -> str:
+    return f"failed: {' '.join(str(error).split())}"
 
 
 def _base(source: str, folder: Path) -> str:
@@ -117,7 +138,7 @@ def _state(path: Path, asked: Perturbation, base: str | None) -> Result:
             status = "a variant of another base is there"
         return Result(str(path), status, time.monotonic() - start, found.digest)
     except (hf_perturb.HfPerturbError, OSError, ValueError) as error:
-        return Result(str(path), f"damaged: {' '.join(str(error).split())}", time.monotonic() - start)
+        return Result(str(path), f"damaged ({_failed(error)}); --force replaces it", time.monotonic() - start)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -140,9 +161,13 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"argument --only: {sorted(unknown)[0]!r} is no base of {options.matrix}: {', '.join(bases)}")
     chosen = {name: source for name, source in bases.items() if not options.only or name in options.only}
     results = []
-    for result in build(chosen, asked, options.out, options.force, options.jobs):
-        results.append(result)
-        print(f"{result.path}: {result.status} ({result.seconds:.1f} s)", file=sys.stderr)
+    try:
+        for result in build(chosen, asked, options.out, options.force, options.jobs):
+            results.append(result)
+            print(f"{result.path}: {result.status} ({result.seconds:.1f} s)", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("interrupted; what is listed above is whole, and the next run goes on from there", file=sys.stderr)
+        return 128 + signal.SIGINT
     good = sum(result.ok for result in results)
     if options.json:
         print(json.dumps([asdict(result) for result in results], indent=1))

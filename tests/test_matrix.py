@@ -70,19 +70,14 @@ def test_a_matrix_is_its_variants_one_at_a_time(base, recipe, jobs, tmp_path):
 
 @pytest.mark.parametrize("rules", ["documented", "published"])
 def test_each_tensor_of_the_base_is_read_once(base, rules, tmp_path, monkeypatch):
-    """Under published rules once more for each variant: what shares a generator is drawn in turn, ahead of the rest."""
     asked = matrix(["reinit", "resample"], [42, 7], ["rows", "all"] if rules == "documented" else [], rules=rules)
     checkpoint = variants.open_base(str(base))
     sources = variants.sources_of(checkpoint)
     expected = dict.fromkeys(sources.tensors, 1)
-    for perturbation in asked if rules == "published" else []:
-        for output in variants.make_blueprint(checkpoint, perturbation).outputs.values():
-            expected[output.source] += output.step is not None
     regions = {name: sources.region(name) for name in expected}
     counts = counted_reads(monkeypatch)
     create_variants(base, folders(tmp_path / "out", asked))
     assert counts == {(regions[name].path.name, regions[name].begin): count for name, count in expected.items()}
-    assert max(counts.values()) == (5 if rules == "published" else 1)
 
 
 def test_progress_covers_every_variant(base, tmp_path):

@@ -24,7 +24,7 @@ _STOCK = ("EsmForMaskedLM", "EsmModel")
 _FILES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 _KINDS = f"allowed: a folder of a model, a Hub id, an original .pt file, or {demo.NAME!r}"
 # whatever a config.json edited by hand makes a configuration trip over
-_UNUSABLE = (ValueError, TypeError, AttributeError, KeyError, StrictDataclassError)
+_UNUSABLE = (ValueError, TypeError, AttributeError, KeyError, IndexError, StrictDataclassError)
 
 
 def open_base(name: str, revision: str | None = None) -> Checkpoint:
@@ -62,7 +62,11 @@ def open_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
     stored, hub = find(name, revision)
     if has_no_weights(location, hub):
         if stored.get("perturbation") is not None:
-            raise CheckpointError(f"{name!r} is a recipe; give it its weights first: hf-perturb create {name} OUT")
+            named = (stored["perturbation"].get("base") or {}).get("name")
+            raise CheckpointError(
+                f"{name!r} is a recipe; give it its weights first: hf-perturb create {name} OUT; or start from its base"
+                f" {named!r}"
+            )
         raise CheckpointError(f"{name!r} has no weights, such as a model.safetensors")
     return _read_folder(name, location, stored, hub)
 
@@ -83,6 +87,8 @@ def find(name: str, revision: str | None = None) -> tuple[dict[str, Any], dict[s
     location = base_location(name)
     if Path(location).suffix in _FILES and not Path(location).exists():
         raise CheckpointError(f"{name}: no such file")
+    if Path(location).is_file():
+        raise CheckpointError(f"{name} is a file, and no recipe; allowed: a folder or a Hub id")
     if name in CATALOG and not Path(name).exists():
         raise CheckpointError(
             f"{name!r} is a name of the catalogue; fetch it and make a base of it first: hf-perturb convert {name} OUT"
@@ -103,7 +109,12 @@ def find(name: str, revision: str | None = None) -> tuple[dict[str, Any], dict[s
     return stored, {} if commit is None else {"revision": commit}
 
 
-def _read_folder(name: str, location: str, stored: dict[str, Any], hub: dict[str, Any]) -> Checkpoint:
+def read_config(name: str, stored: dict[str, Any]) -> tuple[Any, str]:
+    """Read the content of a `config.json` as a configuration of ours, and the class that it is of.
+
+    Raises:
+        CheckpointError: if it is of another family, or cannot be used.
+    """
     family = "fair_esm" if (stock := is_stock(stored)) else stored.get("model_type")
     if not isinstance(family, str) or family not in CONFIGS:
         allowed = ", ".join([*CONFIGS, "esm (Transformers' own)"])
@@ -113,13 +124,18 @@ def _read_folder(name: str, location: str, stored: dict[str, Any], hub: dict[str
         # how to run a network is not for a file to say: these keys can name code to fetch
         stored = {key: value for key, value in stored.items() if "implementation" not in key}
         config = CONFIGS[family].from_dict(CONFIGS[family].read_stored(stored))
-        config._name_or_path = ""  # whose disk it was on is nobody's business
-        tensors = stored_tensors(location, hub)
-        if stock:
-            tensors = tensors_from_stock(tensors, config)
     except _UNUSABLE as error:
         raise CheckpointError(f"{name!r}: its config.json cannot be used: {error}") from error
-    origin = "transformers" if stock else "hf_perturb"
+    config._name_or_path = ""  # whose disk it was on is nobody's business
+    return config, architecture
+
+
+def _read_folder(name: str, location: str, stored: dict[str, Any], hub: dict[str, Any]) -> Checkpoint:
+    config, architecture = read_config(name, stored)
+    tensors = stored_tensors(location, hub)
+    if is_stock(stored):
+        tensors = tensors_from_stock(tensors, config)
+    origin = "transformers" if is_stock(stored) else "hf_perturb"
     return Checkpoint(name, origin, config, architecture, tensors, revision=hub.get("revision"))
 
 

@@ -45,7 +45,9 @@ def variant_card(family: str, architecture: str, record: Perturbation, changed: 
 
 
 def _body(family: str, architecture: str, record: Perturbation, changed: int, total: int) -> str:
-    named = record.base.name if record.base is not None else "a base without a name"
+    base = (record.base.name if record.base is not None else None) or "a base without a name"
+    # a recipe has to know whose disk its base is on, its readers have not
+    named = Path(base).name if Path(base).is_absolute() else base
     facts = {
         "base": f"`{named}`",
         "base revision": record.base.revision if record.base is not None else None,

@@ -15,7 +15,7 @@ from hf_perturb.errors import CheckpointError
 from hf_perturb.models.configuration_carp import CarpConfig
 from hf_perturb.models.configuration_fair_esm import FairEsmConfig
 from hf_perturb.models.layouts import is_parameter, layout, tied
-from hf_perturb.registration import AUTO_CLASSES, PREFIXES
+from hf_perturb.registration import AUTO_CLASSES, PREFIXES, import_models
 
 if TYPE_CHECKING:
     from hf_perturb.models.perturbable import PerturbablePreTrainedModel
@@ -56,6 +56,7 @@ class Checkpoint:
     def model_class(self) -> type[PerturbablePreTrainedModel]:
         """The class that it is stored as."""
         # only who runs a model pays for the import of Transformers' models
+        import_models()
         module = import_module(f"hf_perturb.models.modeling_{self.config.model_type}")
         cls: type[PerturbablePreTrainedModel] = getattr(module, self.architecture)
         return cls

@@ -28,7 +28,10 @@ def refuse_out(out: Path, source: Path, force: bool, kind: str) -> None:
         FolderExistsError: if something is there that must not be.
     """
     if source.exists():
-        one, other = out.resolve(), source.resolve()
+        try:
+            one, other = out.resolve(), source.resolve()
+        except RuntimeError as error:  # what Python before 3.13 makes of it
+            raise CheckpointError(f"{out} leads round in a circle of links: {error}") from error
         if one == other or one in other.parents:
             raise CheckpointError(f"{out} is, or holds, the base {source}; choose another folder to write")
     if not out.exists() and not out.is_symlink():
@@ -80,6 +83,23 @@ def whole_folder(out: Path, check: Callable[[], None] = lambda: None) -> Iterato
             file.chmod(mode)  # safetensors writes files that only their owner can read
         check()
         put_in_place(fresh, place)
+
+
+def allow_open_files(folders: int) -> None:
+    """Let this process have the files of so many folders open at once.
+
+    Raises:
+        CheckpointError: if the system does not allow that many.
+    """
+    import resource  # loading a model works on systems without it
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # a lock and the weights of each, and what the process has open already
+    needed = 4 * folders + 100
+    if hard != resource.RLIM_INFINITY and needed > hard:
+        raise CheckpointError(f"{folders} variants at once need {needed} open files, {hard} are allowed; build fewer")
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def refuse_existing(*outs: Path) -> None:

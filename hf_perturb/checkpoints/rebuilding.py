@@ -47,8 +47,6 @@ class Stored:
             largest = (stored[differs].double() - tensor[differs].double()).abs().max().item()
             self.differences[name] = Difference(name, count, largest if math.isfinite(largest) else None)
 
-    def copy(self, name: str, region: Region) -> None:
-        """Compare a tensor that was kept; one of another type has other bytes."""
-        stored = self.tensors[name]
-        values = read_region(region)
-        self.write(name, values.view(stored.dtype).view(stored.shape) if region.size == stored.nbytes else values)
+    def copy(self, name: str, region: Region, dtype: torch.dtype) -> None:
+        """Compare a tensor that was kept."""
+        self.write(name, read_region(region).view(dtype).view(self.tensors[name].shape))

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hf_perturb import demo
-from hf_perturb.checkpoints.bases import find, open_base
+from hf_perturb.checkpoints.bases import find, open_base, read_config
 from hf_perturb.checkpoints.checkpoint import Checkpoint
 from hf_perturb.errors import CheckpointError, DigestError, PerturbationError, StackedPerturbationError
 from hf_perturb.models.loading import has_no_weights
-from hf_perturb.models.recipes import other_weights
+from hf_perturb.models.recipes import MOVED, other_weights
 from hf_perturb.models.record import parse_perturbation
 from hf_perturb.perturbation import Perturbation
+
+# what a variant's configuration may say otherwise than its base's; a perturbation that touches the head unties it
+_OWN = (
+    *("perturbation", "digest", "architectures", "auto_map", "dtype", "torch_version", "transformers_version"),
+    "tie_word_embeddings",
+)
 
 
 @dataclass(frozen=True)
@@ -23,11 +30,13 @@ class Recipe:
         name: its folder or Hub id.
         record: what is done, to which base.
         torch_version: of the torch that drew its weights.
+        config: its configuration.
     """
 
     name: str
     record: Perturbation
     torch_version: str | None
+    config: Any
 
     @property
     def base(self) -> str:
@@ -46,7 +55,7 @@ class Recipe:
         try:
             return open_base(self.base, revision)
         except (OSError, StackedPerturbationError) as error:
-            raise CheckpointError(f"the recipe {self.name!r} needs its base {self.base!r}: {error}") from error
+            raise CheckpointError(f"the recipe {self.name!r} needs its base {self.base!r}: {error}{MOVED}") from error
 
     def check(self, made: Perturbation) -> None:
         """Compare the record of what was made with the recipe's own.
@@ -54,8 +63,10 @@ class Recipe:
         Raises:
             DigestError: naming the digests and the versions of torch.
         """
-        if self.record.digest not in (None, made.digest):
-            found = made.base.digest if made.base is not None else None
+        found = made.base.digest if made.base is not None else None
+        known = self.record.base.digest if self.record.base is not None else None
+        # a digest of the weights says all; without one, that of the base is the next best
+        if self.record.digest not in (None, made.digest) or (self.record.digest is None and known not in (None, found)):
             raise DigestError(other_weights(self.name, self.record, self.torch_version, made.digest, found))
 
 
@@ -75,7 +86,15 @@ def open_recipe(name: str) -> Recipe:
         raise PerturbationError(
             f"perturbation: got none for {name!r}, which is no recipe; say --method reinit or resample"
         )
-    return Recipe(name, record, stored.get("torch_version"))
+    return Recipe(name, record, stored.get("torch_version"), read_config(name, stored)[0])
+
+
+def other_sizes(config: Any, base: Any) -> list[str]:
+    """Say what a variant's configuration has otherwise than its base's, but for what a variant says of itself."""
+    ours, theirs = config.to_dict(), base.to_dict()
+    keys = sorted((ours.keys() | theirs.keys()) - {*_OWN})
+    differs = [key for key in keys if ours.get(key) != theirs.get(key)]
+    return [f"config.json: {key} is {ours.get(key)!r}, the base has {theirs.get(key)!r}" for key in differs]
 
 
 def recorded_name(base: str, recipe: bool) -> str:

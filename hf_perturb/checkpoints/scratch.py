@@ -98,7 +98,7 @@ def _lock(out: Path) -> Iterator[bool]:
     path = out.parent / f"{_prefix(out)}lock"
     while True:
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         except OSError as error:
             raise CheckpointError(f"{out.parent} cannot be written: {error}") from error
         try:

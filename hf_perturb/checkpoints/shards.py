@@ -85,7 +85,7 @@ class Shards:
         _write(descriptor, _bytes_of(tensor), offset)
         self._send(name, descriptor)
 
-    def copy(self, name: str, region: Region) -> None:
+    def copy(self, name: str, region: Region, dtype: torch.dtype) -> None:
         """Let the kernel copy a tensor from another file."""
         descriptor, offset = self._places[name]
         source = os.open(region.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
@@ -108,7 +108,8 @@ class Shards:
         Nothing is left to wait for at the end, and the pages serve again: new ones cost more than a tensor's draw.
         """
         if self._sizes[name] >= _LARGE and hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            with suppress(OSError):  # only advice
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def finish(self, metadata: Mapping[str, str]) -> None:
         """Write the headers and the index."""

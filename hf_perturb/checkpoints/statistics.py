@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 import torch
 
 from hf_perturb.models.weights import Region, read_region, region_of
+from hf_perturb.perturbation.kernels import as_integers
 
 CHUNK = 1 << 16  # elements: in float64 a pair fits into a core's cache, and larger buffers come from the system anew
-
-_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True)
@@ -131,8 +130,7 @@ class PairStatistics:
 def _differing(a: torch.Tensor, b: torch.Tensor) -> int:
     """Count the elements that differ: by bits where the types are one, else by value, NaN for NaN."""
     if a.dtype == b.dtype:
-        bits = _BITS[a.element_size()]
-        return int(torch.count_nonzero(a.view(bits) != b.view(bits)))
+        return int(torch.count_nonzero(as_integers(a) != as_integers(b)))
     x, y = a.double(), b.double()
     return int(torch.count_nonzero((x != y) & ~(x.isnan() & y.isnan())))
 

@@ -36,7 +36,7 @@ class Sink(Protocol):
     def write(self, name: str, tensor: torch.Tensor) -> None:
         """Take the values of a tensor."""
 
-    def copy(self, name: str, region: Region) -> None:
+    def copy(self, name: str, region: Region, dtype: torch.dtype) -> None:
         """Take a tensor as it is stored in another file."""
 
 
@@ -46,7 +46,7 @@ class Nowhere:
     def write(self, name: str, tensor: torch.Tensor) -> None:
         """Drop the values of a tensor."""
 
-    def copy(self, name: str, region: Region) -> None:
+    def copy(self, name: str, region: Region, dtype: torch.dtype) -> None:
         """Drop a tensor."""
 
 
@@ -133,6 +133,7 @@ class _Job:
 
     source: str
     uses: tuple[tuple[int, str], ...]
+    values: torch.Tensor | None
     drawn: Mapping[tuple[int, str], torch.Tensor]
 
 
@@ -143,12 +144,16 @@ def _jobs(sources: Sources, targets: Sequence[Target]) -> Iterator[_Job]:
         for name, output in target.outputs.items():
             uses[output.source].append((index, name))
     for source, used in uses.items():
-        drawn = {}
-        for index, name in used:
-            step, generator = targets[index].outputs[name].step, targets[index].generator
-            if step is not None and generator is not None:
-                drawn[index, name] = step.run(sources.values(source), generator)
-        yield _Job(source, tuple(used), drawn)
+        shared = {
+            (index, name): (step, generator)
+            for index, name in used
+            if (step := targets[index].outputs[name].step) and (generator := targets[index].generator)
+        }
+        values = sources.values(source) if any(step.shuffles for step, _ in shared.values()) else None
+        old = torch.empty(0, dtype=sources.dtypes[source]) if values is None else values
+        with torch.no_grad():
+            drawn = {use: step.run(old, generator) for use, (step, generator) in shared.items()}
+        yield _Job(source, tuple(used), values, drawn)
 
 
 def _run(sources: Sources, targets: Sequence[Target], job: _Job, on_bytes: Callable[[int], object]) -> None:
@@ -157,8 +162,8 @@ def _run(sources: Sources, targets: Sequence[Target], job: _Job, on_bytes: Calla
     steps = {(index, output): targets[index].outputs[output].step for index, output in job.uses}
     # a tensor that is kept is copied by the kernel, and a draw needs no values: those are only hashed as they pass
     shuffled = any(step is not None and step.shuffles and use not in job.drawn for use, step in steps.items())
-    if region is None or shuffled or sources.look:
-        values = sources.values(name)
+    if region is None or shuffled or sources.look or job.values is not None:
+        values = sources.values(name) if job.values is None else job.values
         digest = tensor_digest(values)
         if sources.look and not is_finite(values):
             sources.nonfinite.append(name)
@@ -174,7 +179,7 @@ def _run(sources: Sources, targets: Sequence[Target], job: _Job, on_bytes: Calla
             targets[index].digests[output] = tensor_digest(new)
         else:
             if region is not None:
-                targets[index].sink.copy(output, region)
+                targets[index].sink.copy(output, region, dtype)
             else:
                 targets[index].sink.write(output, values)
             targets[index].digests[output] = digest

@@ -15,9 +15,9 @@ from hf_perturb.checkpoints.bases import open_base
 from hf_perturb.checkpoints.blueprint import Blueprint, make_blueprint, sources_of
 from hf_perturb.checkpoints.cards import variant_card
 from hf_perturb.checkpoints.checkpoint import Checkpoint, auto_map
-from hf_perturb.checkpoints.folders import refuse_out, whole_folder
+from hf_perturb.checkpoints.folders import allow_open_files, refuse_out, whole_folder
 from hf_perturb.checkpoints.progress import Progress, counter
-from hf_perturb.checkpoints.recipes import open_recipe, recorded_name, refuse_recipe
+from hf_perturb.checkpoints.recipes import open_recipe, other_sizes, recorded_name, refuse_recipe
 from hf_perturb.checkpoints.shards import Shards
 from hf_perturb.checkpoints.sources import Sources
 from hf_perturb.checkpoints.stream import Nowhere, Target, stream, total_bytes
@@ -72,7 +72,10 @@ def create_variant(
     found = open_recipe(source)
     name = recorded_name(found.base, recipe=False)
     order = _Order(name, recipe=False, place=Path(source), check=found.check, **options)
-    return _build(found.open_base(), {out: found.record}, order)[out]
+    checkpoint = found.open_base()
+    if problems := other_sizes(found.config, checkpoint.config):
+        raise CheckpointError(f"the recipe {source!r} is for another network than its base: {'; '.join(problems)}")
+    return _build(checkpoint, {out: found.record}, order)[out]
 
 
 def create_variants(
@@ -98,8 +101,10 @@ def create_variants(
         The record of each, by its folder.
 
     Raises:
-        HfPerturbError: as `create_variant` does; then none of them is written.
+        HfPerturbError: as `create_variant` does; then none is written, or what is there by then is whole.
     """
+    if not wanted:
+        raise PerturbationError("wanted: got no folder; allowed: one or more, with what to do")
     base, place = str(base), Path(base_location(str(base)))
     asked = {Path(out): Perturbation.parse(perturbation) for out, perturbation in wanted.items()}
     for out in asked:
@@ -148,6 +153,7 @@ class _Variant:
 
 def _build(checkpoint: Checkpoint, asked: Mapping[Path, Perturbation], order: _Order) -> dict[Path, Perturbation]:
     blueprints = {out: make_blueprint(checkpoint, perturbation) for out, perturbation in asked.items()}
+    allow_open_files(len(asked))
     sources, base = sources_of(checkpoint), Base(order.name, checkpoint.revision, _NO_DIGEST)
     first, *more = asked
     try:

@@ -13,10 +13,10 @@ from safetensors import safe_open
 
 from hf_perturb.checkpoints.bases import find, open_base, open_checkpoint
 from hf_perturb.checkpoints.blueprint import Blueprint, make_blueprint, sources_of
-from hf_perturb.checkpoints.checkpoint import Checkpoint, listed
+from hf_perturb.checkpoints.checkpoint import Checkpoint, auto_map, listed
 from hf_perturb.checkpoints.progress import Progress, counter
 from hf_perturb.checkpoints.rebuilding import Difference, Stored
-from hf_perturb.checkpoints.recipes import Recipe, open_recipe
+from hf_perturb.checkpoints.recipes import Recipe, open_recipe, other_sizes
 from hf_perturb.checkpoints.sources import Sources
 from hf_perturb.checkpoints.stream import Nowhere, Target, stream, total_bytes
 from hf_perturb.errors import CheckpointError
@@ -25,9 +25,6 @@ from hf_perturb.models.record import base_location
 from hf_perturb.perturbation import Perturbation
 from hf_perturb.perturbation.digest import digest_of_lines
 from hf_perturb.tokenizers import same_alphabet
-
-# what a variant's configuration may say otherwise than its base's
-_OWN = ("perturbation", "digest", "architectures", "auto_map", "dtype", "torch_version", "transformers_version")
 
 
 @dataclass(frozen=True)
@@ -84,7 +81,10 @@ def verify_variant(
     path, work = str(path), _Work(jobs, progress)
     if (recipe := _recipe(path)) is not None:
         opened = recipe.open_base() if base is None else open_base(str(base))
-        return _rebuild(path, recipe.record, opened, None, work)
+        found = _rebuild(path, recipe.record, opened, None, work)
+        return replace(
+            found, problems=(*found.problems, *other_sizes(recipe.config, opened.config), *_beside(path, recipe.config))
+        )
     checkpoint = open_checkpoint(path).check()
     record = checkpoint.config.perturbation
     if base is None:
@@ -95,13 +95,14 @@ def verify_variant(
             )
         sources = Sources(checkpoint.tensors, {name: tensor.dtype for name, tensor in checkpoint.tensors.items()})
         work.run(sources)
-        problems = [*_another_digest(sources.digest(), recorded), *_beside(path, checkpoint)]
+        problems = [*_another_digest(sources.digest(), recorded), *_stated(checkpoint)]
         return Verification(path, sources.digest(), recorded, problems=tuple(problems))
     if record is None:
         raise CheckpointError(f"{path!r} is no variant: its config.json records no perturbation; leave the base out")
     opened = open_base(str(base))
     found = _rebuild(path, record, opened, Stored(checkpoint.tensors), work)
-    return replace(found, problems=(*found.problems, *_sizes(checkpoint, opened), *_beside(path, checkpoint)))
+    others = other_sizes(checkpoint.config, opened.config)
+    return replace(found, problems=(*found.problems, *others, *_stated(checkpoint)))
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,8 @@ def _rebuild(path: str, record: Perturbation, base: Checkpoint, stored: Stored |
     if differences:
         names = listed(difference.name for difference in differences)
         problems.append(f"{len(differences)} tensors are not what the base and the record give: {names}")
+    if stored is None and record.digest is None:
+        raise CheckpointError(f"{path!r} is a recipe that records no digest, so there is nothing to compare with")
     problems += _another_digest(digest, record.digest)
     return Verification(path, digest, record.digest, base.what, differences, tuple(problems))
 
@@ -161,10 +164,22 @@ def _refuse_another_network(
         )
 
 
-def _beside(path: str, checkpoint: Checkpoint) -> list[str]:
-    """Compare what is beside the weights: the record in the files' headers, and the alphabet."""
-    problems, config = [], checkpoint.config
+def _stated(checkpoint: Checkpoint) -> list[str]:
+    """Compare what the configuration says of the weights, and what is beside them."""
+    kinds = {tensor.dtype for name, tensor in checkpoint.tensors.items() if not name.endswith("rot_emb.inv_freq")}
+    problems = _beside(checkpoint.what, checkpoint.config)
+    # a file of several types has none that could be stated
+    if len(kinds) == 1 and checkpoint.config.dtype not in (None, *kinds):
+        problems.append(f"config.json: dtype is {checkpoint.config.dtype}, the weights are {kinds.pop()}")
+    return problems
+
+
+def _beside(path: str, config: Any) -> list[str]:
+    """Compare what is beside the weights: the code that is named, the record in the files' headers, the alphabet."""
+    problems = []
     folder = Path(base_location(path))
+    if (named := getattr(config, "auto_map", None)) not in (None, auto_map(config.model_type)):
+        problems.append(f"config.json: auto_map names other code than this package's: {named}")
     record = config.perturbation
     # a file that Transformers saved says nothing of its record
     right = [{"format": "pt"}]
@@ -174,17 +189,9 @@ def _beside(path: str, checkpoint: Checkpoint) -> list[str]:
         with safe_open(file, "pt") as opened:
             said = opened.metadata()
         if said is not None and said not in right:
-            problems.append(f"{file.name} says of itself {said}, config.json {record}")
+            ours = None if record is None else json.dumps(record.to_dict())
+            problems.append(f"{file.name} says of itself {said.get('perturbation', said)}, config.json {ours}")
     vocabulary = folder / "tokenizer.json"
     if vocabulary.exists() and not same_alphabet(vocabulary, config):
         problems.append("tokenizer.json: not the alphabet of this network, whose tokens are part of it")
     return problems
-
-
-def _sizes(checkpoint: Checkpoint, base: Checkpoint) -> list[str]:
-    """Compare the configuration with the base's, but for what a variant says of itself."""
-    ours, theirs = checkpoint.config.to_dict(), base.config.to_dict()
-    # a perturbation that touches the head unties it
-    keys = sorted((ours.keys() | theirs.keys()) - {*_OWN, "tie_word_embeddings"})
-    differs = [key for key in keys if ours.get(key) != theirs.get(key)]
-    return [f"config.json: {key} is {ours.get(key)!r}, the base has {theirs.get(key)!r}" for key in differs]

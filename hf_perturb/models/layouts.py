@@ -46,7 +46,7 @@ def language_head(config: Any) -> tuple[str, ...]:
 
 def tied(config: Any) -> dict[str, str]:
     """Return the names of tensors that have no memory of their own, and where it is."""
-    return dict(TIED) if config.tie_word_embeddings else {}
+    return dict(TIED) if config.model_type != "carp" and config.tie_word_embeddings else {}
 
 
 def is_parameter(name: str) -> bool:

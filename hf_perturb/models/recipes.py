@@ -11,6 +11,8 @@ import torch
 from .loading import detached, refuse_absent_folder, stored_config
 from .record import CheckpointError, DigestError, base_location, require_rules
 
+MOVED = "; if the base is elsewhere now, perturbation.base.name in the recipe's config.json may be edited"
+
 
 def recipe_arguments(
     cls: Any, name: Any, record: Any, config: Any, hub: dict[str, Any], kwargs: dict[str, Any]
@@ -44,19 +46,33 @@ def _rebuild(cls: Any, name: Any, record: Any, own: Any, hub: dict[str, Any]) ->
     source = {key: value for key, value in hub.items() if key not in ("revision", "subfolder")}
     if record.base.revision is not None:
         source["revision"] = record.base.revision
-    whole_class = getattr(sys.modules[cls.__module__], (own.architectures or [cls.__name__])[0])
+    whole_class = _class_named(cls, (own.architectures or [cls.__name__])[0], name)
     try:
         refuse_absent_folder(base)
         if stored_config(base, source)[0].get("perturbation") is not None:
             raise CheckpointError("it is perturbed itself")
         whole = whole_class.from_pretrained(base, perturbation=record.with_record(None, None), **source)
     except OSError as error:
-        raise CheckpointError(f"the recipe {str(name)!r} needs its base {record.base.name!r}: {error}") from error
+        problem = f"the recipe {str(name)!r} needs its base {record.base.name!r}: {error}"
+        raise CheckpointError(problem + MOVED) from error
     digest = rules.digest_of(whole.state_dict())
-    if record.digest is not None and digest != record.digest:
-        found = rules.digest_of(whole_class.from_pretrained(base, **source).state_dict())
+    if digest == record.digest or (record.digest is None and record.base.digest is None):
+        return whole
+    found = rules.digest_of(whole_class.from_pretrained(base, **source).state_dict())
+    # without a digest of the weights, that of the base is the next best
+    if record.digest is not None or found != record.base.digest:
         raise DigestError(other_weights(name, record, torch_version, digest, found))
     return whole
+
+
+def _class_named(cls: Any, architecture: Any, name: Any) -> Any:
+    """Return the class that a recipe names, of the family of the one that is loaded, which a user may have extended."""
+    for parent in cls.__mro__:
+        found = getattr(sys.modules[parent.__module__], str(architecture), None)
+        if isinstance(found, type) and getattr(found, "config_class", None) is cls.config_class:
+            return found
+    family = cls.config_class.model_type
+    raise CheckpointError(f"{str(name)!r}: architectures names {architecture!r}, which is no class of {family}")
 
 
 def other_weights(name: Any, record: Any, torch_version: str | None, digest: str | None, base: str | None) -> str:
@@ -73,5 +89,5 @@ def other_weights(name: Any, record: Any, torch_version: str | None, digest: str
     if record.base.digest not in (None, base):
         why = f"its base {record.base.name!r} has digest {base}, the record says {record.base.digest}: it has changed"
     else:
-        why = "its base is as recorded, so torch draws differently here"
+        why = "its base is as recorded, so the record was edited, or torch draws differently here"
     return f"{said}; {why} (torch {torch.__version__} on this processor, torch {torch_version or 'unknown'} then)"

@@ -6,11 +6,17 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from threading import Lock
 from typing import Any, TypeVar
 
 import torch
 
+from hf_perturb.errors import PerturbationError
+
 Item = TypeVar("Item")
+
+# torch has one number of threads for the process, so the last of several users puts it back
+_lock, _users, _threads = Lock(), 0, 1
 
 
 def usable_cores() -> int:
@@ -28,8 +34,13 @@ def for_each(work: Callable[[Item], object], items: Iterable[Item], jobs: int | 
         items: taken by the calling thread, in order, when there is room for one more; what a generator makes is so
             bounded by the number of jobs.
         jobs: calls at a time; `None` for one a processor.
+
+    Raises:
+        PerturbationError: if that is none.
     """
-    jobs = jobs or usable_cores()
+    jobs = usable_cores() if jobs is None else jobs
+    if jobs < 1:
+        raise PerturbationError(f"jobs: got {jobs}; allowed: 1 or more")
     with _one_thread_each():
         if jobs == 1:
             for item in items:
@@ -59,9 +70,16 @@ def _finished(running: set[Future[Any]]) -> set[Future[Any]]:
 @contextmanager
 def _one_thread_each() -> Iterator[None]:
     """Keep torch from starting threads of its own in every job: they would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    global _users, _threads
+    with _lock:
+        if not _users:
+            _threads = torch.get_num_threads()
+            torch.set_num_threads(1)
+        _users += 1
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        with _lock:
+            _users -= 1
+            if not _users:
+                torch.set_num_threads(_threads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -93,6 +94,8 @@ class Perturbation:
 
     def __post_init__(self) -> None:
         _choose("method", self.method, METHODS)
+        if not isinstance(self.seed, bool) and hasattr(self.seed, "__index__"):
+            object.__setattr__(self, "seed", operator.index(self.seed))  # numpy's integers among them
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed <= MAX_SEED:
             raise _refuse("seed", self.seed, f"an integer from 0 to {MAX_SEED}")
         _choose("rules", self.rules, RULES)
