@@ -132,7 +132,7 @@ def test_a_killed_process_leaves_no_folder_by_the_name(tmp_path):
             r"another shape: model\.embedder\.up_embedder\.conv\.weight \(32, 8, 1\) instead of \(64, 8, 1\)",
         ),
         (lambda base: (base / "model.safetensors").write_bytes(b"no"), "model.safetensors"),
-        (lambda base: shutil.rmtree(base), "no such folder"),
+        (lambda base: shutil.rmtree(base), "no such file or folder"),
     ],
 )
 def test_bad_bases_are_refused(tmp_path, spoil, message):

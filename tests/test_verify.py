@@ -634,7 +634,7 @@ def test_the_command_names_what_differs(bases, spoiled, capsys):
     ("words", "message"),
     [
         (["no-such-variant"], "'no-such-variant': no such file or folder, and not to be had from the Hub"),
-        (["/no/such/variant"], "/no/such/variant: no such folder"),
+        (["/no/such/variant"], "/no/such/variant: no such file or folder"),
         (["EMPTY"], "no config.json in it"),
         (["carp_640M"], "is a name of the catalogue"),
         (["variant.pt"], "variant.pt: no such file"),

@@ -43,7 +43,7 @@ def refuse_absent_folder(name: Any) -> None:
     """
     text = str(name)
     if (text.startswith(("/", ".", "~")) or text.count("/") > 1) and not Path(text).exists():
-        raise CheckpointError(f"{text}: no such folder; was it moved?")
+        raise CheckpointError(f"{text}: no such file or folder; was it moved?")
 
 
 def stored_config(name: Any, hub: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
