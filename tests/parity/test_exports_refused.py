@@ -136,7 +136,7 @@ def test_a_missing_or_damaged_source(source, tmp_path):
     with pytest.raises(CheckpointError, match="no such file or folder"):
         export_checkpoint(tmp_path / "nothing", tmp_path / "out", "transformers")
     hf_perturb.create_variant(source("esm1b"), tmp_path / "recipe", "reinit", recipe=True)
-    with pytest.raises(CheckpointError, match="has no weights: it is a recipe"):
+    with pytest.raises(CheckpointError, match="is a recipe; give it its weights first"):
         export_checkpoint(tmp_path / "recipe", tmp_path / "out", "transformers")
     model = small_model("esm1b")
     del model.layers[1].fc1.bias
