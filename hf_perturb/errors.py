@@ -9,7 +9,8 @@ HfPerturbError
 └── CheckpointError (OSError)           a base or a variant on disk that is missing or wrong
     ├── FolderExistsError               an output folder that is already there
     ├── FolderLockedError               an output folder that another process is writing
-    └── DigestError (ValueError)        weights that are not the ones that the record names
+    ├── DigestError (ValueError)        weights that are not the ones that the record names
+    └── HubError                        a repository on the Hub that cannot be read or written
 """
 
 
@@ -51,3 +52,7 @@ class FolderLockedError(CheckpointError):
 
 class DigestError(CheckpointError, ValueError):
     """Weights that are not the ones that the record names."""
+
+
+class HubError(CheckpointError):
+    """A repository on the Hub that cannot be read or written."""

@@ -599,7 +599,7 @@ def test_the_command_prints_json(small, bases, spoiled, capsys):
             assert (ended, err) == (code, "")
             said = json.loads(out, parse_constant=pytest.fail)
             assert said == as_json(verify_variant(folder, *given[1:]))
-            assert list(said) == ["ok", "path", "digest", "recorded", "base", "differences", "problems"]
+            assert list(said) == ["ok", "path", "digest", "recorded", "base", "differences", "problems", "nonfinite"]
             assert said["ok"] == (code == 0)
     assert said["differences"] == [{"name": "layers.0.fc1.bias", "elements": 2, "largest": None}]
 

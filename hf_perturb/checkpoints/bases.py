@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
-
 from hf_perturb import demo
 from hf_perturb.checkpoints.catalog import CATALOG
 from hf_perturb.checkpoints.checkpoint import CONFIGS, Checkpoint
 from hf_perturb.checkpoints.originals import read_original
 from hf_perturb.errors import CheckpointError, StackedPerturbationError
-from hf_perturb.models.loading import has_no_weights, refuse_absent_folder, stored_config
+from hf_perturb.models.inspection import read_configuration
+from hf_perturb.models.loading import has_no_weights, stored_config
 from hf_perturb.models.record import base_location
 from hf_perturb.models.stock_esm import is_stock, tensors_from_stock
 from hf_perturb.models.weights import stored_tensors
@@ -23,8 +22,6 @@ _STOCK = ("EsmForMaskedLM", "EsmModel")
 # what ends like a file is not asked for on the Hub
 _FILES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 _KINDS = f"allowed: a folder of a model, a Hub id, an original .pt file, or {demo.NAME!r}"
-# whatever a config.json edited by hand makes a configuration trip over
-_UNUSABLE = (ValueError, TypeError, AttributeError, KeyError, IndexError, StrictDataclassError)
 
 
 def open_base(name: str, revision: str | None = None) -> Checkpoint:
@@ -60,6 +57,7 @@ def open_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
             raise CheckpointError(f"{name} is one file of a folder; give the folder, which has the config.json too")
         return read_original(Path(location))
     stored, hub = find(name, revision)
+    config, architecture = read_config(name, stored)
     if has_no_weights(location, hub):
         if stored.get("perturbation") is not None:
             named = (stored["perturbation"].get("base") or {}).get("name")
@@ -68,7 +66,11 @@ def open_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
                 f" {named!r}"
             )
         raise CheckpointError(f"{name!r} has no weights, such as a model.safetensors")
-    return _read_folder(name, location, stored, hub)
+    tensors, foreign = stored_tensors(location, hub), is_stock(stored)
+    if foreign:
+        tensors = tensors_from_stock(tensors, config)
+    origin = "transformers" if foreign else "hf_perturb"
+    return Checkpoint(name, origin, config, architecture, tensors, revision=hub.get("revision"))
 
 
 def find(name: str, revision: str | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -96,7 +98,6 @@ def find(name: str, revision: str | None = None) -> tuple[dict[str, Any], dict[s
     absent = (
         "no config.json in it" if Path(location).is_dir() else "no such file or folder, and not to be had from the Hub"
     )
-    refuse_absent_folder(location)
     asked = {} if revision is None or Path(location).is_dir() else {"revision": revision}
     try:
         stored, commit = stored_config(location, asked)
@@ -120,23 +121,9 @@ def read_config(name: str, stored: dict[str, Any]) -> tuple[Any, str]:
         allowed = ", ".join([*CONFIGS, "esm (Transformers' own)"])
         raise CheckpointError(f"{name!r}: model_type is {family!r}; allowed: {allowed}")
     architecture = _architecture(name, stored.get("architectures"), family, stock)
-    try:
-        # how to run a network is not for a file to say: these keys can name code to fetch
-        stored = {key: value for key, value in stored.items() if "implementation" not in key}
-        config = CONFIGS[family].from_dict(CONFIGS[family].read_stored(stored))
-    except _UNUSABLE as error:
-        raise CheckpointError(f"{name!r}: its config.json cannot be used: {error}") from error
+    config = read_configuration(CONFIGS[family], stored, name)
     config._name_or_path = ""  # whose disk it was on is nobody's business
     return config, architecture
-
-
-def _read_folder(name: str, location: str, stored: dict[str, Any], hub: dict[str, Any]) -> Checkpoint:
-    config, architecture = read_config(name, stored)
-    tensors = stored_tensors(location, hub)
-    if is_stock(stored):
-        tensors = tensors_from_stock(tensors, config)
-    origin = "transformers" if is_stock(stored) else "hf_perturb"
-    return Checkpoint(name, origin, config, architecture, tensors, revision=hub.get("revision"))
 
 
 def _architecture(name: str, stored: Any, family: str, stock: bool) -> str:

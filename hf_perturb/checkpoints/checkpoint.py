@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -14,7 +12,7 @@ import torch
 from hf_perturb.errors import CheckpointError
 from hf_perturb.models.configuration_carp import CarpConfig
 from hf_perturb.models.configuration_fair_esm import FairEsmConfig
-from hf_perturb.models.layouts import is_parameter, layout, tied
+from hf_perturb.models.layouts import differences, is_parameter, layout, listed, tied
 from hf_perturb.registration import AUTO_CLASSES, PREFIXES, import_models
 
 if TYPE_CHECKING:
@@ -23,7 +21,6 @@ if TYPE_CHECKING:
 CONFIGS: dict[str, Any] = {"fair_esm": FairEsmConfig, "carp": CarpConfig}
 CONTACTS = ("contact_head.regression.weight", "contact_head.regression.bias")
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-_NAMED = 8  # how many tensors a message names
 
 
 @dataclass
@@ -78,36 +75,19 @@ class Checkpoint:
         Raises:
             CheckpointError: naming what is missing, left over, of another shape, or not of floating point.
         """
-        self._check_layers()
         expected = layout(self.config, self.architecture)
         for name, source in tied(self.config).items():
             if expected.pop(name, None) is not None:
                 self._drop_tied(name, source)
         found = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
-        shapes = [
-            f"{name} {found[name]} instead of {expected[name]}"
-            for name in expected
-            if name in found and found[name] != expected[name]
-        ]
-        kinds = [f"{name} {tensor.dtype}" for name, tensor in self.tensors.items() if tensor.dtype not in _FLOATS]
-        problems = (
-            ("missing tensors", [name for name in expected if name not in found]),
-            ("tensors that this network does not have", [name for name in found if name not in expected]),
-            ("tensors of another shape", shapes),
-            ("tensors that are not of floating point", kinds),
-        )
-        if said := "; ".join(f"{problem}: {listed(names)}" for problem, names in problems if names):
+        said = differences(self.config, self.architecture, found)
+        if kinds := [f"{name} {tensor.dtype}" for name, tensor in self.tensors.items() if tensor.dtype not in _FLOATS]:
+            said = "; ".join(filter(None, (said, f"tensors that are not of floating point: {listed(kinds)}")))
+        if said:
             raise CheckpointError(f"{self.what}: {said}")
         self.tensors = {name: self.tensors[name] for name in expected}
         self.parameters = sum(math.prod(shape) for name, shape in expected.items() if is_parameter(name))
         return self
-
-    def _check_layers(self) -> None:
-        """Compare the number of layers first: to build a network of a million of them would take minutes."""
-        found = set(re.findall(r"\blayers\.(\d+)\.", "\n".join(self.tensors)))
-        stated = self.config.num_hidden_layers
-        if stated > len(found) + 100 or not found:
-            raise CheckpointError(f"{self.what}: its sizes say {stated} layers, its tensors are those of {len(found)}")
 
     def _drop_tied(self, name: str, source: str) -> None:
         tied = self.tensors.pop(name, None)
@@ -138,10 +118,3 @@ def same_values(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether two tensors hold the same numbers, NaN for NaN, in whatever types."""
     same_shape = one.shape == other.shape
     return same_shape and torch.allclose(one.double(), other.double(), rtol=0, atol=0, equal_nan=True)
-
-
-def listed(names: Iterable[str]) -> str:
-    """Join names for a message, the first few of many."""
-    every = list(names)
-    more = f" and {len(every) - _NAMED} more" if len(every) > _NAMED else ""
-    return ", ".join(every[:_NAMED]) + more

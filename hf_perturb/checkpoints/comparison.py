@@ -13,13 +13,13 @@ from threading import Lock
 import torch
 
 from hf_perturb.checkpoints.bases import open_checkpoint
-from hf_perturb.checkpoints.checkpoint import Checkpoint, listed
+from hf_perturb.checkpoints.checkpoint import Checkpoint
 from hf_perturb.checkpoints.comparison_rows import Comparison, Group, Row, Side, comparison_table
 from hf_perturb.checkpoints.histograms import BINS, Histogram, bit_counts
 from hf_perturb.checkpoints.progress import Progress, counter
 from hf_perturb.checkpoints.statistics import PairStatistics, chunks
 from hf_perturb.errors import CheckpointError
-from hf_perturb.models.layouts import is_parameter, layout, tied
+from hf_perturb.models.layouts import is_parameter, layout, listed, tied
 from hf_perturb.perturbation.parallel import for_each
 
 __all__ = ["Comparison", "compare_checkpoints", "comparison_table"]

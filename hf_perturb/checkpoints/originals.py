@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
-from hf_perturb.checkpoints.checkpoint import Checkpoint, listed
+from hf_perturb.checkpoints.checkpoint import Checkpoint
 from hf_perturb.checkpoints.originals_carp import read_carp
 from hf_perturb.checkpoints.originals_esm import read_esm_1, read_esm_2
 from hf_perturb.checkpoints.relatives import ALLOWED, read_pickle
 from hf_perturb.errors import CheckpointError
+from hf_perturb.models.layouts import listed
 
 # a key of ours, which the original loaders do not look at: what was done to exported weights
 RECORD_KEY = "hf_perturb"

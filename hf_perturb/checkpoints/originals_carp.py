@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 
-from hf_perturb.checkpoints.checkpoint import Checkpoint, listed
+from hf_perturb.checkpoints.checkpoint import Checkpoint
 from hf_perturb.checkpoints.relatives import ALLOWED, refuse_others
 from hf_perturb.errors import CheckpointError
 from hf_perturb.models.configuration_carp import CarpConfig
+from hf_perturb.models.layouts import listed
 from hf_perturb.models.weights import refuse_what_is_no_state
 
 

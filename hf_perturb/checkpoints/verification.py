@@ -11,15 +11,16 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from hf_perturb.checkpoints.bases import find, open_base, open_checkpoint
+from hf_perturb.checkpoints.bases import find, open_base, open_checkpoint, read_config
 from hf_perturb.checkpoints.blueprint import Blueprint, make_blueprint, sources_of
-from hf_perturb.checkpoints.checkpoint import Checkpoint, auto_map, listed
+from hf_perturb.checkpoints.checkpoint import Checkpoint, auto_map
 from hf_perturb.checkpoints.progress import Progress, counter
 from hf_perturb.checkpoints.rebuilding import Difference, Stored
 from hf_perturb.checkpoints.recipes import Recipe, open_recipe, other_sizes
 from hf_perturb.checkpoints.sources import Sources
 from hf_perturb.checkpoints.stream import Nowhere, Target, stream, total_bytes
 from hf_perturb.errors import CheckpointError
+from hf_perturb.models.layouts import listed
 from hf_perturb.models.loading import has_no_weights
 from hf_perturb.models.record import base_location
 from hf_perturb.perturbation import Perturbation
@@ -38,6 +39,7 @@ class Verification:
         base: the base that the tensors were rebuilt from, `None` if there was none.
         differences: tensors that are not what the base and the record give.
         problems: everything that is wrong, in words; empty for what is as recorded.
+        nonfinite: tensors with NaN or infinite values, which may be as recorded.
     """
 
     path: str
@@ -46,6 +48,7 @@ class Verification:
     base: str | None = None
     differences: tuple[Difference, ...] = ()
     problems: tuple[str, ...] = field(default=())
+    nonfinite: tuple[str, ...] = field(default=())
 
     @property
     def ok(self) -> bool:
@@ -93,10 +96,12 @@ def verify_variant(
             raise CheckpointError(
                 f"{path!r} records no digest (trained, or saved by something else?): give its base to compare with"
             )
-        sources = Sources(checkpoint.tensors, {name: tensor.dtype for name, tensor in checkpoint.tensors.items()})
+        dtypes = {name: tensor.dtype for name, tensor in checkpoint.tensors.items()}
+        sources = Sources(checkpoint.tensors, dtypes, look=True)
         work.run(sources)
         problems = [*_another_digest(sources.digest(), recorded), *_stated(checkpoint)]
-        return Verification(path, sources.digest(), recorded, problems=tuple(problems))
+        nonfinite = tuple(sorted(sources.nonfinite))
+        return Verification(path, sources.digest(), recorded, problems=tuple(problems), nonfinite=nonfinite)
     if record is None:
         raise CheckpointError(f"{path!r} is no variant: its config.json records no perturbation; leave the base out")
     opened = open_base(str(base))
@@ -122,7 +127,8 @@ def _recipe(path: str) -> Recipe | None:
     if Path(base_location(path)).is_file():
         raise CheckpointError(f"{path}: a file records no digest; allowed: the folder of a variant, or its Hub id")
     stored, hub = find(path)
-    if stored.get("perturbation") is None or not has_no_weights(base_location(path), hub):
+    config, _ = read_config(path, stored)
+    if config.perturbation is None or not has_no_weights(base_location(path), hub):
         return None
     return open_recipe(path)
 

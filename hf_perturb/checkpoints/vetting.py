@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from hf_perturb.checkpoints.checkpoint import Checkpoint, listed
+from hf_perturb.checkpoints.checkpoint import Checkpoint
 from hf_perturb.checkpoints.sources import is_finite
 from hf_perturb.errors import CheckpointError, DigestError
+from hf_perturb.models.layouts import listed
 from hf_perturb.perturbation.digest import digest_of
 
 

@@ -29,6 +29,7 @@ class CarpConfig(PerturbableConfigMixin, PreTrainedConfig):
         classifier_dropout: dropout probability before a downstream classifier.
         perturbation: `None`, or what was done to the weights: a record, never an order to do it again.
         digest: digest of a base's weights, written by `hf-perturb convert`; that of a variant is in its record.
+        published_as: name of the published checkpoint that the weights come from; see `hf-perturb list`.
     """
 
     model_type = "carp"
@@ -47,6 +48,7 @@ class CarpConfig(PerturbableConfigMixin, PreTrainedConfig):
     tie_word_embeddings: bool = False
     perturbation: Any = None
     digest: str | None = None
+    published_as: str | None = None
 
     @property
     def block_size(self) -> int:
@@ -59,17 +61,7 @@ class CarpConfig(PerturbableConfigMixin, PreTrainedConfig):
         return [2 ** (n % self.max_dilation.bit_length()) for n in range(self.num_hidden_layers)]
 
     def validate_architecture(self) -> None:
-        """Part of `@strict` validation: refuse sizes that no network can have."""
-        for name in (
-            "vocab_size",
-            "embedding_size",
-            "hidden_size",
-            "num_hidden_layers",
-            "kernel_size",
-            "max_dilation",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"CarpConfig.{name}: got {getattr(self, name)}; allowed: an integer of at least 1")
+        """Part of `@strict` validation: refuse sizes that do not go together; each alone is checked when it is set."""
         for name in ("pad_token_id", "mask_token_id"):
             if not 0 <= (token := getattr(self, name)) < self.vocab_size:
                 raise ValueError(f"CarpConfig.{name}: got {token}; allowed: an id from 0 to {self.vocab_size - 1}")

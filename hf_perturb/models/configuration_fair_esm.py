@@ -64,6 +64,7 @@ class FairEsmConfig(PerturbableConfigMixin, PreTrainedConfig):
         classifier_dropout: dropout probability before a downstream classifier.
         perturbation: `None`, or what was done to the weights: a record, never an order to do it again.
         digest: digest of a base's weights, written by `hf-perturb convert`; that of a variant is in its record.
+        published_as: name of the published checkpoint that the weights come from; see `hf-perturb list`.
     """
 
     model_type = "fair_esm"
@@ -88,6 +89,7 @@ class FairEsmConfig(PerturbableConfigMixin, PreTrainedConfig):
     tie_word_embeddings: bool | None = None
     perturbation: Any = None
     digest: str | None = None
+    published_as: str | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         for key, value in _VERSIONS.get(self.model_version, {}).items():
@@ -108,10 +110,7 @@ class FairEsmConfig(PerturbableConfigMixin, PreTrainedConfig):
         return self.max_position_embeddings - self.pad_token_id - 1
 
     def validate_architecture(self) -> None:
-        """Part of `@strict` validation: refuse sizes that no network can have."""
-        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"FairEsmConfig.{name}: got {getattr(self, name)}; allowed: an integer of at least 1")
+        """Part of `@strict` validation: refuse sizes that do not go together; each alone is checked when it is set."""
         for name in ("pad_token_id", "mask_token_id"):
             token, tokens = getattr(self, name), range(self.vocab_size or 0)
             if token not in tokens:

@@ -7,7 +7,7 @@ Names and shapes in the order of the class's `state_dict`, without building the 
 takes longer than to shuffle a network. A test compares every layout with its class.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 Shape = tuple[int, ...]
@@ -15,6 +15,7 @@ Shape = tuple[int, ...]
 # where tied tensors are stored; source: fair-esm's RobertaLMHead
 TIED = {"lm_head.weight": "embed_tokens.weight"}
 _BUFFERS = (".inv_freq", "._float_tensor")
+_NAMED = 8  # how many tensors a message names
 
 
 def layout(config: Any, architecture: str) -> dict[str, Shape]:
@@ -52,6 +53,35 @@ def tied(config: Any) -> dict[str, str]:
 def is_parameter(name: str) -> bool:
     """Whether a tensor is a parameter, not a buffer."""
     return not name.endswith(_BUFFERS)
+
+
+def differences(config: Any, architecture: str, found: Mapping[str, Shape]) -> str:
+    """Say how the tensors of a checkpoint differ from those of its network; nothing where they do not.
+
+    Args:
+        config: a `FairEsmConfig` or `CarpConfig`.
+        architecture: the class that is stored.
+        found: shape of every tensor by document name; a tied one may be there or not.
+    """
+    expected = layout(config, architecture)
+    shapes = [
+        f"{name} {found[name]} instead of {shape}"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
+    ]
+    problems = {
+        "missing tensors": [name for name in expected if name not in found and name not in tied(config)],
+        "tensors that this network does not have": [name for name in found if name not in expected],
+        "tensors of another shape": shapes,
+    }
+    return "; ".join(f"{problem}: {listed(names)}" for problem, names in problems.items() if names)
+
+
+def listed(names: Iterable[str]) -> str:
+    """Join names for a message, the first few of many."""
+    every = list(names)
+    more = f" and {len(every) - _NAMED} more" if len(every) > _NAMED else ""
+    return ", ".join(every[:_NAMED]) + more
 
 
 def _linear(name: str, inputs: int, outputs: int, *taps: int) -> Iterator[tuple[str, Shape]]:

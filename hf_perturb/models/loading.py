@@ -4,17 +4,16 @@
 """What a checkpoint says of itself before it is loaded, and what is refused because of it."""
 
 import json
-from collections.abc import Iterable, Mapping
-from pathlib import Path, PurePosixPath
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
-from transformers.utils.hub import cached_file, extract_commit_hash
+from transformers.utils.hub import extract_commit_hash
 
+from .fetching import cached
+from .layouts import listed
 from .record import CheckpointError, PerturbationError, StackedPerturbationError, rules, same_perturbation
 from .weights import weight_files
-
-HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
 
 
 def has_no_weights(name: Any, hub: Mapping[str, Any], variant: str | None = None) -> bool:
@@ -25,14 +24,9 @@ def has_no_weights(name: Any, hub: Mapping[str, Any], variant: str | None = None
         hub: what `from_pretrained` takes to find a file on the Hub.
         variant: Transformers' `variant=`; a checkpoint with weights by another name is no recipe.
     """
-    if name is None or variant is not None or any(_cached(name, file, hub) is not None for file in weight_files()):
+    if name is None or variant is not None:
         return False
-    if Path(name).is_dir():
-        return True
-    # a file that could not be asked for is not one that is known to be missing
-    places = {"repo_id": name, "cache_dir": hub.get("cache_dir"), "revision": hub.get("revision")}
-    files = [str(PurePosixPath(hub.get("subfolder") or "", file)) for file in weight_files()]
-    return all(try_to_load_from_cache(filename=file, **places) is _CACHED_NO_EXIST for file in files)
+    return all(cached(name, file, hub) is None for file in weight_files())
 
 
 def refuse_absent_folder(name: Any) -> None:
@@ -59,7 +53,9 @@ def stored_config(name: Any, hub: Mapping[str, Any]) -> tuple[dict[str, Any], st
     Raises:
         OSError: if the folder or repository cannot be reached, or the file is not JSON.
     """
-    path = None if name is None else _cached(name, "config.json", hub)
+    if name is not None:
+        refuse_absent_folder(name)
+    path = None if name is None else cached(name, "config.json", hub)
     if path is None:
         return {}, None
     try:
@@ -92,11 +88,6 @@ def detached(
     return config, kept
 
 
-def _cached(name: Any, file: str, hub: Mapping[str, Any]) -> str | None:
-    path: str | None = cached_file(name, file, _raise_exceptions_for_missing_entries=False, **hub)
-    return path
-
-
 def refuse_another(record: Any, asked: Any, family: str, what: str) -> None:
     """Refuse a perturbation on top of another one.
 
@@ -126,21 +117,39 @@ def refuse_quantised_or_offloaded(stored: dict[str, Any], kwargs: dict[str, Any]
         )
 
 
-def refuse_missing(missing: Iterable[str], names: Iterable[str], record: Any, family: str, what: str) -> None:
-    """Refuse a perturbed model with tensors that its perturbation names and its checkpoint lacks.
+def refuse_another_network(model: Any, info: Mapping[str, Any], record: Any, asked: Any, name: Any) -> None:
+    """Refuse a model that is not the whole network which a perturbation describes; its heads may be others.
 
-    Transformers would draw them from the global random state, and the record would still claim them.
+    Transformers drops what a network has no place for, and draws what a checkpoint lacks from the global random state;
+    the record would still claim all of it.
+
+    Args:
+        model: what was loaded.
+        info: what Transformers says of its tensors.
+        record: what was done to the weights that are stored, or `None`.
+        asked: what is about to be done to them, or `None`.
+        name: of the checkpoint.
 
     Raises:
-        OSError: naming them.
+        OSError: naming the tensors.
     """
-    lost = sorted(name for name in missing if not name.startswith("classifier."))
+    if (perturbed := record or asked) is None:
+        return
+    heads = model.language_head_names()
+    lost = sorted(name for name in info["missing_keys"] if not name.startswith("classifier."))
     if rules is not None and lost:
-        chosen = rules.selection(family, names, record)
+        chosen = rules.selection(model.config.model_type, [*model.document_tensors(), *heads], perturbed)
         lost = [name for name in lost if name in chosen]
     if lost:
         raise CheckpointError(
-            f"{what} lacks {', '.join(lost)}, which {record} perturbs; build the variant from a base with that head"
+            f"the checkpoint {str(name)!r} lacks {listed(lost)}, which {perturbed} perturbs; build the variant from a"
+            " base with that head"
+        )
+    unused = [name for name in info["unexpected_keys"] if name not in heads and not name.startswith("classifier.")]
+    if record is not None and unused:
+        raise CheckpointError(
+            f"the checkpoint {str(name)!r} has {listed(sorted(unused))}, for which this network has no place, so"
+            f" {record} would not describe it; load it with the sizes that it is stored with"
         )
 
 

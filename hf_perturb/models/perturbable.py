@@ -12,7 +12,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
 from .layouts import language_head
-from .loading import quantised, refuse_another, refuse_missing
+from .loading import quantised, refuse_another, refuse_another_network
 from .record import (
     ModelInputError,
     PerturbationError,
@@ -176,12 +176,14 @@ class PerturbablePreTrainedModel(PreTrainedModel):
             *model_args: as in `PreTrainedModel.from_pretrained`.
             config: as in `PreTrainedModel.from_pretrained`; its `perturbation` counts as asked for.
             output_loading_info: as in `PreTrainedModel.from_pretrained`.
-            **kwargs: `perturbation`, and whatever `PreTrainedModel.from_pretrained` takes.
+            **kwargs: `perturbation`; `verify=True` to compare the stored weights with the recorded digest, before
+                anything is made of them; and whatever `PreTrainedModel.from_pretrained` takes.
 
         Raises:
             ValueError: if another perturbation is asked for than the one that the checkpoint records, or one together
                 with quantised loading or offloading to disk.
-            OSError: if the checkpoint lacks tensors that the perturbation names, or a recipe's base is gone.
+            OSError: if the checkpoint is of another family, lacks tensors or has others than its configuration says, if
+                its weights have another digest than it records (`verify`), or if a recipe's base is gone.
         """
         request = read_request(cls, pretrained_model_name_or_path, config, kwargs)
         token = _loading.set(True)
@@ -195,10 +197,7 @@ class PerturbablePreTrainedModel(PreTrainedModel):
         if pretrained_model_name_or_path is not None:
             # what was loaded from memory has no name of its own
             model.name_or_path = model.config.name_or_path = str(pretrained_model_name_or_path)
-        if (perturbed := request.record or request.asked) is not None:
-            names = [*model.document_tensors(), *model.language_head_names()]
-            what = f"the checkpoint {str(pretrained_model_name_or_path)!r}"
-            refuse_missing(info["missing_keys"], names, perturbed, model.config.model_type, what)
+        refuse_another_network(model, info, request.record, request.asked, pretrained_model_name_or_path)
         if request.asked is not None:
             model._perturb(request.asked, shared=False)
         return (model, info) if output_loading_info else model

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from .loading import detached, refuse_absent_folder, stored_config
+from .inspection import refuse_other_tensors
+from .loading import detached, stored_config
 from .record import CheckpointError, DigestError, base_location, require_rules
 
 MOVED = "; if the base is elsewhere now, perturbation.base.name in the recipe's config.json may be edited"
@@ -32,6 +33,7 @@ def recipe_arguments(
     """
     own = cls.config_class.from_pretrained(name, **hub)
     whole = _rebuild(cls, name, record, own, hub)
+    refuse_other_tensors(name, own, whole.state_dict(), strict=True)
     config, kwargs = detached(cls, name, config, hub, kwargs)
     config.perturbation = record
     config.tie_word_embeddings = whole.config.tie_word_embeddings
@@ -48,7 +50,6 @@ def _rebuild(cls: Any, name: Any, record: Any, own: Any, hub: dict[str, Any]) ->
         source["revision"] = record.base.revision
     whole_class = _class_named(cls, (own.architectures or [cls.__name__])[0], name)
     try:
-        refuse_absent_folder(base)
         if stored_config(base, source)[0].get("perturbation") is not None:
             raise CheckpointError("it is perturbed itself")
         whole = whole_class.from_pretrained(base, perturbation=record.with_record(None, None), **source)

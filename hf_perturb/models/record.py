@@ -5,6 +5,8 @@
 
 from typing import Any
 
+from .bounds import refuse_size
+
 try:
     from hf_perturb import demo, perturbation as rules
     from hf_perturb.errors import (
@@ -129,7 +131,24 @@ class PerturbableConfigMixin:
         # from_dict() and users assign the raw value after construction, so parsing belongs here
         if key == "perturbation":
             value = parse_perturbation(value)
+        # before anything is made of it: Transformers gives each label a name right away
+        refuse_size(type(self).__name__, key, value)
         super().__setattr__(key, value)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Make a configuration of the content of a `config.json`.
+
+        How to run a network is not for a file to say: those keys can name code to fetch. A keyword may.
+
+        Raises:
+            ValueError: if it cannot be used.
+        """
+        kept = {key: value for key, value in config_dict.items() if "implementation" not in key}
+        try:
+            return super().from_dict(kept, **kwargs)  # type: ignore[misc]
+        except (TypeError, AttributeError, LookupError) as error:  # what a value of the wrong kind is tripped over by
+            raise ValueError(f"{cls.__name__}: a value is of the wrong kind: {error}") from error
 
     @classmethod
     def read_stored(cls, stored: dict[str, Any]) -> dict[str, Any]:
@@ -147,10 +166,11 @@ class PerturbableConfigMixin:
         return cls.read_stored(stored), unused
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the configuration as a JSON-ready dict; `perturbation` is a dict or absent, so is `digest`."""
+        """Return the configuration as a JSON-ready dict; what is not set of our own keys is absent."""
         output: dict[str, Any] = super().to_dict()  # type: ignore[misc]
-        if output.get("digest") is None:
-            output.pop("digest", None)
+        for key in ("digest", "published_as"):
+            if output.get(key) is None:
+                output.pop(key, None)
         record = output.pop("perturbation", None)
         if record is not None:
             output["perturbation"] = record if isinstance(record, dict) else record.to_dict()

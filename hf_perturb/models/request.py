@@ -9,8 +9,9 @@ from typing import Any
 
 from transformers.configuration_utils import PreTrainedConfig
 
+from .fetching import HUB_ARGUMENTS
+from .inspection import no_digest, read_configuration, refuse_other_digest, refuse_other_tensors
 from .loading import (
-    HUB_ARGUMENTS,
     detached,
     has_no_weights,
     refuse_another,
@@ -19,8 +20,11 @@ from .loading import (
     stored_config,
 )
 from .recipes import recipe_arguments
-from .record import ModelInputError, parse_perturbation
+from .record import ModelInputError, digest_in, parse_perturbation
 from .weights import stored_tensors
+
+# keywords with which other files are read than those that `stored_tensors` finds
+_OTHER_FILES = {"gguf_file", "use_safetensors"}
 
 
 @dataclass
@@ -56,8 +60,9 @@ def read_request(cls: Any, name: Any, config: Any, kwargs: dict[str, Any]) -> Lo
         OSError: if a recipe's base is gone.
     """
     hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
-    written, commit = stored_config(name, hub)
-    stored = cls.config_class.read_stored(written)
+    stored, commit = stored_config(name, hub)
+    own = read_configuration(cls.config_class, stored, name) if stored else None
+    verify = kwargs.pop("verify", False)
     if commit is not None:
         hub["revision"] = kwargs["revision"] = commit
     if config is not None and not isinstance(config, PreTrainedConfig):
@@ -66,7 +71,7 @@ def read_request(cls: Any, name: Any, config: Any, kwargs: dict[str, Any]) -> Lo
         config = cls.config_class.from_dict(ours, attn_implementation=config._attn_implementation)
     config, asked = copy.deepcopy(config), getattr(config, "perturbation", None)
     # with a state_dict in place of a checkpoint, the config is all that describes the weights
-    record = asked if name is None else parse_perturbation(stored.get("perturbation"))
+    record = asked if name is None else getattr(own, "perturbation", None)
     if "perturbation" in kwargs:
         asked = parse_perturbation(kwargs.pop("perturbation"))
     if record is not None and asked is not None:
@@ -75,18 +80,47 @@ def read_request(cls: Any, name: Any, config: Any, kwargs: dict[str, Any]) -> Lo
     if request.asked is not None:
         refuse_quantised_or_offloaded(stored, kwargs)
         _keep_the_caller_s_tensors(kwargs)
-    _describe_what_is_stored(cls, request, stored)
-    if record is not None and has_no_weights(name, hub, kwargs.get("variant")):
-        request.config, request.kwargs = recipe_arguments(cls, name, record, request.config, hub, kwargs)
-        request.name = None
-    elif stored is not written:
-        if kwargs.get("state_dict") is not None:
-            raise ModelInputError(f"state_dict: got one beside the checkpoint {str(name)!r}; allowed: one of the two")
-        variant = kwargs.pop("variant", None)
-        request.config, request.kwargs = detached(cls, name, request.config, hub, kwargs)
-        request.kwargs["state_dict"] = cls.foreign_tensors(stored_tensors(name, hub, variant), request.config)
-        request.name = None
+    if own is not None:
+        _describe_what_is_stored(request, own)
+        _find_weights(cls, request, own, hub, verify, foreign=cls.config_class.read_stored(stored) is not stored)
     return request
+
+
+def _find_weights(cls: Any, request: LoadRequest, own: Any, hub: dict[str, Any], verify: bool, foreign: bool) -> None:
+    """Look at what is stored before a network is built, and translate what Transformers would not find.
+
+    Args:
+        cls: the class that is loaded.
+        request: what is asked for; it is completed.
+        own: configuration of the checkpoint.
+        hub: what finds its files on the Hub.
+        verify: whether to compare the weights with the digest that is recorded.
+        foreign: whether it is one of another implementation.
+    """
+    name, kwargs = request.name, request.kwargs
+    if request.record is not None and has_no_weights(name, hub, kwargs.get("variant")):
+        if verify and digest_in(request.record) is None:
+            raise no_digest(name)
+        request.config, request.kwargs = recipe_arguments(cls, name, request.record, request.config, hub, kwargs)
+        request.name = None
+        return
+    if kwargs.get("state_dict") is not None:
+        if foreign or verify:
+            raise ModelInputError(f"state_dict: got one beside the checkpoint {str(name)!r}; allowed: one of the two")
+        return
+    plain = not kwargs.keys() & _OTHER_FILES and getattr(own, "quantization_config", None) is None
+    if not (plain or foreign or verify):
+        return
+    found = stored_tensors(name, hub, kwargs.get("variant"))
+    tensors = cls.foreign_tensors(found, own) if foreign else found
+    if foreign:
+        kept = {key: value for key, value in kwargs.items() if key != "variant"}
+        request.config, request.kwargs = detached(cls, name, request.config, hub, kept)
+        request.kwargs["state_dict"], request.name = cls.foreign_tensors(found, request.config), None
+    if plain:
+        refuse_other_tensors(name, own, tensors, strict=not foreign)
+    if verify:
+        refuse_other_digest(name, own, tensors)
 
 
 def _keep_the_caller_s_tensors(kwargs: dict[str, Any]) -> None:
@@ -95,12 +129,9 @@ def _keep_the_caller_s_tensors(kwargs: dict[str, Any]) -> None:
         kwargs["state_dict"] = {name: tensor.clone() for name, tensor in kwargs["state_dict"].items()}
 
 
-def _describe_what_is_stored(cls: Any, request: LoadRequest, stored: dict[str, Any]) -> None:
+def _describe_what_is_stored(request: LoadRequest, own: Any) -> None:
     """Make a configuration that was passed say of the weights what the checkpoint says."""
+    tied = own.tie_word_embeddings
+    refuse_another_tie(tied, request.kwargs.pop("tie_word_embeddings", tied), request.name)
     if request.config is not None:
-        request.config.perturbation = request.record
-    if stored:
-        tied = cls.config_class.from_dict(stored).tie_word_embeddings
-        refuse_another_tie(tied, request.kwargs.pop("tie_word_embeddings", tied), request.name)
-        if request.config is not None:
-            request.config.tie_word_embeddings = tied
+        request.config.perturbation, request.config.tie_word_embeddings = request.record, tied

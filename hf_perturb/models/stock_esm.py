@@ -60,7 +60,7 @@ _SIZES = (
 _CARRIED = (
     *("dtype", "torch_dtype", "id2label", "label2id", "problem_type", "quantization_config"),
     *("output_hidden_states", "output_attentions", "return_dict"),
-    *("perturbation", "contact_head"),
+    *("perturbation", "contact_head", "published_as"),
 )
 _ALPHABET = {"vocab_size": 33, "pad_token_id": 1, "mask_token_id": 32}
 _VERSIONS = {"absolute": "ESM-1b", "rotary": "ESM-2"}

@@ -16,8 +16,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch.utils.weak import WeakTensorKeyDictionary
-from transformers.utils.hub import cached_file
 
+from .fetching import cached
 from .record import CheckpointError
 
 # in the order that Transformers looks for them
@@ -66,14 +66,14 @@ def stored_tensors(name: Any, hub: Mapping[str, Any], variant: str | None = None
         OSError: if there are no weights, or a file is damaged, or an index names one that is not beside it.
     """
     for file in weight_files(variant):
-        path = cached_file(name, file, _raise_exceptions_for_missing_entries=False, **hub)
+        path = cached(name, file, hub)
         if path is None:
             continue
         if ".index." not in file:
             return read_tensors(Path(path))
         tensors: dict[str, torch.Tensor] = {}
-        for shard in _shards(Path(path)):
-            part = cached_file(name, shard, _raise_exceptions_for_missing_entries=False, **hub)
+        for shard in shards_of(Path(path)):
+            part = cached(name, shard, hub)
             if part is None:
                 raise CheckpointError(f"{path} names {shard!r}, which is not beside it")
             tensors.update(read_tensors(Path(part)))
@@ -81,7 +81,12 @@ def stored_tensors(name: Any, hub: Mapping[str, Any], variant: str | None = None
     raise CheckpointError(f"{str(name)!r} has no weights; looked for {', '.join(weight_files(variant))}")
 
 
-def _shards(index: Path) -> list[str]:
+def shards_of(index: Path) -> list[str]:
+    """Return the files that an index names.
+
+    Raises:
+        OSError: if it is no index, or names what is not beside it.
+    """
     try:
         shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -79,15 +79,14 @@ def test_zero_rows_are_the_same(pair):
 
 
 @pytest.mark.parametrize("pair", PAIRS)
-def test_parts_that_a_checkpoint_lacks_start_like_the_original(pair, tmp_path):
+def test_parts_that_a_state_lacks_start_like_the_original(pair):
     """Loading draws only what is missing, and leaves what is there, whatever module it sits in."""
     _, model = PAIRS[pair]()
     for parameter in model.parameters():
         torch.nn.init.constant_(parameter, 7.0)
     state = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith(".bias")}
     state.pop("lm_head.weight", None)
-    model.save_pretrained(tmp_path, state_dict=state)
-    loaded = type(model).from_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(None, config=model.config, state_dict=state)
     for name, tensor in loaded.named_parameters():
         seven = bool((tensor == 7.0).all())
         assert seven != name.endswith(".bias"), name
