@@ -1,4 +1,7 @@
-"""Write the README's tables of rules and scopes from `hf_perturb/perturbation`, or check that they are current."""
+"""Write the README's tables of rules and scopes and the cards of the documented bases, or check that they are current.
+
+The tables come from `hf_perturb/perturbation`, the cards also from the catalogue and `model_cards/published.md`.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,15 @@ import re
 import sys
 from pathlib import Path
 
-from hf_perturb.perturbation.rules import FAMILIES, Initialiser, Row, default_axis
+from hf_perturb.checkpoints.cards import published_card
+from hf_perturb.checkpoints.catalog import CATALOG
+from hf_perturb.perturbation.rules import FAMILIES, default_axis
 from hf_perturb.perturbation.scopes import PARTS, SPANS
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+CARDS = ROOT / "model_cards"
 TITLES = {"fair_esm": "ESM (`fair_esm`)", "carp": "CARP (`carp`)"}
-
-
-def cell(initialiser: Initialiser | str | None, row: Row) -> str:
-    """Return how a table names an initialiser."""
-    if isinstance(initialiser, str):
-        return cell(row.reinit, row)
-    return "keep" if initialiser is None else initialiser.text
 
 
 def table(family: str) -> str:
@@ -30,9 +30,9 @@ def table(family: str) -> str:
         "| --- | --- | --- | --- | --- |",
     ]
     for row in FAMILIES[family]:
-        shuffled = "shuffle" if row.resample else "keep"
-        published = cell(row.published, row) if row.published != "same" else "the same"
-        lines.append(f"| `{row.pattern}` | {cell(row.reinit, row)} | {shuffled} | {published} | {row.source} |")
+        published = "the same" if row.published == "same" else row.action("reinit", "published")
+        actions = f"{row.action('reinit')} | {row.action('resample')} | {published}"
+        lines.append(f"| `{row.pattern}` | {actions} | {row.source} |")
     return "\n".join(lines)
 
 
@@ -64,19 +64,25 @@ def render(text: str) -> str:
     return fill(fill(text, "rules", "\n\n".join(table(family) for family in FAMILIES)), "scopes", scopes())
 
 
+def pages() -> dict[Path, str]:
+    """Return every file that this script writes, with its text of the day."""
+    cards = {CARDS / f"{name}.md": published_card(entry) for name, entry in CATALOG.items() if entry.documented}
+    return {README: render(README.read_text(encoding="utf-8")), **cards}
+
+
 def main() -> int:
-    """Parse the command line; with --check, exit 1 if the README is not current."""
+    """Parse the command line; with --check, exit 1 if a file is not current."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="change nothing, fail if the tables are not current")
+    parser.add_argument("--check", action="store_true", help="change nothing, fail if a file is not current")
     options = parser.parse_args()
-    old = README.read_text(encoding="utf-8")
-    new = render(old)
-    if options.check and new != old:
-        print("README.md: the tables are not current; run scripts/render.py", file=sys.stderr)
-        return 1
-    if not options.check:
-        README.write_text(new, encoding="utf-8")
-    return 0
+    stale = 0
+    for path, text in pages().items():
+        if options.check and (not path.exists() or path.read_text(encoding="utf-8") != text):
+            print(f"{path.relative_to(ROOT)} is not current; run scripts/render.py", file=sys.stderr)
+            stale = 1
+        elif not options.check:
+            path.write_text(text, encoding="utf-8")
+    return stale
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,6 +79,7 @@ def test_a_name_of_the_catalogue_becomes_a_base(server, folder, monkeypatch, tmp
     for fact in (name, entry.licence, entry.citation, entry.url):
         assert fact in card
     assert ("\nlicense: mit\n" in card) == (entry.licence == "MIT")
+    assert json.loads((tmp_path / "base" / "config.json").read_text())["published_as"] == name
     hf_perturb.convert_checkpoint(name, tmp_path / "again")
     assert (tmp_path / "again" / "README.md").read_text(encoding="utf-8") == card
     assert len(server.requests) == (1 if network == "carp" else 2)
@@ -92,6 +94,7 @@ def test_a_file_of_other_sizes_gets_no_licence_from_its_name(server, folder, mon
     card = (tmp_path / "base" / "README.md").read_text(encoding="utf-8")
     for fact in (entry.licence, entry.citation, entry.url):
         assert fact not in card
+    assert "published_as" not in (tmp_path / "base" / "config.json").read_text()
 
 
 def test_the_command_downloads_and_converts(server, folder, monkeypatch, tmp_path, capsys):

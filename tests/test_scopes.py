@@ -14,7 +14,9 @@ from torch import nn
 
 import hf_perturb
 from hf_perturb import Perturbation, PerturbationError, StackedPerturbationError
+from hf_perturb.checkpoints.blueprint import make_blueprint
 from hf_perturb.checkpoints.cards import variant_card
+from hf_perturb.checkpoints.checkpoint import Checkpoint
 from hf_perturb.models import record
 from hf_perturb.perturbation import apply_plan, cascade, depth_of, make_plan, scope_text
 from hf_perturb.perturbation.scopes import PARTS, SPANS, in_scope
@@ -349,8 +351,15 @@ def test_a_cascade_in_words_and_its_mistakes():
 
 
 def test_the_card_says_what_a_scope_is():
+    bases = {}
+    for network, family in (("esm1b", "fair_esm"), ("carp", "carp")):
+        model = small_model(network)
+        bases[family] = Checkpoint("base", "hf_perturb", model.config, type(model).__name__, model.state_dict()).check()
+
     def row(family: str, scope: object) -> list[str]:
-        card = variant_card(family, "AForMaskedLM", Perturbation("reinit", scope=scope), 1, 2)
+        blueprint = make_blueprint(bases[family], Perturbation("reinit", scope=scope))
+        blueprint.config.perturbation = Perturbation("reinit", scope=scope)
+        card = variant_card(blueprint, bases[family].architecture, None)
         return [line for line in card.splitlines() if line.startswith("| scope |")]
 
     assert row("carp", "top:4") == ["| scope | `top:4` (the 4 layers nearest the output) |"]

@@ -1,173 +1,196 @@
-"""The model cards of bases and variants."""
+"""The model cards of bases and variants, rendered from the templates of `model_cards/`."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCardData
-
+from hf_perturb.checkpoints import card_facts as says
+from hf_perturb.checkpoints.blueprint import Blueprint, make_blueprint
+from hf_perturb.checkpoints.card_rendering import loading, metadata, render
 from hf_perturb.checkpoints.catalog import Entry
 from hf_perturb.checkpoints.checkpoint import Checkpoint
-from hf_perturb.perturbation import Perturbation, default_axis, scope_text
+from hf_perturb.models.layouts import is_parameter, language_head, layout, tied
+from hf_perturb.perturbation import Perturbation, default_axis, make_plan, scope_text
+from hf_perturb.perturbation.rules import rows_of
+from hf_perturb.registration import PREFIXES
 
-_METHODS = {
-    "reinit": "its weights drawn anew, as the network's constructors draw them",
-    "resample": "its trained weights shuffled within each tensor: the statistics survive, the structure does not",
+_NETWORKS = {
+    "fair_esm": "A transformer, trained to fill in masked residues of protein sequences",
+    "carp": "A convolutional network (CARP), trained to fill in masked residues of protein sequences",
 }
 
 
-_CREATE = """
-```sh
-hf-perturb create "this folder or repository" my-control --method reinit --seed 42
-```
-"""
-
-
-def variant_card(family: str, architecture: str, record: Perturbation, changed: int, total: int) -> str:
+def variant_card(
+    blueprint: Blueprint, architecture: str, changed: Collection[str] | None, recipe: bool = False, stock: bool = False
+) -> str:
     """Render the card of a variant.
 
     Args:
-        family: `model_type` of the network.
+        blueprint: how it was made; its configuration holds the record.
         architecture: name of the stored model class.
-        record: the perturbation with its provenance.
-        changed: tensors that the perturbation touches.
-        total: tensors in the file.
+        changed: names of the tensors that are not those of the base, `None` where the base is not at hand.
+        recipe: whether it is one without weights.
+        stock: whether it is stored for Transformers' own ESM.
     """
-    base = record.base.name if record.base is not None else None
-    data = ModelCardData(
-        library_name="transformers",
-        pipeline_tag="fill-mask" if architecture.endswith("ForMaskedLM") else None,
-        tags=["hf-perturb", "protein", "control", record.method],
-        base_model=base if record.base is not None and record.base.revision is not None else None,
-    )
-    return f"---\n{data.to_yaml()}\n---\n{_body(family, architecture, record, changed, total)}"
-
-
-def _body(family: str, architecture: str, record: Perturbation, changed: int, total: int) -> str:
-    base = (record.base.name if record.base is not None else None) or "a base without a name"
-    # a recipe has to know whose disk its base is on, its readers have not
-    named = Path(base).name if Path(base).is_absolute() else base
+    config, outputs, record = blueprint.config, blueprint.outputs, blueprint.config.perturbation
+    family = config.model_type
+    origin = says.origin_of(config, record.base.digest if record.base is not None else None)
+    touched = {name for name, output in outputs.items() if output.step is not None}
+    counted = touched if changed is None else set(changed)
+    parameters = sum(math.prod(shape) for name, (_, shape) in blueprint.shapes.items() if is_parameter(name))
     facts = {
-        "base": f"`{named}`",
-        "base revision": record.base.revision if record.base is not None else None,
-        "base digest": record.base.digest if record.base is not None else None,
-        "network": f"{family}, stored as {architecture}",
+        **_base_facts(record, origin),
+        "network": _network(config, architecture, stock),
+        "parameters": f"{parameters:,}",
+        **_record_facts(family, record),
+        f"tensors {'perturbed' if changed is None else 'changed'}": f"{len(counted)} of {len(outputs)}",
+        "digest of the weights": record.digest,
+    }
+    return render(
+        "variant.md",
+        metadata(config, architecture, origin, record),
+        **loading(config, architecture, stock),
+        facts=_given(facts),
+        base=says.base_name(record),
+        record=record,
+        count=len(counted),
+        total=len(outputs),
+        counted="perturbed / all" if changed is None else "changed / all",
+        rows=says.rule_rows(family, outputs, record, counted),
+        alike=says.by_layer(name for name in outputs if name in touched and name not in counted),
+        errata=says.variant_errata(config, outputs, origin, stock),
+        origin=origin,
+        recipe=recipe,
+    )
+
+
+def _base_facts(record: Perturbation, origin: says.Origin | None) -> dict[str, Any]:
+    base = record.base
+    return {
+        "base": says.base_name(record),
+        "base revision": says.code(base.revision) if base is not None and base.revision else None,
+        "published as": f"{origin.name}, at {origin.url}" if origin is not None and origin.name else None,
+        "base digest": base.digest if base is not None else None,
+    }
+
+
+def _record_facts(family: str, record: Perturbation) -> dict[str, Any]:
+    axis = says.axis_of(family, record)
+    scopes = (f"{says.code(name)} ({scope_text(family, name)})" for name in record.scope)
+    return {
         "method": record.method,
         "seed": record.seed,
         "rules": record.rules,
-        "axis": _axis(family, record),
-        "include": ", ".join(record.include) or None,
-        "exclude": ", ".join(record.exclude) or None,
-        "scope": " and ".join(f"`{name}` ({scope_text(family, name)})" for name in record.scope) or None,
-        "tensors changed": f"{changed} of {total}",
-        "digest of the weights": record.digest,
+        "axis": f"{axis} ({says.AXES[axis]})" if axis is not None else None,
+        "include": ", ".join(map(says.code, record.include)) or None,
+        "exclude": ", ".join(map(says.code, record.exclude)) or None,
+        "scope": " and ".join(scopes) or None,
     }
-    return f"""
-# A control: {named}, {record.method}, seed {record.seed}
-
-This is a protein language model with {_METHODS[record.method]}.
-It is a control, not a predictor: a result that it reaches as well as its base does is not due to what the base learned.
-
-| | |
-| --- | --- |
-{_rows(facts)}
-
-```python
-import hf_perturb
-from transformers import AutoModel
-
-model = AutoModel.from_pretrained("this folder or repository")
-model.config.perturbation  # what was done to the weights
-```
-"""
 
 
-def base_card(checkpoint: Checkpoint, entry: Entry | None, digest: str) -> str:
-    """Render the card of a base that `convert` wrote.
+def base_card(checkpoint: Checkpoint, stock: bool = False) -> str:
+    """Render the card of what `convert` wrote, a base or a variant.
 
     Args:
-        checkpoint: what was converted.
-        entry: what the catalogue says of it, if it came from there.
-        digest: of the weights.
+        checkpoint: what was converted, its configuration as it is stored: with the digest of the weights.
+        stock: whether it is stored for Transformers' own ESM.
     """
-    config = checkpoint.config
-    name = entry.name if entry is not None else Path(checkpoint.what).stem
-    data = ModelCardData(
-        library_name="transformers",
-        license="mit" if entry is not None and entry.licence == "MIT" else None,
-        pipeline_tag="fill-mask" if checkpoint.architecture.endswith("ForMaskedLM") else None,
-        tags=["hf-perturb", "protein"],
-    )
-    contacts = "absent: the checkpoint came without its weights"
+    config, architecture = checkpoint.config, checkpoint.architecture
+    if config.perturbation is not None:
+        return variant_card(make_blueprint(checkpoint, config.perturbation), architecture, None, stock=stock)
+    origin = says.origin_of(config, config.digest)
     facts = {
         "converted from": f"{_source(checkpoint)} ({checkpoint.origin})",
-        "published at": entry.url if entry is not None else None,
-        "licence": entry.licence if entry is not None else None,
-        "citation": entry.citation if entry is not None else None,
-        "errata": (entry.errata or None) if entry is not None else None,
-        "network": f"{config.model_type}, stored as {checkpoint.architecture}",
+        **(_origin_facts(origin) if origin is not None else {}),
+        "network": _network(config, architecture, stock),
         "parameters": f"{checkpoint.parameters:,}",
-        "contact head": contacts if getattr(config, "contact_head", True) is False else None,
-        "what was done to the weights": config.perturbation,
-        "digest of the weights": digest,
+        "contact head": says.no_contacts(config, stock),
+        f"digest of the weights{' under the names of fair-esm' if stock else ''}": config.digest,
     }
-    return f"""---
-{data.to_yaml()}
----
-
-# {name}, {"a control" if config.perturbation is not None else "as a base for controls"}
-
-The weights of a checkpoint under the names of its network's own package, for hf_perturb.
-
-| | |
-| --- | --- |
-{_rows(facts)}
-{_CREATE if config.perturbation is None else ""}"""
+    name = origin.name if origin is not None and origin.name else Path(checkpoint.what).name.removesuffix(".pt")
+    values = {"name": says.code(name), "facts": _given(facts), "origin": origin}
+    header = metadata(config, architecture, origin, None)
+    return render("base.md", header, **loading(config, architecture, stock), **values)
 
 
 def stock_card(checkpoint: Checkpoint) -> str:
-    """Render the card of a folder for Transformers' own ESM."""
-    config = checkpoint.config
-    tags = ["protein", "hf-perturb", *([config.perturbation.method] if config.perturbation is not None else [])]
-    data = ModelCardData(library_name="transformers", pipeline_tag="fill-mask", tags=tags)
-    facts = {
-        "converted from": _source(checkpoint),
-        "what was done to the weights": config.perturbation or "nothing",
-        "digest of the weights under fair-esm's names": (config.perturbation or config).digest,
-        "contact head": None if config.contact_head else "absent: its weights are zeros, which predict 0.5 everywhere",
+    """Render the card of a folder for Transformers' own ESM, of a base or a variant."""
+    return base_card(checkpoint, stock=True)
+
+
+def published_card(entry: Entry) -> str:
+    """Render the card of a checkpoint of the catalogue, which nobody needs to have for that."""
+    config, family = entry.config(), entry.family
+    architecture = f"{PREFIXES[family]}ForMaskedLM"
+    shapes = layout(config, architecture)
+    asked = (Perturbation("reinit"), Perturbation("reinit", rules="published"))
+    counts = [len(make_plan(family, shapes, each, language_head(config)).steps) for each in asked]
+    rows = []
+    for row in rows_of(family):
+        if named := sum(map(row.names, shapes)):
+            other = "the same" if row.published == "same" else row.action("reinit", "published")
+            actions = {"reinit": row.action("reinit"), "resample": row.action("resample"), "published": other}
+            rows.append({"tensors": says.code(row.pattern), "named": named, **actions})
+    origin = says.origin_of(entry.config(published_as=entry.name), None)
+    return render(
+        "published.md",
+        metadata(config, architecture, origin, None),
+        entry=entry,
+        facts=_given(_entry_facts(entry, config)),
+        family_text=_NETWORKS[family],
+        rows=rows,
+        count=counts[0],
+        published_count=counts[1],
+        total=len(shapes),
+        axis=default_axis(family),
+        axis_text=says.AXES[default_axis(family)],
+        tied=bool(tied(config)),
+        package=says.PACKAGES[family],
+    )
+
+
+def _network(config: Any, architecture: str, stock: bool) -> str:
+    version = f" ({config.model_version})" if config.model_type == "fair_esm" else ""
+    return f"{config.model_type}{version}, stored as {architecture.removeprefix('Fair') if stock else architecture}"
+
+
+def _origin_facts(origin: says.Origin) -> dict[str, Any]:
+    return {
+        "published as": origin.name,
+        "published at": origin.url,
+        "licence": origin.licence,
+        "citation": origin.citation,
+        "errata": origin.errata,
+        "copy for Transformers' own ESM": f"`{origin.stock}`" if origin.stock else None,
     }
-    return f"""---
-{data.to_yaml()}
----
 
-# {Path(checkpoint.what).name}, for Transformers' own ESM
 
-| | |
-| --- | --- |
-{_rows(facts)}
-
-```python
-from transformers import AutoModelForMaskedLM
-
-model = AutoModelForMaskedLM.from_pretrained("this folder or repository")
-model.config.perturbation  # what was done to the weights, if anything was
-```
-"""
+def _entry_facts(entry: Entry, config: Any) -> dict[str, Any]:
+    sizes = {key: value for key, value in entry.sizes.items() if key != "model_version"}
+    return {
+        "network": f"`{entry.family}`" + (f", {config.model_version}" if entry.family == "fair_esm" else ""),
+        "sizes": ", ".join(f"`{key}` {value}" for key, value in sizes.items()),
+        "parameters": f"{entry.parameters:,}",
+        "alphabet": f"that of {entry.alphabet}, {config.vocab_size} tokens",
+        "longest sequence": f"{config.max_tokens:,} tokens" if getattr(config, "max_tokens", None) else None,
+        "published at": entry.url,
+        "contact regression": entry.regression_url,
+        "sha256": f"`{entry.sha256}`, as the MultiMolecule project keeps it" if entry.sha256 else "none is published",
+        "copy for Transformers' own ESM": f"`{entry.stock}`" if entry.stock else None,
+        "licence": entry.licence,
+        "errata": entry.errata,
+    }
 
 
 def _source(checkpoint: Checkpoint) -> str:
     """Return where a checkpoint came from: of what is on disk its name alone, of the Hub its id and commit."""
     if checkpoint.revision is not None:
-        return f"{checkpoint.what} at {checkpoint.revision}"
-    return Path(checkpoint.what).name
+        return f"{says.code(checkpoint.what)} at {says.code(checkpoint.revision)}"
+    return says.code(Path(checkpoint.what).name)
 
 
-def _rows(facts: dict[str, Any]) -> str:
-    return "\n".join(f"| {key} | {value} |" for key, value in facts.items() if value is not None)
-
-
-def _axis(family: str, record: Perturbation) -> str | None:
-    if record.method != "resample":
-        return None
-    return "all" if record.rules == "published" else record.with_axis(default_axis(family)).axis
+def _given(facts: dict[str, Any]) -> dict[str, Any]:
+    return {name: fact for name, fact in facts.items() if fact not in (None, "")}

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from transformers import PreTrainedConfig
 
-from hf_perturb.checkpoints.checkpoint import CONFIGS
+from hf_perturb.checkpoints.checkpoint import CONFIGS, Checkpoint
 
 _META = "https://dl.fbaipublicfiles.com/fair-esm"
 _ZENODO = "https://zenodo.org/record/6564798/files"
@@ -25,6 +26,15 @@ MEIER_2021 = "Meier et al. 2021, NeurIPS 34, doi:10.1101/2021.07.09.450648"
 LIN_2023 = "Lin et al. 2023, Science 379:1123-1130, doi:10.1126/science.ade2574"
 YANG_2022 = "Yang, Fusi and Lu 2022, bioRxiv, doi:10.1101/2022.05.19.492714"
 _CARP_LICENCE = "code: BSD; weights: as Zenodo record 6564798 states"
+# how the Hub's metadata names each licence; one that it has no word for is "other", with a name and an address
+LICENCES = {
+    "MIT": {"license": "mit"},
+    _CARP_LICENCE: {
+        "license": "other",
+        "license_name": "zenodo-6564798",
+        "license_link": _ZENODO.removesuffix("/files"),
+    },
+}
 _NO_CONTACTS = "published without a contact regression, on purpose (facebookresearch/esm issue 170)"
 
 
@@ -68,6 +78,11 @@ class Entry:
     def config(self, **changes: Any) -> PreTrainedConfig:
         """Return the configuration of the network."""
         return CONFIGS[self.family](**{**self.sizes, **changes})
+
+    def fits(self, config: Any) -> bool:
+        """Whether a configuration has the sizes of this checkpoint."""
+        same = all(getattr(config, key, None) == value for key, value in self.sizes.items())
+        return same and config.model_type == self.family
 
 
 def _esm(
@@ -165,3 +180,23 @@ CATALOG: dict[str, Entry] = {
         ),
     )
 }
+
+
+def catalogued(source: str, checkpoint: Checkpoint) -> Entry | None:
+    """Return what the catalogue says of a checkpoint that came from where it says; a name alone proves nothing."""
+    if Path(source).exists():
+        return None
+    entry = CATALOG.get(source) or next((entry for entry in CATALOG.values() if entry.stock == source), None)
+    return entry if entry is not None and entry.fits(checkpoint.config) else None
+
+
+def note_origin(source: str, checkpoint: Checkpoint) -> None:
+    """Record in a configuration which published checkpoint its weights are, where that is known."""
+    if (entry := catalogued(source, checkpoint)) is not None:
+        checkpoint.config.published_as = entry.name
+
+
+def published(config: Any) -> Entry | None:
+    """Return what the catalogue says of the checkpoint that a configuration names, if the sizes are its own."""
+    entry = CATALOG.get(config.published_as)
+    return entry if entry is not None and entry.fits(config) else None

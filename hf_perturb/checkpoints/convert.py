@@ -9,7 +9,7 @@ import torch
 
 from hf_perturb.checkpoints.bases import open_checkpoint
 from hf_perturb.checkpoints.cards import base_card
-from hf_perturb.checkpoints.catalog import CATALOG, Entry
+from hf_perturb.checkpoints.catalog import CATALOG, note_origin
 from hf_perturb.checkpoints.checkpoint import Checkpoint, auto_map
 from hf_perturb.checkpoints.downloads import download
 from hf_perturb.checkpoints.folders import refuse_out, whole_folder
@@ -87,11 +87,11 @@ def convert_checkpoint(
             cast = any(dtypes[name] != tensor.dtype for name, tensor in checkpoint.tensors.items())
             vet_digest(checkpoint, None if cast else digest)
             _describe(checkpoint, digest)
+            note_origin(source, checkpoint)
             checkpoint.config.dtype = next(iter(dtypes.values()))
             checkpoint.config.save_pretrained(folder)
             save_tokenizer(checkpoint.config, folder)
-            card = base_card(checkpoint, catalogued(source, checkpoint), digest)
-            (folder / "README.md").write_text(card, encoding="utf-8")
+            (folder / "README.md").write_text(base_card(checkpoint), encoding="utf-8")
     except CheckpointError:
         raise
     except OSError as error:
@@ -105,17 +105,6 @@ def open_source(source: str) -> Checkpoint:
     if source in CATALOG and not Path(source).exists():
         return open_checkpoint(str(download(CATALOG[source])))
     return open_checkpoint(source)
-
-
-def catalogued(source: str, checkpoint: Checkpoint) -> Entry | None:
-    """Return what the catalogue says of a checkpoint that came from where it says; a name alone proves nothing."""
-    if Path(source).exists():
-        return None
-    entry = CATALOG.get(source) or next((entry for entry in CATALOG.values() if entry.stock == source), None)
-    same = entry is not None and all(
-        getattr(checkpoint.config, key, None) == value for key, value in entry.sizes.items()
-    )
-    return entry if same else None
 
 
 def _describe(checkpoint: Checkpoint, digest: str) -> None:

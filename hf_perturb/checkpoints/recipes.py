@@ -18,7 +18,7 @@ from hf_perturb.perturbation import Perturbation
 # what a variant's configuration may say otherwise than its base's; a perturbation that touches the head unties it
 _OWN = (
     *("perturbation", "digest", "architectures", "auto_map", "dtype", "torch_version", "transformers_version"),
-    "tie_word_embeddings",
+    *("tie_word_embeddings", "published_as"),
 )
 
 

@@ -14,6 +14,7 @@ import torch
 from hf_perturb.checkpoints.bases import open_base
 from hf_perturb.checkpoints.blueprint import Blueprint, make_blueprint, sources_of
 from hf_perturb.checkpoints.cards import variant_card
+from hf_perturb.checkpoints.catalog import note_origin
 from hf_perturb.checkpoints.checkpoint import Checkpoint, auto_map
 from hf_perturb.checkpoints.folders import allow_open_files, refuse_out, whole_folder
 from hf_perturb.checkpoints.progress import Progress, counter
@@ -73,6 +74,7 @@ def create_variant(
     name = recorded_name(found.base, recipe=False)
     order = _Order(name, recipe=False, place=Path(source), check=found.check, **options)
     checkpoint = found.open_base()
+    note_origin(found.base, checkpoint)
     if problems := other_sizes(found.config, checkpoint.config):
         raise CheckpointError(f"the recipe {source!r} is for another network than its base: {'; '.join(problems)}")
     return _build(checkpoint, {out: found.record}, order)[out]
@@ -110,6 +112,7 @@ def create_variants(
     for out in asked:
         refuse_out(out, place, force, "variant")
     checkpoint = open_base(base)
+    note_origin(base, checkpoint)
     if recipe:
         refuse_recipe(checkpoint)
     order = _Order(recorded_name(base, recipe), recipe, place, force, jobs, progress)
@@ -191,7 +194,7 @@ def _folder(out: Path, order: _Order) -> AbstractContextManager[Path]:
 def _finish(checkpoint: Checkpoint, sources: Sources, variant: _Variant, base: Base, order: _Order) -> Perturbation:
     """Write what is beside the weights, now that their digests are known."""
     made, outputs = variant.target.digests, variant.blueprint.outputs
-    changed = sum(made[name] != sources.digests[output.source] for name, output in outputs.items())
+    changed = {name for name, output in outputs.items() if made[name] != sources.digests[output.source]}
     if not changed:
         raise PerturbationError(
             f"{variant.asked} changes no tensor of {checkpoint.what!r}; take another axis, or widen include"
@@ -204,7 +207,7 @@ def _finish(checkpoint: Checkpoint, sources: Sources, variant: _Variant, base: B
     config.dtype, config.torch_version = next(iter(sources.dtypes.values())), torch.__version__
     config.save_pretrained(variant.folder)
     save_tokenizer(config, variant.folder)
-    card = variant_card(config.model_type, architecture, record, changed, len(made))
+    card = variant_card(variant.blueprint, architecture, changed, order.recipe)
     (variant.folder / "README.md").write_text(card, encoding="utf-8")
     if variant.shards is not None:
         variant.shards.finish(_metadata(record))

@@ -66,6 +66,13 @@ class Row:
             return self.published
         return self.reinit
 
+    def action(self, method: str, rules: str = "documented") -> str:
+        """Return how tables name what a method does: an initialiser, `shuffle` or `keep`."""
+        if method == "resample":
+            return "shuffle" if self.resample else "keep"
+        initialiser = self.initialiser(rules)
+        return "keep" if initialiser is None else initialiser.text
+
 
 @cache
 def expand(pattern: str) -> tuple[str, ...]:

@@ -183,7 +183,7 @@ def test_a_contact_head_that_is_absent_is_marked(entry):
 def test_the_card_says_what_it_is(entry):
     card = ModelCard.load(entry.out / "README.md")
     config = read_config(entry.source)
-    assert card.data.tags[:2] == ["protein", "hf-perturb"]
+    assert card.data.tags[:2] == ["hf-perturb", "protein"]
     assert (config.get("perturbation") or config)["digest"] in card.text
     assert str(entry.source.parent) not in card.text
 
