@@ -11,12 +11,14 @@ from .errors import (
     FolderExistsError as FolderExistsError,
     FolderLockedError as FolderLockedError,
     HfPerturbError as HfPerturbError,
+    HubError as HubError,
     ModelInputError as ModelInputError,
     PerturbationError as PerturbationError,
     RuleError as RuleError,
     StackedPerturbationError as StackedPerturbationError,
     UnsupportedModuleError as UnsupportedModuleError,
 )
+from .hub.publishing import Push as Push, push_variant as push_variant
 from .models.configuration_carp import CarpConfig as CarpConfig
 from .models.configuration_fair_esm import FairEsmConfig as FairEsmConfig
 from .models.modeling_carp import (

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import hf_perturb
 from hf_perturb.checkpoints.formats import DTYPES, FORMATS
+from hf_perturb.hub.formats import FORMATS as PUSH_FORMATS
 from hf_perturb.perturbation import scopes, spec
 
 _CREATE = """\
@@ -49,6 +50,15 @@ Say what differs between two checkpoints of one network, by layer or by tensor. 
   hf-perturb compare my-base my-control
   hf-perturb compare my-base my-control --per tensor --json
   hf-perturb compare my-base my-control --plot distances.png     needs: pip install 'hf-perturb[plot]'
+"""
+_PUSH = """\
+Publish a variant, a recipe or a base on the Hub: weights, configuration, tokenizer, card, and the code that loads them
+where hf_perturb is not installed. The folder is verified first, and nothing else that is in it is sent; everything goes
+into one commit, and what is there already is not sent again. The token is that of `hf auth login`, or HF_TOKEN.
+
+  hf-perturb push my-control my-lab/esm1b-reinit-seed42 --dry-run
+  hf-perturb push my-control my-lab/esm1b-reinit-seed42 --private --tag v1
+  hf-perturb push my-control my-lab/esm1b-reinit-seed42-stock --format transformers
 """
 _BASE = "a folder, a Hub id, an original .pt, or 'demo'"
 _LIST = """\
@@ -132,6 +142,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     compare.add_argument("b", type=_name, metavar="B", help="the same: a base or a variant")
     compare.add_argument("--per", choices=("layer", "tensor"), default="layer", help="a row for each; default: layer")
     compare.add_argument("--plot", type=_name, metavar="FILE", help="draw distances and histograms (.png, .pdf, .svg)")
+    _add_push(add("push", "publish on the Hub", _PUSH))
     for command in (made["create"], verify, compare):
         command.add_argument("--jobs", type=_count, metavar="N", help="tensors at a time; default: one a processor")
     return parser, made
@@ -166,6 +177,22 @@ def _add_create(create: argparse.ArgumentParser) -> None:
     create.add_argument("--cascade", choices=tuple(scopes.DIRECTIONS), help=depths)
     create.add_argument("--recipe", action="store_true", help="leave the weights out; loading rebuilds them")
     create.add_argument("--force", action="store_true", help="replace OUT if it is a variant and nothing else")
+
+
+def _add_push(push: argparse.ArgumentParser) -> None:
+    push.add_argument("path", type=_name, metavar="DIR", help="the folder of a variant, a recipe or a base")
+    push.add_argument("repo_id", type=_name, metavar="REPO_ID", help="NAMESPACE/NAME; made if it is not there")
+    push.add_argument("--private", action="store_true", help="make a private repository; refuse a public one")
+    push.add_argument(
+        "--revision", type=_name, metavar="BRANCH", default="main", help="default: main; made if not there"
+    )
+    push.add_argument("--tag", type=_name, metavar="NAME", help="name the commit; names are not moved")
+    collection = "add it to a collection: a slug, or a title in the same namespace (made if it is not there)"
+    push.add_argument("--collection", type=_name, metavar="SLUG|TITLE", help=collection)
+    layout = "transformers: for stock Transformers, without code (ESM-1b, ESM-1v, ESM-2); default: %(default)s"
+    push.add_argument("--format", choices=PUSH_FORMATS, default=PUSH_FORMATS[0], help=layout)
+    push.add_argument("--force", action="store_true", help="replace another model there; it stays in the history")
+    push.add_argument("--dry-run", action="store_true", help="say what would change, with sizes; touch nothing")
 
 
 def _name(text: str) -> str:

@@ -150,6 +150,31 @@ def run_compare(options: argparse.Namespace) -> None:
         _print_table(comparison_table(found, per=options.per))
 
 
+def run_push(options: argparse.Namespace) -> None:
+    """Publish a folder, or say what that would change."""
+    given = ("path", "repo_id", "private", "revision", "tag", "collection", "format", "force", "dry_run")
+    with _progress() as progress:
+        done = hf_perturb.push_variant(**{name: getattr(options, name) for name in given}, progress=progress)
+    if options.json:
+        _print_json(done.to_dict())
+        return
+    if options.dry_run:
+        rows = [{"": change.action, "bytes": f"{change.size:,}", "file": change.path} for change in done.files]
+        _print_table([*rows, *({"": "stays here", "bytes": "", "file": name} for name in done.left_out)])
+    sent = sum(change.size for change in done.changed)
+    what = f"{len(done.changed)} of {len(done.files)} files, {sent:,} bytes"
+    if options.dry_run:
+        new = "" if done.commit else "; the repository would be made"
+        print(f"{done.url}: {what} would change on {done.branch}{new}; nothing was touched")
+    elif not done.changed:
+        print(f"{done.url}: nothing to send, {done.branch} has it all in commit {done.commit}")
+    else:
+        print(f"{done.url}: {what}, in commit {done.commit} on {done.branch}")
+    for name in ("tag", "collection"):
+        if getattr(done, name) and not options.dry_run:
+            print(f"{name}: {getattr(done, name)}")
+
+
 def _note(note: str) -> None:
     print(f"hf-perturb convert: note: {note}", file=sys.stderr)
 
