@@ -11,9 +11,14 @@ from pathlib import Path
 
 import pytest
 from conftest import small_model
+from hub_client import connected, quiet_uploads
+from hub_repos import User
+from hub_server import serve
 
 import hf_perturb
 from hf_perturb.cli import main
+
+hub = pytest.fixture(serve)
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -54,8 +59,11 @@ def run_shell(code: str) -> None:
             assert (ROOT / words[0]).is_file(), line
 
 
+@quiet_uploads
 @pytest.mark.parametrize("page", PAGES)
-def test_every_snippet_runs(page, tmp_path, monkeypatch, capsys):
+def test_every_snippet_runs(page, tmp_path, monkeypatch, capsys, hub):
+    connected(monkeypatch, hub, tmp_path / "home", hub.WRITE)
+    hub.users[hub.WRITE] = User("me", "write", ("my-lab",))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     small_checkpoints(tmp_path)

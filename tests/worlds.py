@@ -44,7 +44,9 @@ class World:
             fails: whether it is to fail; then what it said on stderr is returned.
         """
         words = [str(self.python), "-W", "error::FutureWarning", "-c", code]
-        done = subprocess.run(words, env=environment, cwd=folder, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            words, env=environment, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        )
         assert bool(done.returncode) == fails, done.stdout + done.stderr
         return done.stderr if fails else done.stdout
 
