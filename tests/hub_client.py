@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import transformers
 from hub_server import HubServer
 from huggingface_hub import _tree_cache, close_session, constants, hf_api
+from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import _cache_manager, _detect_agent
 
 _HOSTS = "127.0.0.1,localhost"
@@ -17,7 +19,9 @@ _ELSEWHERE = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_XET_CACHE", "HF_ASSET
 _SWITCHES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_IMPLICIT_TOKEN")
 
 
-#: For modules whose tests upload large files: the client says `data` to httpx2 where that wants `content`.
+#: The HTTP library that the client is built on, which differs between its releases.
+http = import_module(HfHubHTTPError.__bases__[0].__module__.partition(".")[0])
+#: For modules whose tests upload large files: the client says `data` where newer HTTP libraries want `content`.
 quiet_uploads = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
 
@@ -59,13 +63,16 @@ def connected(monkeypatch, hub: HubServer, home: Path, token: str | None = None)
         "AGENT_HARNESSES_PATH": str(home / ".agent_harnesses.json"),
     }
     for name, value in values.items():
-        monkeypatch.setattr(constants, name, value)
-    monkeypatch.setattr(_cache_manager, "HF_HUB_CACHE", values["HF_HUB_CACHE"])
-    monkeypatch.setattr(hf_api.api, "endpoint", hub.url)  # that of `huggingface_hub.create_repo` and the like
-    monkeypatch.setattr(hf_api.api, "_whoami_cache", {})
-    monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)  # made when it is first asked for
-    monkeypatch.setattr(_tree_cache, "_IN_MEMORY_TREE_CACHE", {})
-    monkeypatch.setattr(_detect_agent, "_registry", {"standardEnvVars": [], "harnesses": {}})  # or it asks the Hub
+        monkeypatch.setattr(constants, name, value, raising=False)
+    for module, name, value in (
+        (_cache_manager, "HF_HUB_CACHE", values["HF_HUB_CACHE"]),
+        (hf_api.api, "endpoint", hub.url),  # that of `huggingface_hub.create_repo` and the like
+        (hf_api.api, "_whoami_cache", {}),
+        (transformers.utils.hub, "_hf_api", None),  # made when it is first asked for
+        (_tree_cache, "_IN_MEMORY_TREE_CACHE", {}),
+        (_detect_agent, "_registry", {"standardEnvVars": [], "harnesses": {}}),  # or it asks the Hub
+    ):
+        monkeypatch.setattr(module, name, value, raising=False)  # older clients lack some
     for name in _TOKENS:
         monkeypatch.delenv(name, raising=False)
     for name in ("NO_PROXY", "no_proxy"):

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import httpx2
 import pytest
 from downloading import count_naps
 from file_server import turned
-from hub_client import connected, quiet_uploads
+from hub_client import connected, http, quiet_uploads
 from hub_examples import CARD, FILES, LARGE, WEIGHTS, commit, status_of
 from hub_server import serve
 from huggingface_hub import HfApi, constants
@@ -98,7 +97,7 @@ def test_what_the_client_tries_again(hub, api, naps, endpoint, fault):
 @pytest.mark.parametrize("endpoint", ONCE)
 def test_what_the_client_tries_once(hub, api, naps, endpoint, fault):
     hub.fail(endpoint, **fault)
-    with pytest.raises(HfHubHTTPError if "status" in fault else httpx2.RemoteProtocolError):
+    with pytest.raises(HfHubHTTPError if "status" in fault else http.RemoteProtocolError):
         ONCE[endpoint](api)
     assert (naps, hub.asked(endpoint)) == ([], 1)
 
@@ -123,7 +122,7 @@ def test_what_the_client_tries_again_in_a_download(hub, api, naps, endpoint, fau
     hub.fail(endpoint, **fault)
     path = LARGE if endpoint == "storage" else "config.json"
     if waited is None:
-        with pytest.raises((HfHubHTTPError, httpx2.RemoteProtocolError)):
+        with pytest.raises((HfHubHTTPError, http.RemoteProtocolError)):
             api.hf_hub_download("lab/x", path)
         assert (naps, hub.asked(endpoint)) == ([], 1)
     else:
@@ -134,10 +133,10 @@ def test_what_the_client_tries_again_in_a_download(hub, api, naps, endpoint, fau
 def test_a_connection_dropped_at_the_first_question_is_an_error_even_with_a_cache(hub, api):
     api.snapshot_download("lab/x")
     hub.fail("head", drop=True)
-    with pytest.raises(httpx2.RemoteProtocolError):
+    with pytest.raises(http.RemoteProtocolError):
         api.hf_hub_download("lab/x", LARGE)
     hub.fail("info", drop=True)
-    with pytest.raises(httpx2.RemoteProtocolError):
+    with pytest.raises(http.RemoteProtocolError):
         api.snapshot_download("lab/x")
 
 
@@ -162,7 +161,7 @@ def test_an_upload_that_fails_for_good_changes_nothing(hub, api, naps, endpoint)
 
 def test_a_commit_whose_answer_is_lost_is_made(hub, api):
     hub.fail("commit", lost=True)
-    with pytest.raises(httpx2.RemoteProtocolError):
+    with pytest.raises(http.RemoteProtocolError):
         upload(api)
     assert "new.bin" in hub.files("lab/x")
     assert hub.titles("lab/x") == ["files", "put", "initial commit"]
@@ -175,7 +174,7 @@ def test_a_repository_and_a_tag_whose_answers_are_lost_are_made(hub, api):
     for endpoint in ("create", "tag", "collection"):
         hub.fail(endpoint, lost=True)
     for call in (ONCE["create"], ONCE["tag"], collect):
-        with pytest.raises(httpx2.RemoteProtocolError):
+        with pytest.raises(http.RemoteProtocolError):
             call(api)
     assert hub.exists("lab/y")
     assert hub.tags("lab/x") == {"v1": hub.head("lab/x")}

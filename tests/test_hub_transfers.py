@@ -7,11 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import httpx2
 import huggingface_hub
 import pytest
 from downloading import count_naps
-from hub_client import connected, environment, quiet_uploads
+from hub_client import connected, environment, http, quiet_uploads
 from hub_examples import CARD, FILES, LARGE, WEIGHTS, commit, logged_in, status_of
 from hub_server import HubServer, serve
 from huggingface_hub import CommitOperationCopy, CommitOperationDelete, HfApi, constants
@@ -146,7 +145,7 @@ def test_another_process_calls_it(hub, tmp_path, token):
 
 def test_parts_of_a_file(hub, api):
     hub.put("lab/x", FILES, private=True)
-    client = httpx2.Client(trust_env=False, headers={"Authorization": f"Bearer {hub.WRITE}"})
+    client = http.Client(trust_env=False, headers={"Authorization": f"Bearer {hub.WRITE}"})
     with client:
         for asked, status, content in [
             ("bytes=10-19", 206, WEIGHTS[10:20]),
@@ -206,9 +205,9 @@ def test_a_client_that_is_killed_changes_nothing(hub, length):
 
 
 def ask_where_a_mistake_is() -> None:
-    with HubServer() as hub, httpx2.Client(trust_env=False) as client:
+    with HubServer() as hub, http.Client(trust_env=False) as client:
         hub.before("other", lambda: 1 / 0)
-        with pytest.raises(httpx2.RemoteProtocolError):
+        with pytest.raises(http.RemoteProtocolError):
             client.get(hub.url)
 
 

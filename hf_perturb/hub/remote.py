@@ -63,7 +63,7 @@ def look(api: HfApi, repo_id: str, branch: str) -> Remote:
         return Remote(exists=False)
     except RevisionNotFoundError:
         info, has_branch = retried(lambda: api.model_info(repo_id), connections=True), False
-    entries = api.list_repo_tree(repo_id, recursive=True, revision=info.sha)
+    entries = retried(lambda: list(api.list_repo_tree(repo_id, recursive=True, revision=info.sha)), connections=True)
     sums = {
         entry.path: entry.lfs.sha256 if entry.lfs is not None else entry.blob_id
         for entry in entries
