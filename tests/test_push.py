@@ -214,7 +214,7 @@ def test_private_is_never_public(hub, push, folders):
 
 def test_somebody_who_makes_the_repository_first(hub, push, folders):
     hub.before("create", lambda: hub.put(REPO, {}, private=False))
-    assert "was made by somebody else" in push.refused(folders / "carp", "--private")
+    assert "is not what was asked for" in push.refused(folders / "carp", "--private")
     assert "model.safetensors" not in hub.files(REPO), "what was to be private was published"
 
 

@@ -175,6 +175,11 @@ def test_a_second_writer_of_the_same(hub, push, folders):
     assert len(hub.titles(REPO)) == 2
 
 
+def test_a_tag_that_somebody_else_sets_in_between(hub, push, folders):
+    hub.before("tag", lambda: hub.store.repos[REPO].tags.update(v1=hub.put(REPO, {"notes.txt": b"theirs"})))
+    assert "somebody else gave the tag v1 to " in push.refused(folders / "carp", "--tag", "v1")
+
+
 def test_parts_of_a_large_file(hub, push, folders, naps):
     hub.chunk = 500_000
     hub.fail("part", status=503)

@@ -69,9 +69,13 @@ def look(api: HfApi, repo_id: str, branch: str) -> Remote:
         for entry in entries
         if isinstance(entry, RepoFile)
     }
+    return Remote(True, has_branch, bool(info.private), info.sha, sums, tags_of(api, repo_id))
+
+
+def tags_of(api: HfApi, repo_id: str) -> dict[str, str]:
+    """Return the commits that the tags of a repository name."""
     refs = retried(lambda: api.list_repo_refs(repo_id), connections=True)
-    tags = {tag.name: tag.target_commit for tag in refs.tags}
-    return Remote(True, has_branch, bool(info.private), info.sha, sums, tags)
+    return {tag.name: tag.target_commit for tag in refs.tags}
 
 
 def changes(files: Mapping[str, CommitOperationAdd], remote: Remote) -> list[Change]:

@@ -11,7 +11,7 @@ from huggingface_hub import CommitOperationDelete, HfApi
 from hf_perturb.errors import HubError
 from hf_perturb.hub.grouping import add_to_collection
 from hf_perturb.hub.refusals import explained
-from hf_perturb.hub.remote import Change, Remote, changes, look
+from hf_perturb.hub.remote import Change, Remote, changes, look, tags_of
 from hf_perturb.hub.staging import Stage
 from hf_perturb.models.fetching import ATTEMPTS, pause_after, retried
 
@@ -45,18 +45,17 @@ class Sending:
             with explained(f"{repo_id}: to make the repository", "run the same command again"):
                 retried(lambda: api.create_repo(repo_id, private=private, exist_ok=True), connections=True)
                 remote = look(api, repo_id, branch)
-                if remote.private != private:
-                    raise HubError(f"{repo_id} was made by somebody else in between, and is not what was asked for")
+            if not remote.exists or remote.private != private:
+                raise HubError(f"{repo_id} is somebody else's, or was made in between, and is not what was asked for")
         if not remote.has_branch:
             with explained(f"{repo_id}: to make the branch {branch}", _AS_BEFORE.format(repo_id)):
-                start = remote.head
-                retried(
-                    lambda: api.create_branch(repo_id, branch=branch, revision=start, exist_ok=True), connections=True
-                )
-        if not self.left(remote):
+                start: dict[str, Any] = {"branch": branch, "revision": remote.head, "exist_ok": True}
+                retried(lambda: api.create_branch(repo_id, **start), connections=True)
+        if not (left := self.left(remote)):
             return remote
         with explained(f"{repo_id}: to send the files", _AS_BEFORE.format(branch)):
-            files = [self.staged.files[change.path] for change in self.left(remote) if change.action != "delete"]
+            files = [self.staged.files[change.path] for change in left if change.action != "delete"]
+            # by itself, because the client tries these calls again, and the commit not
             api.preupload_lfs_files(repo_id, files, revision=branch, free_memory=False)
         return self._commit(remote, title)
 
@@ -98,10 +97,14 @@ class Sending:
 
     def name(self, remote: Remote, tag: str | None) -> None:
         """Give the commit its name."""
-        if tag is not None and tag not in remote.tags:
-            with explained(f"{self.repo_id}: to set the tag {tag}", "the files are there: run the same command again"):
-                api, head = self.api, remote.head
-                retried(lambda: api.create_tag(self.repo_id, tag=tag, revision=head, exist_ok=True), connections=True)
+        if tag is None or tag in remote.tags:
+            return
+        api, repo_id, head = self.api, self.repo_id, remote.head
+        with explained(f"{repo_id}: to set the tag {tag}", "the files are there: run the same command again"):
+            retried(lambda: api.create_tag(repo_id, tag=tag, revision=head, exist_ok=True), connections=True)
+            now = tags_of(api, repo_id).get(tag)
+        if now != head:
+            raise HubError(f"{repo_id}: somebody else gave the tag {tag} to {now} in between; choose another name")
 
     def collect(self, collection: str | None, private: bool) -> str | None:
         """Add the repository to a collection; return its slug."""

@@ -12,9 +12,11 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
+from huggingface_hub import _CACHED_NO_EXIST, constants, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers.utils.hub import cached_file
+
+from .record import ModelInputError
 
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
 
@@ -41,9 +43,13 @@ def cached(name: Any, file: str, hub: Mapping[str, Any]) -> str | None:
     Raises:
         OSError: if the repository is not there, or cannot be asked.
     """
+    if not re.fullmatch(r"[\x21-\x7e]*", str(hub.get("token") or "")):
+        raise ModelInputError(
+            "token: it holds blanks, line ends or letters that no token has; was it read from a file?"
+        )
     try:
         path: str | None = retried(lambda: cached_file(name, file, **hub), connections=True)
-    except OSError as error:
+    except (OSError, _TRANSPORT_ERROR) as error:
         if Path(name).is_dir() or _known_missing(name, file, hub):
             return None
         # a file that could not be asked for is not one that is known to be missing
@@ -55,7 +61,12 @@ def _known_missing(name: Any, file: str, hub: Mapping[str, Any]) -> bool:
     places = {"repo_id": name, "cache_dir": hub.get("cache_dir"), "revision": hub.get("revision")}
     whole = str(PurePosixPath(hub.get("subfolder") or "", file))
     try:
-        return try_to_load_from_cache(filename=whole, **places) is _CACHED_NO_EXIST
+        if try_to_load_from_cache(filename=whole, **places) is _CACHED_NO_EXIST:
+            return True
+        # who is offline has what somebody fetched, and beside a configuration what is not there is not there
+        offline = constants.HF_HUB_OFFLINE or hub.get("local_files_only")
+        beside = str(PurePosixPath(whole).with_name("config.json"))
+        return bool(offline) and isinstance(try_to_load_from_cache(filename=beside, **places), str)
     except HFValidationError:  # a name that no repository can have
         return False
 

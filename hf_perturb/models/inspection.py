@@ -3,13 +3,14 @@
 # Licensed under the MIT License: see the LICENSE file at the root of the repository.
 """What a checkpoint holds, compared with what its configuration says, before a network is built."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
-from .layouts import differences, layout, tied
+from .layouts import differences, is_parameter, layout, tied
 from .record import CheckpointError, DigestError, digest_in, require_rules
 
 _HEADS = ("Model", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification")
@@ -26,15 +27,16 @@ def read_configuration(config_class: Any, stored: Mapping[str, Any], what: Any) 
     Raises:
         OSError: if it is of another family, or cannot be used.
     """
-    family = config_class.model_type
+    # a class that somebody derived from ours loads what ours loads
+    families = [found for parent in config_class.__mro__ if (found := getattr(parent, "model_type", None))]
     try:
         ours = config_class.read_stored(dict(stored))
-        if (found := ours.get("model_type")) in (None, family):
+        if (found := ours.get("model_type")) in (None, *families):
             return config_class.from_dict(ours)
     except (ValueError, StrictDataclassError) as error:
         raise CheckpointError(f"{str(what)!r}: its config.json cannot be used: {error}") from error
     raise CheckpointError(
-        f"{str(what)!r}: model_type is {found!r}, this class loads {family!r}; AutoModel finds the right class"
+        f"{str(what)!r}: model_type is {found!r}, this class loads {families[0]!r}; AutoModel finds the right class"
     )
 
 
@@ -50,16 +52,36 @@ def refuse_other_tensors(what: Any, config: Any, tensors: Mapping[str, torch.Ten
     Raises:
         OSError: naming the tensors.
     """
-    prefix = type(config).__name__.removesuffix("Config")
+    prefix = {"carp": "Carp"}.get(config.model_type, "FairEsm")
+    if not isinstance(config.architectures, list | None):
+        raise CheckpointError(
+            f"{str(what)!r}: architectures is {config.architectures!r}; allowed: a list of class names"
+        )
     architecture = next(iter(config.architectures or ()), None)
-    known = strict and architecture in [prefix + head for head in _HEADS]
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if not known:
+    if not strict or architecture not in [prefix + head for head in _HEADS]:
         architecture = prefix + _HEADS[0]
         trunk = layout(config, architecture)
-        found = {name: shape for name, shape in found.items() if name in trunk}
+        # buffers follow from the sizes, and others may leave them out
+        buffers = {name: shape for name, shape in trunk.items() if not is_parameter(name)}
+        found = {**buffers, **{name: shape for name, shape in found.items() if name in trunk}}
     if said := differences(config, str(architecture), found):
         raise CheckpointError(f"{str(what)!r} is not what its config.json says: {said}")
+
+
+def refuse_too_large(what: Any, config: Any, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Refuse quantised weights, whose names and shapes are their package's own, of which a network would be made that
+    has more weights than they have bits.
+
+    Raises:
+        OSError: with both numbers.
+    """
+    elements = sum(math.prod(shape) for shape in layout(config, "Model").values())
+    bits = 8 * sum(tensor.nbytes for tensor in tensors.values())
+    if elements > bits:
+        raise CheckpointError(
+            f"{str(what)!r} is not what its config.json says: a network of {elements:,} weights, in files of {bits:,} bits"
+        )
 
 
 def refuse_other_digest(what: Any, config: Any, tensors: Mapping[str, torch.Tensor]) -> None:

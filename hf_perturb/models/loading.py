@@ -16,15 +16,18 @@ from .record import CheckpointError, PerturbationError, StackedPerturbationError
 from .weights import weight_files
 
 
-def has_no_weights(name: Any, hub: Mapping[str, Any], variant: str | None = None) -> bool:
+def has_no_weights(
+    name: Any, hub: Mapping[str, Any], variant: str | None = None, use_safetensors: bool | None = None
+) -> bool:
     """Whether a checkpoint is a recipe: a configuration without weights.
 
     Args:
         name: a folder, a Hub id, or `None` for no checkpoint, which is no recipe.
         hub: what `from_pretrained` takes to find a file on the Hub.
         variant: Transformers' `variant=`; a checkpoint with weights by another name is no recipe.
+        use_safetensors: Transformers' `use_safetensors=`, likewise.
     """
-    if name is None or variant is not None:
+    if name is None or variant is not None or use_safetensors is not None:
         return False
     return all(cached(name, file, hub) is None for file in weight_files())
 
@@ -60,7 +63,7 @@ def stored_config(name: Any, hub: Mapping[str, Any]) -> tuple[dict[str, Any], st
         return {}, None
     try:
         stored = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(stored, dict):
         raise CheckpointError(f"{path}: got a JSON {type(stored).__name__}; allowed: an object")

@@ -3,6 +3,7 @@
 # Licensed under the MIT License: see the LICENSE file at the root of the repository.
 """The `perturbation` field of a configuration, and the one guarded import of the package that defines the rules."""
 
+import re
 from typing import Any
 
 from .bounds import refuse_size
@@ -42,6 +43,7 @@ __all__ = [
 ]
 
 PROVENANCE = ("base", "digest")
+_NOT_SAID = re.compile("implementation|^transformers_weights$")
 DEFAULTS = {"seed": 42, "rules": "documented"}
 
 
@@ -139,12 +141,13 @@ class PerturbableConfigMixin:
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Make a configuration of the content of a `config.json`.
 
-        How to run a network is not for a file to say: those keys can name code to fetch. A keyword may.
+        How to run a network, and which file its weights are in, is not for that file to say: such keys can name code to
+        fetch, or other weights than those that are looked at. A keyword may.
 
         Raises:
             ValueError: if it cannot be used.
         """
-        kept = {key: value for key, value in config_dict.items() if "implementation" not in key}
+        kept = {key: value for key, value in config_dict.items() if not _NOT_SAID.search(key)}
         try:
             return super().from_dict(kept, **kwargs)  # type: ignore[misc]
         except (TypeError, AttributeError, LookupError) as error:  # what a value of the wrong kind is tripped over by

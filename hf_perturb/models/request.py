@@ -4,13 +4,20 @@
 """What a call of `from_pretrained` asks for, next to what the checkpoint records of itself."""
 
 import copy
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from transformers.configuration_utils import PreTrainedConfig
 
 from .fetching import HUB_ARGUMENTS
-from .inspection import no_digest, read_configuration, refuse_other_digest, refuse_other_tensors
+from .inspection import (
+    no_digest,
+    read_configuration,
+    refuse_other_digest,
+    refuse_other_tensors,
+    refuse_too_large,
+)
 from .loading import (
     detached,
     has_no_weights,
@@ -20,11 +27,11 @@ from .loading import (
     stored_config,
 )
 from .recipes import recipe_arguments
-from .record import ModelInputError, digest_in, parse_perturbation
+from .record import CheckpointError, ModelInputError, digest_in, parse_perturbation
 from .weights import stored_tensors
 
 # keywords with which other files are read than those that `stored_tensors` finds
-_OTHER_FILES = {"gguf_file", "use_safetensors"}
+_OTHER_FILES = {"gguf_file", "transformers_weights"}
 
 
 @dataclass
@@ -62,11 +69,12 @@ def read_request(cls: Any, name: Any, config: Any, kwargs: dict[str, Any]) -> Lo
     hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
     stored, commit = stored_config(name, hub)
     own = read_configuration(cls.config_class, stored, name) if stored else None
-    verify = kwargs.pop("verify", False)
-    if commit is not None:
-        hub["revision"] = kwargs["revision"] = commit
+    if (verify := kwargs.pop("verify", False)) and own is None:
+        raise no_digest(name)
     if config is not None and not isinstance(config, PreTrainedConfig):
         config = cls.config_class.from_pretrained(config, **hub)
+    if commit is not None:
+        hub["revision"] = kwargs["revision"] = commit
     if config is not None and (ours := cls.config_class.read_stored(theirs := config.to_dict())) is not theirs:
         config = cls.config_class.from_dict(ours, attn_implementation=config._attn_implementation)
     config, asked = copy.deepcopy(config), getattr(config, "perturbation", None)
@@ -98,29 +106,39 @@ def _find_weights(cls: Any, request: LoadRequest, own: Any, hub: dict[str, Any],
         foreign: whether it is one of another implementation.
     """
     name, kwargs = request.name, request.kwargs
-    if request.record is not None and has_no_weights(name, hub, kwargs.get("variant")):
+    if kwargs.get("state_dict") is not None:
+        if foreign or verify:
+            raise ModelInputError(f"state_dict: got one beside the checkpoint {str(name)!r}; allowed: one of the two")
+        return
+    if other := sorted(kwargs.keys() & _OTHER_FILES):
+        if verify:
+            raise ModelInputError(f"verify: got {other[0]} too, whose weights have no digest; allowed: one of the two")
+        return
+    which = {key: kwargs.get(key) for key in ("variant", "use_safetensors")}
+    if hub.pop("force_download", False):
+        kwargs.pop("force_download")
+        with suppress(CheckpointError):  # a recipe's; the rest is refused below
+            stored_tensors(name, {**hub, "force_download": True}, **which)
+    if request.record is not None and has_no_weights(name, hub, **which):
         if verify and digest_in(request.record) is None:
             raise no_digest(name)
         request.config, request.kwargs = recipe_arguments(cls, name, request.record, request.config, hub, kwargs)
         request.name = None
         return
-    if kwargs.get("state_dict") is not None:
-        if foreign or verify:
-            raise ModelInputError(f"state_dict: got one beside the checkpoint {str(name)!r}; allowed: one of the two")
-        return
-    plain = not kwargs.keys() & _OTHER_FILES and getattr(own, "quantization_config", None) is None
-    if not (plain or foreign or verify):
-        return
-    found = stored_tensors(name, hub, kwargs.get("variant"))
+    found = stored_tensors(name, hub, **which)
     tensors = cls.foreign_tensors(found, own) if foreign else found
-    if foreign:
-        kept = {key: value for key, value in kwargs.items() if key != "variant"}
-        request.config, request.kwargs = detached(cls, name, request.config, hub, kept)
-        request.kwargs["state_dict"], request.name = cls.foreign_tensors(found, request.config), None
-    if plain:
+    if getattr(own, "quantization_config", None) is None:
         refuse_other_tensors(name, own, tensors, strict=not foreign)
+    else:
+        refuse_too_large(name, own, tensors)
     if verify:
         refuse_other_digest(name, own, tensors)
+    if foreign or verify:
+        # what was looked at is what is loaded, and nothing that lies beside it
+        kept = {key: value for key, value in kwargs.items() if key not in which}
+        request.config, request.kwargs = detached(cls, name, request.config, hub, kept)
+        given = cls.foreign_tensors(found, request.config) if foreign else found
+        request.kwargs["state_dict"], request.name = given, None
 
 
 def _keep_the_caller_s_tensors(kwargs: dict[str, Any]) -> None:

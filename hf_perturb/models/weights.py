@@ -43,29 +43,34 @@ class Region:
 _STORED = WeakTensorKeyDictionary()
 
 
-def weight_files(variant: str | None = None) -> list[str]:
+def weight_files(variant: str | None = None, use_safetensors: bool | None = None) -> list[str]:
     """Return the names that weights may go by; an index names its shards.
 
     Args:
         variant: Transformers' `variant=`, a part of the name.
+        use_safetensors: Transformers' `use_safetensors=`; false for pickles alone.
     """
+    files = [file for file in _FILES if use_safetensors is None or use_safetensors == ("safetensors" in file)]
     if variant is None:
-        return list(_FILES)
-    return [f"{stem}.{variant}.{rest}" for stem, _, rest in (file.rpartition(".") for file in _FILES)]
+        return files
+    return [f"{stem}.{variant}.{rest}" for stem, _, rest in (file.rpartition(".") for file in files)]
 
 
-def stored_tensors(name: Any, hub: Mapping[str, Any], variant: str | None = None) -> dict[str, torch.Tensor]:
+def stored_tensors(
+    name: Any, hub: Mapping[str, Any], variant: str | None = None, use_safetensors: bool | None = None
+) -> dict[str, torch.Tensor]:
     """Map the tensors of a Transformers checkpoint into memory, under the names that they are stored by.
 
     Args:
         name: a folder or a Hub id.
         hub: what `from_pretrained` takes to find a file on the Hub.
         variant: Transformers' `variant=`.
+        use_safetensors: Transformers' `use_safetensors=`.
 
     Raises:
         OSError: if there are no weights, or a file is damaged, or an index names one that is not beside it.
     """
-    for file in weight_files(variant):
+    for file in weight_files(variant, use_safetensors):
         path = cached(name, file, hub)
         if path is None:
             continue
@@ -78,7 +83,9 @@ def stored_tensors(name: Any, hub: Mapping[str, Any], variant: str | None = None
                 raise CheckpointError(f"{path} names {shard!r}, which is not beside it")
             tensors.update(read_tensors(Path(part)))
         return tensors
-    raise CheckpointError(f"{str(name)!r} has no weights; looked for {', '.join(weight_files(variant))}")
+    raise CheckpointError(
+        f"{str(name)!r} has no weights; looked for {', '.join(weight_files(variant, use_safetensors))}"
+    )
 
 
 def shards_of(index: Path) -> list[str]:
@@ -89,7 +96,7 @@ def shards_of(index: Path) -> list[str]:
     """
     try:
         shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{index} is no index of shards: {error}") from error
     for shard in shards:
         if not isinstance(shard, str) or PurePosixPath(shard).name != shard or shard == "..":
