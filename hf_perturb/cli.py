@@ -108,10 +108,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"hf-perturb {options.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(
-            f"hf-perturb {options.command}: interrupted; nothing is half written (a download goes on from there)",
-            file=sys.stderr,
-        )
+        left = "nothing is half written (a download goes on from there)"
+        if options.command == "push":
+            left = "the branch is as it was, or has all of it: the same command completes it, or says so"
+        print(f"hf-perturb {options.command}: interrupted; {left}", file=sys.stderr)
         return 128 + signal.SIGINT
     return code or 0
 
@@ -135,6 +135,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     _add_create(add("create", "build a variant, or many", _CREATE))
 
     verify = add("verify", "compare a variant with its record", _VERIFY)
+    verify.add_argument("--revision", type=_name, metavar="NAME", help="branch, tag or commit, if PATH is a Hub id")
     verify.add_argument("path", type=_name, metavar="PATH", help="a variant, a recipe or a base: a folder or a Hub id")
     verify.add_argument("--base", type=_name, metavar="BASE", help=f"what it was made from: {_BASE}")
     compare = add("compare", "what differs between two checkpoints", _COMPARE)

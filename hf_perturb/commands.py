@@ -113,7 +113,9 @@ def run_verify(options: argparse.Namespace) -> int:
     """Compare a folder with its record; 1 if it is not as recorded."""
     try:
         with _progress() as progress:
-            found = hf_perturb.verify_variant(options.path, options.base, jobs=options.jobs, progress=progress)
+            found = hf_perturb.verify_variant(
+                options.path, options.base, revision=options.revision, jobs=options.jobs, progress=progress
+            )
     except hf_perturb.HfPerturbError as error:
         if options.json:
             # a script should see a damaged folder where it looks for one
@@ -164,7 +166,7 @@ def run_push(options: argparse.Namespace) -> None:
     sent = sum(change.size for change in done.changed)
     what = f"{len(done.changed)} of {len(done.files)} files, {sent:,} bytes"
     if options.dry_run:
-        new = "" if done.commit else "; the repository would be made"
+        new = "" if done.commit else "; there is none that this token can see, so it would be made"
         print(f"{done.url}: {what} would change on {done.branch}{new}; nothing was touched")
     elif not done.changed:
         print(f"{done.url}: nothing to send, {done.branch} has it all in commit {done.commit}")

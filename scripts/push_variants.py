@@ -52,13 +52,19 @@ def repositories(parent: Path, namespace: str, only: list[str], bases: bool) -> 
         namespace: user or organisation.
         only: globs over `BASE/VARIANT`; none for all.
         bases: whether the bases go too, as `NAMESPACE/BASE`.
+
+    Raises:
+        ValueError: if two folders would be one repository.
     """
     found = {}
     for config in sorted(parent.glob("*/*/config.json")):
         base, variant = config.parent.relative_to(parent).parts
         chosen = not only or any(fnmatch(f"{base}/{variant}", glob) for glob in only)
         if chosen and (bases or base != _BASES):
-            found[f"{namespace}/{variant if base == _BASES else f'{base}-{variant}'}"] = config.parent
+            repo_id = f"{namespace}/{variant if base == _BASES else f'{base}-{variant}'}"
+            if repo_id in found:
+                raise ValueError(f"{found[repo_id]} and {config.parent} would both be {repo_id}; rename one of them")
+            found[repo_id] = config.parent
     return found
 
 
@@ -68,7 +74,7 @@ def push_all(folders: Mapping[str, Path], options: dict[str, Any]) -> Iterator[R
         start = time.monotonic()
         try:
             done = hf_perturb.push_variant(folder, repo_id, **options)
-        except (hf_perturb.HfPerturbError, OSError, ValueError) as error:
+        except Exception as error:  # whatever it is, the others have nothing to do with it
             yield Result(repo_id, f"failed: {' '.join(str(error).split())}", time.monotonic() - start)
             continue
         status = "there already" if not done.changed else "would change" if done.dry_run else "pushed"
@@ -80,10 +86,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Parse the command line, push, and report; 0 if everything is there."""
     layout: Any = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
-    parser.add_argument("parent", nargs="?", type=Path, default=Path("variants"), help="default: %(default)s")
+    parser.add_argument(
+        "parent", nargs="?", type=Path, default=Path("variants"), metavar="PARENT", help="default: %(default)s"
+    )
     parser.add_argument("--namespace", required=True, help="your user name, or an organisation")
     parser.add_argument("--only", action="append", default=[], metavar="GLOB", help="over BASE/VARIANT, repeatable")
-    parser.add_argument("--bases", action="store_true", help="push the bases too")
+    parser.add_argument("--bases", action="store_true", help="push what is in PARENT/bases too")
     parser.add_argument("--private", action="store_true", help="make private repositories; refuse public ones")
     parser.add_argument("--revision", default="main", metavar="BRANCH", help="default: %(default)s")
     parser.add_argument("--tag", help="name the commits; names are not moved")
@@ -93,7 +101,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="touch nothing, say what would change")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     options = parser.parse_args(arguments)
-    folders = repositories(options.parent, options.namespace, options.only, options.bases)
+    try:
+        folders = repositories(options.parent, options.namespace, options.only, options.bases)
+    except ValueError as error:
+        parser.error(str(error))
     if not folders:
         chosen = f" that {' or '.join(options.only)} names" if options.only else ""
         parser.error(f"{options.parent}: there is no variant{chosen}; build some with scripts/build_variants.py")

@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from hf_perturb import demo
+from hf_perturb.checkpoints.checkpoint import auto_map
 from hf_perturb.evaluation import masked_lm_loss
 from hf_perturb.models.configuration_carp import CarpConfig
 from hf_perturb.models.modeling_carp import CarpForMaskedLM
@@ -147,7 +148,7 @@ def write(output: Path, model: Any, tokenizer: Any, held_out: list[tuple[str, st
     """Write the demo folder and the held-out sequences beside it."""
     target = output / "carp_demo"
     shutil.rmtree(target, ignore_errors=True)
-    model.config.digest = digest_of(model.state_dict())
+    model.config.digest, model.config.auto_map = digest_of(model.state_dict()), auto_map("carp")
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
     (target / "README.md").write_text(card(figures), encoding="utf-8")

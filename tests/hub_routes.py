@@ -35,7 +35,8 @@ def create(call: Call) -> Answer:
     repo_id = f"{namespace}/{data['name']}"
     url = f"{call.hub.url}/{repo_id}"
     try:
-        call.hub.store.create(repo_id, data.get("visibility") == "private", user.name)
+        private = data.get("visibility") == "private" or data.get("private") is True  # as older clients say it
+        call.hub.store.create(repo_id, private, user.name)
     except HubError as error:
         error.extra["url"] = url
         raise

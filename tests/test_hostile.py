@@ -6,6 +6,7 @@ import json
 import resource
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -271,3 +272,120 @@ def test_a_control_in_stock_format_is_verified_too(network, tmp_path):
     edited_weights(tmp_path / "stock", lambda tensors: tensors["esm.encoder.layer.0.output.dense.bias"].add_(1))
     with pytest.raises(hf_perturb.DigestError):
         cls.from_pretrained(tmp_path / "stock", verify=True)
+
+
+# ---- what lies beside the weights, and other ways to ask for them
+
+
+def other_weights(path, name="other.safetensors"):
+    tensors = {key: torch.zeros_like(tensor) for key, tensor in load_file(f"{path}/model.safetensors").items()}
+    if name.endswith(".bin"):
+        torch.save(tensors, f"{path}/{name}")
+    else:
+        save_file(tensors, f"{path}/{name}", metadata={"format": "pt"})
+
+
+def are_zero(model):
+    return all(bool((parameter == 0).all()) for parameter in model.parameters())
+
+
+def test_the_configuration_does_not_say_where_the_weights_are(copied):
+    path = copied("carp", transformers_weights="other.safetensors")
+    other_weights(path)
+    for load in (hf_perturb.CarpForMaskedLM.from_pretrained, AutoModelForMaskedLM.from_pretrained):
+        for verify in (False, True):
+            assert not are_zero(load(path, verify=verify))
+
+
+def test_what_was_verified_is_what_is_loaded(copied):
+    path = copied("carp")
+    other_weights(path, "pytorch_model.bin")
+    load = hf_perturb.CarpForMaskedLM.from_pretrained
+    assert not are_zero(load(path, verify=True))
+    assert not are_zero(load(path, verify=True, use_safetensors=True))
+    assert are_zero(load(path, use_safetensors=False))
+    with pytest.raises(hf_perturb.DigestError):
+        load(path, use_safetensors=False, verify=True)
+    with pytest.raises(ValueError, match="gguf_file"):
+        load(path, gguf_file="x.gguf", verify=True)
+    plain, verified = load(path), load(path, verify=True)
+    assert plain.config.to_dict() == verified.config.to_dict()
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), verified.parameters(), strict=True))
+
+
+def test_there_is_nothing_to_verify_without_a_checkpoint(tmp_path):
+    model = small_model("carp")
+    with pytest.raises(CheckpointError, match="records no digest"):
+        type(model).from_pretrained(None, config=model.config, state_dict=model.state_dict(), verify=True)
+
+
+@pytest.mark.parametrize(
+    "options", [{"use_safetensors": True}, {"quantization_config": {"quant_method": "mxfp4"}}], ids=str
+)
+def test_no_keyword_or_key_switches_the_checks_off(options, copied):
+    key = {name: value for name, value in options.items() if name == "quantization_config"}
+    given = {name: value for name, value in options.items() if name not in key}
+    path = copied("carp", **key)
+    shutil.move(f"{path}/model.safetensors", f"{path}/../outside.safetensors")
+    index = {"metadata": {}, "weight_map": {"model.last_norm.weight": "../outside.safetensors"}}
+    with open(f"{path}/model.safetensors.index.json", "w") as file:
+        json.dump(index, file)
+    with pytest.raises(CheckpointError, match="allowed: a file beside it"):
+        hf_perturb.CarpForMaskedLM.from_pretrained(path, **given)
+
+
+def test_a_quantised_network_is_no_larger_than_its_file(copied):
+    path = copied("carp", num_hidden_layers=900, hidden_size=2000, quantization_config={"quant_method": "mxfp4"})
+    with pytest.raises(CheckpointError, match=r"a network of [\d,]+ weights, in [\d,]+ bits"):
+        hf_perturb.CarpForMaskedLM.from_pretrained(path)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("edit", [{"seed": 7}, {"method": "reinit"}, {"base": {"name": "another"}}], ids=str)
+def test_a_record_that_was_edited_is_found_on_request(edit, network, copied):
+    path = copied(network)
+    config = Path(path, "config.json")
+    stored = json.loads(config.read_text())
+    stored["perturbation"].update(edit)
+    config.write_text(json.dumps(stored))
+    with pytest.raises(hf_perturb.DigestError, match=r"model\.safetensors says of itself"):
+        model_class(network).from_pretrained(path, verify=True)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+def test_json_without_end(name, copied):
+    path = copied("carp")
+    if name != "config.json":
+        shutil.move(f"{path}/model.safetensors", f"{path}/moved")
+    with open(f"{path}/{name}", "w") as file:
+        file.write('{"a": ' + 200_000 * "[" + 200_000 * "]" + "}")
+    with pytest.raises(CheckpointError, match=name.replace(".", r"\.")):
+        hf_perturb.CarpForMaskedLM.from_pretrained(path)
+
+
+def test_architectures_are_a_list(copied):
+    with pytest.raises(CheckpointError, match=r"cannot be used|architectures is"):
+        hf_perturb.CarpForMaskedLM.from_pretrained(copied("carp", architectures="CarpForMaskedLM"))
+
+
+def test_a_class_that_somebody_derived_loads_what_ours_loads(copied):
+    class MyConfig(hf_perturb.CarpConfig):
+        model_type = "my_carp"
+
+    class MyCarp(hf_perturb.CarpForMaskedLM):
+        config_class = MyConfig
+
+    assert MyCarp.from_pretrained(copied("carp")).config.perturbation.method == "resample"
+
+
+def test_stock_weights_may_lack_what_follows_from_the_sizes(tmp_path):
+    small_model("esm2").save_pretrained(tmp_path / "base")
+    create_variant(tmp_path / "base", tmp_path / "control", "resample")
+    hf_perturb.export_checkpoint(tmp_path / "control", tmp_path / "stock", "transformers")
+
+    def without_frequencies(tensors):
+        for name in [name for name in tensors if name.endswith("inv_freq")]:
+            del tensors[name]
+
+    edited_weights(tmp_path / "stock", without_frequencies)
+    assert hf_perturb.FairEsmForMaskedLM.from_pretrained(tmp_path / "stock").config.perturbation.seed == 42

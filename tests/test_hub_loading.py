@@ -9,6 +9,7 @@ import pytest
 import torch
 from hub_client import connected, quiet_uploads
 from hub_server import serve
+from huggingface_hub import snapshot_download
 from pushing import REPO, built_folders, connect
 from safetensors.torch import load, save
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, pipeline
@@ -242,3 +243,87 @@ def test_a_name_that_is_none(published):
     for name in ("lab/../x", "a b", "lab/x/y/z", "./nowhere"):
         with pytest.raises(OSError, match=re.escape(name)):
             CarpForMaskedLM.from_pretrained(name)
+
+
+# ---- what is in the cache already, and what is asked for again
+
+
+@pytest.mark.parametrize("cls", [CarpForMaskedLM, AutoModelForMaskedLM])
+def test_a_forced_download_is_one_download(cls, published, hub):
+    cls.from_pretrained(REPO)
+    hub.forget()
+    cls.from_pretrained(REPO, force_download=True, verify=True)
+    assert hub.asked("storage") == 1
+
+
+@pytest.mark.parametrize("what", ["recipe", "shards", "whole", "pickle"])
+def test_a_snapshot_is_enough_offline(what, hub, folders, tmp_path, monkeypatch):
+    if what == "recipe":
+        hf_perturb.push_variant(folders / "recipe", REPO)
+    else:
+        model = CarpForMaskedLM.from_pretrained(folders / "carp")
+        model.save_pretrained(tmp_path / what, max_shard_size="1MB" if what == "shards" else "5GB")
+        files = {path.name: path.read_bytes() for path in (tmp_path / what).iterdir()}
+        if what == "pickle":
+            del files["model.safetensors"]
+            torch.save(model.state_dict(), tmp_path / "weights")
+            files["pytorch_model.bin"] = (tmp_path / "weights").read_bytes()
+        hub.put(REPO, files)
+    snapshot_download(REPO)
+    hub.forget()
+    assert same(CarpForMaskedLM.from_pretrained(REPO, local_files_only=True), folders / "carp")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert same(CarpForMaskedLM.from_pretrained(REPO), folders / "carp")
+    assert not {asked.endpoint for asked in hub.requests} & {"head", "get", "storage"}
+
+
+def test_a_configuration_of_another_repository(published, hub, folders):
+    hf_perturb.push_variant(folders / "base", "lab/base")
+    model = CarpForMaskedLM.from_pretrained("lab/base", config="lab/base")
+    assert model.config.perturbation is None
+    with pytest.raises(OSError, match="lab/nothing"):
+        CarpForMaskedLM.from_pretrained(REPO, config="lab/nothing")
+
+
+# ---- records and recipes of others
+
+
+def test_a_record_that_was_edited_on_the_hub(published, hub, capsys):
+    stored = json.loads(hub.files(REPO)["config.json"])
+    stored["perturbation"]["seed"] = 7
+    hub.put(REPO, {"config.json": json.dumps(stored).encode()})
+    assert main(["verify", REPO]) == 1
+    assert "model.safetensors says of itself {'seed': 0}, config.json {'seed': 7}" in capsys.readouterr().out
+    with pytest.raises(DigestError, match="its record was changed"):
+        AutoModel.from_pretrained(REPO, verify=True)
+
+
+def test_another_alphabet_on_the_hub(published, hub):
+    hub.put(REPO, {"tokenizer.json": b'{"model": {"vocab": {"A": 0}}}'})
+    assert any("not the alphabet" in problem for problem in hf_perturb.verify_variant(REPO).problems)
+
+
+def test_verify_a_revision(published, hub, capsys):
+    assert main(["verify", REPO, "--revision", "v1"]) == 0
+    assert json.loads(hub.files(REPO, "v1")["config.json"])["perturbation"]["digest"] in capsys.readouterr().out
+    assert main(["verify", REPO, "--revision", "v9"]) == 1
+
+
+@pytest.mark.parametrize("base", ["/etc", "../../../../etc", "somebody/base", "/home/alice/base"])
+def test_a_recipe_that_names_a_place_on_a_disk(base, hub, folders, tmp_path, capsys):
+    files = {path.name: path.read_bytes() for path in (folders / "recipe").iterdir()}
+    stored = json.loads(files["config.json"])
+    stored["perturbation"]["base"] = {"name": base}
+    hub.put(REPO, {**files, "config.json": json.dumps(stored).encode()})
+    with pytest.raises(CheckpointError, match="ask the author to publish the base"):
+        CarpForMaskedLM.from_pretrained(REPO)
+    assert main(["create", REPO, str(tmp_path / "out")]) == 1
+    assert main(["verify", REPO]) == 1
+    assert "ask the author" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("endpoint", ["head", "get"])
+def test_a_connection_that_stays_broken_is_no_traceback(endpoint, published, hub, capsys):
+    hub.fail(endpoint, times=99, drop=True)
+    assert main(["verify", REPO]) == 1
+    assert capsys.readouterr().err.startswith("hf-perturb verify: ")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import small_model
 from hub_client import connected, quiet_uploads
 from hub_server import serve
 from huggingface_hub import ModelCard
@@ -18,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 import hf_perturb
 from hf_perturb.hub.code import travelling_code
+from hf_perturb.hub.refusals import explained
 
 pytestmark = quiet_uploads
 hub = pytest.fixture(serve)
@@ -165,6 +167,35 @@ def test_another_package_s_model_is_not_replaced(hub, push, folders):
     assert "pytorch_model.bin" not in hub.files(REPO)
 
 
+def test_somebody_s_files_without_a_model_are_not_replaced(hub, push, folders):
+    hub.put(REPO, {"README.md": b"mine", "inputs.py": b"mine", "pytorch_model.bin": b"weights"})
+    before = hub.head(REPO)
+    assert "has a README.md on main that is not of such a model" in push.refused(folders / "carp")
+    assert hub.head(REPO) == before
+    push(folders / "carp", "--force")
+
+
+def test_an_adapter_would_change_what_is_loaded(hub, push, folders):
+    hub.put(REPO, {"adapter_config.json": b"{}"})
+    assert "has an adapter on main" in push.refused(folders / "carp", "--force")
+
+
+def test_another_model_on_a_branch_of_its_own(hub, push, folders):
+    push(folders / "carp")
+    before = hub.head(REPO)
+    push(folders / "other", "--revision", "seed0")
+    assert hub.head(REPO) == before
+    assert hub.files(REPO, "seed0")["model.safetensors"] == (folders / "other" / "model.safetensors").read_bytes()
+
+
+def test_a_folder_with_the_name_of_the_repository(hub, push, folders, tmp_path, monkeypatch):
+    push(folders / "carp")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lab").mkdir()
+    copied(folders / "other", tmp_path).rename(tmp_path / REPO)
+    assert "has another model" in push.refused(Path(REPO))
+
+
 # ---- options
 
 
@@ -173,7 +204,7 @@ def test_a_dry_run_touches_nothing(hub, push, folders, monkeypatch, tmp_path):
     assert endpoints(hub) <= READING
     assert not hub.exists(REPO)
     assert re.search(r"add +2,452,184 +model\.safetensors", said)
-    assert "the repository would be made; nothing was touched" in said
+    assert "so it would be made; nothing was touched" in said
     push(folders / "carp")
     hub.forget()
     said = push(folders / "other", "--dry-run", "--force")
@@ -201,6 +232,14 @@ def test_branches_and_tags(hub, push, folders):
     assert "the tag v1 names another commit" in push.refused(folders / "other", "--force", "--tag", "v1")
     assert hub.head(REPO) == before, "refused before anything was sent"
     assert "a commit cannot be pushed to" in push.refused(folders / "carp", "--revision", before)
+    assert "v1 is a tag" in push.refused(folders / "carp", "--revision", "v1")
+
+
+@pytest.mark.parametrize("name", ["my tag", "a..b", "-x", "x/", "x.lock", "ä", "a//b", "/x", "x~1"])
+def test_names_that_git_refuses(name, hub, push, folders):
+    for option in ("--tag", "--revision"):
+        assert f"got {name!r}; allowed: letters" in push.refused(folders / "carp", f"{option}={name}")
+    assert not hub.requests
 
 
 def test_private_is_never_public(hub, push, folders):
@@ -214,7 +253,7 @@ def test_private_is_never_public(hub, push, folders):
 
 def test_somebody_who_makes_the_repository_first(hub, push, folders):
     hub.before("create", lambda: hub.put(REPO, {}, private=False))
-    assert "is not what was asked for" in push.refused(folders / "carp", "--private")
+    assert "is public already" in push.refused(folders / "carp", "--private")
     assert "model.safetensors" not in hub.files(REPO), "what was to be private was published"
 
 
@@ -226,6 +265,12 @@ def test_collections(hub, push, folders):
     push(folders / "other", "--collection", "Controls", repo_id="lab/other")
     (collection,) = hub.collections()
     assert [item["id"] for item in collection.items] == [REPO, "lab/other"]
+
+
+def test_a_collection_of_private_models_is_private(hub, push, folders):
+    hub.put("lab/hidden", {}, private=True)
+    push(folders / "carp", "--collection", "Controls", repo_id="lab/hidden")
+    assert hub.collections()[0].private
 
 
 @pytest.mark.parametrize("repo_id", ["control", "a/b/c", "lab/", "/x", "lab/a b", "../x", "lab/" + 100 * "x"])
@@ -245,7 +290,7 @@ def test_a_recipe_is_pushed_without_weights(hub, push, folders):
 
 def test_a_recipe_does_not_take_weights_away(hub, push, folders):
     push(folders / "carp")
-    assert "has another model" in push.refused(folders / "recipe")
+    assert "has the same model in another format or without weights" in push.refused(folders / "recipe")
     push(folders / "recipe", "--force")
     assert "model.safetensors" not in hub.files(REPO)
 
@@ -255,6 +300,15 @@ def test_a_recipe_of_a_local_base_is_for_nobody_else(hub, push, folders, tmp_pat
     said = push.refused(tmp_path / "recipe")
     assert "which nobody else has; push the base, and make the recipe of its Hub id" in said
     assert not hub.requests
+
+
+def test_a_recipe_of_a_private_base(hub, push, folders, tmp_path, monkeypatch):
+    push(folders / "base", "--private", repo_id="lab/base")
+    hf_perturb.create_variant("lab/base", tmp_path / "recipe", "reinit", recipe=True)
+    assert "a public recipe of the private lab/base" in push.refused(tmp_path / "recipe")
+    connected(monkeypatch, hub, tmp_path / "elsewhere")
+    hf_perturb.push_variant(tmp_path / "recipe", REPO, private=True, token=hub.WRITE)
+    assert hub.is_private(REPO)
 
 
 def test_a_recipe_of_a_published_base(hub, push, folders, tmp_path):
@@ -286,7 +340,15 @@ def test_stock_format(network, hub, push, folders):
     assert torch.allclose(model(ids).logits, ours(ids).logits, atol=1e-5)
     hub.forget()
     assert "nothing to send" in push(folders / network, "--format", "transformers")
-    assert "has another model" in push.refused(folders / network)
+    what = "another model" if network.endswith("base") else "the same model in another format"
+    assert f"has {what}" in push.refused(folders / network)
+
+
+def test_another_base_in_stock_format_is_another_model(hub, push, folders, tmp_path):
+    push(folders / "esm2-base", "--format", "transformers")
+    small_model("esm2", seed=1).save_pretrained(tmp_path / "raw")
+    hf_perturb.convert_checkpoint(tmp_path / "raw", tmp_path / "other")
+    assert "has another model" in push.refused(tmp_path / "other", "--format", "transformers")
 
 
 @pytest.mark.parametrize("network", ["esm1", "carp"])
@@ -336,13 +398,17 @@ UNFIT = {
     "not numbers": (not_numbers, "NaN or infinite weights in model"),
     "no card": (remove("README.md"), "README.md is missing"),
     "no tokenizer": (remove("tokenizer.json"), "tokenizer.json is missing"),
-    "no configuration": (remove("config.json"), "no config.json in it"),
+    "no configuration": (remove("config.json"), "has no config.json, so it is no variant"),
     "another alphabet": (put("tokenizer.json", '{"model": {"vocab": {"A": 0}}}'), "not the alphabet of this network"),
     "a card without metadata": (put("README.md", "# A card"), "has no metadata"),
     "a card that is no YAML": (put("README.md", "---\na: [1\n---\n# A card"), "metadata cannot be read"),
     "another family": (say(model_type="bert"), "model_type is 'bert'"),
     "no record": (lambda folder: say(perturbation=None)(folder), "records no digest"),
-    "other code": (say(auto_map={"AutoModel": "evil.Model"}), "auto_map names other code"),
+    "other code": (say(auto_map={"AutoModel": "evil.Model"}), "which does not name the code that is published"),
+    "no code named": (say(auto_map=None), "which does not name the code that is published"),
+    "a key of somebody's own": (say(wandb_api_key="secret"), "config.json has 'wandb_api_key'"),
+    "a place on a disk": (say(_name_or_path="/home/alice"), "config.json has '_name_or_path'"),
+    "a card that is no text": (lambda folder: (folder / "README.md").write_bytes(b"\xff\xfe"), "cannot be read"),
     "truncated": (lambda folder: os.truncate(folder / "model.safetensors", 4000), "model.safetensors"),
 }
 
@@ -354,6 +420,57 @@ def test_an_unfit_folder_is_refused_before_anything_is_asked(case, hub, push, fo
     spoil(folder)
     assert message in push.refused(folder)
     assert not hub.requests
+
+
+def test_a_base_by_its_path_is_not_published(hub, push, folders, tmp_path):
+    folder = copied(folders / "carp", tmp_path)
+    stored = json.loads((folder / "config.json").read_text())
+    stored["perturbation"]["base"]["name"] = "/home/alice/base"
+    (folder / "config.json").write_text(json.dumps(stored))
+    assert "names its base by a path of this machine" in push.refused(folder)
+    assert not hub.requests
+
+
+@pytest.mark.parametrize("shard", ["weights.bin", "evil.safetensors", "README.md"])
+def test_an_index_of_other_files(shard, hub, push, folders, tmp_path):
+    folder = copied(folders / "carp", tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").rename(folder / "weights.bin")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, shard)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert f"names {shard!r}; allowed: model-00001-of-00002.safetensors" in push.refused(folder)
+    assert not hub.requests
+
+
+@pytest.mark.parametrize("moment", ["info", "batch"])
+def test_a_folder_that_is_replaced_meanwhile(moment, hub, push, folders, tmp_path):
+    folder = copied(folders / "carp", tmp_path)
+    hub.put(REPO, {"notes.txt": b"old"})
+    before = hub.head(REPO)
+
+    def replace():
+        folder.rename(tmp_path / "moved")
+        copied(folders / "other", tmp_path).rename(folder)
+
+    hub.before(moment, replace)
+    said = push.refused(folder)
+    assert "changed meanwhile, so nothing was published" in said or "sum" in said
+    assert hub.head(REPO) == before
+    push(folder)
+    assert hub.files(REPO)["model.safetensors"] == (folders / "other" / "model.safetensors").read_bytes()
+
+
+def test_a_link_that_is_put_there_meanwhile_is_not_followed(hub, push, folders, tmp_path):
+    folder = copied(folders / "carp", tmp_path)
+    (tmp_path / "secret").write_text("my secret")
+
+    def replace():
+        (folder / "tokenizer_config.json").unlink()
+        (folder / "tokenizer_config.json").symlink_to(tmp_path / "secret")
+
+    hub.before("preupload", replace)
+    push.refused(folder)
+    assert "tokenizer_config.json" not in hub.files(REPO)
 
 
 def test_what_is_no_folder(hub, push, folders, tmp_path):
@@ -388,6 +505,32 @@ def test_tokens(hub, push, folders, monkeypatch, tmp_path, caplog):
     assert hub.sent() == 0
     for token in filter(None, expected):
         assert token not in push.everything + caplog.text
+
+
+def test_tokens_that_are_none(hub, folders, monkeypatch, tmp_path):
+    connected(monkeypatch, hub, tmp_path / "home")
+    for token in (hub.WRITE + "\n", "hf_ä", "two words"):
+        with pytest.raises(hf_perturb.HubError, match="token: it holds blanks") as caught:
+            hf_perturb.push_variant(folders / "carp", REPO, token=token)
+        assert token.strip() not in str(caught.value)
+        with pytest.raises(ValueError, match="token: it holds blanks") as caught:
+            hf_perturb.CarpModel.from_pretrained(REPO, token=token)
+        assert token.strip() not in str(caught.value)
+    assert not hub.requests
+
+
+def test_whatever_the_client_raises_is_explained():
+    secret = "api_org_SECRET"
+    with (
+        pytest.raises(hf_perturb.HubError) as caught,
+        explained("lab/x: to send the files", "main is as it was", secret),
+    ):
+        raise RuntimeError(f"CAS: https://x.y/z?sig=abc {secret} hf_{34 * 'a'}\nmore")
+    said = str(caught.value)
+    assert said.startswith("lab/x: to send the files failed: CAS: https://x.y/z?*** ")
+    assert said.endswith("; main is as it was: run the same command again")
+    assert not {secret, "sig=abc", "hf_aaa"} & set(said.split())
+    assert secret not in said
 
 
 def test_a_token_that_is_passed(hub, folders, monkeypatch, tmp_path):

@@ -106,6 +106,15 @@ def test_an_interrupted_run_goes_on(built, hub, push):
     assert said.err.count(": pushed") == 3
 
 
+def test_two_folders_are_not_one_repository(tmp_path, capsys):
+    for folder in ("esm/b-reinit", "esm-b/reinit"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "config.json").write_text("{}")
+    with pytest.raises(SystemExit):
+        push_variants.main([str(tmp_path), "--namespace", "lab"])
+    assert "would both be lab/esm-b-reinit; rename one of them" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words", [[], ["--only", "nothing*"]])
 def test_nothing_to_push(words, tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:

@@ -394,3 +394,13 @@ def test_a_base_that_from_pretrained_would_load_as_another_is_refused(tmp_path):
     ):
         create_variant(tmp_path / "half", tmp_path / "recipe", "reinit", recipe=True)
     assert "recipe" not in os.listdir(tmp_path)
+
+
+def test_weights_that_a_recipe_gave_do_not_tell_where_the_base_is(tmp_path):
+    small_model("carp").save_pretrained(tmp_path / "base")
+    create_variant(tmp_path / "base", tmp_path / "recipe", "reinit", recipe=True)
+    model = hf_perturb.CarpForMaskedLM.from_pretrained(tmp_path / "recipe")
+    model.save_pretrained(tmp_path / "saved")
+    assert str(tmp_path) not in (tmp_path / "saved" / "config.json").read_text()
+    saved = hf_perturb.CarpForMaskedLM.from_pretrained(tmp_path / "saved", verify=True)
+    assert saved.config.perturbation.base.name == "base"

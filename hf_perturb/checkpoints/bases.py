@@ -10,6 +10,7 @@ from hf_perturb.checkpoints.catalog import CATALOG
 from hf_perturb.checkpoints.checkpoint import CONFIGS, Checkpoint
 from hf_perturb.checkpoints.originals import read_original
 from hf_perturb.errors import CheckpointError, StackedPerturbationError
+from hf_perturb.models.files import weight_paths
 from hf_perturb.models.inspection import read_configuration
 from hf_perturb.models.loading import has_no_weights, stored_config
 from hf_perturb.models.record import base_location
@@ -66,19 +67,20 @@ def open_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
                 f" {named!r}"
             )
         raise CheckpointError(f"{name!r} has no weights, such as a model.safetensors")
-    tensors, foreign = stored_tensors(location, hub), is_stock(stored)
+    tensors, foreign = stored_tensors(weight_paths(location, hub)), is_stock(stored)
     if foreign:
         tensors = tensors_from_stock(tensors, config)
     origin = "transformers" if foreign else "hf_perturb"
     return Checkpoint(name, origin, config, architecture, tensors, revision=hub.get("revision"))
 
 
-def find(name: str, revision: str | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+def find(name: str, revision: str | None = None, token: str | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
     """Find a folder or a repository, and read its `config.json`.
 
     Args:
         name: a folder, a Hub id, or `demo`.
         revision: of a Hub id.
+        token: of the Hub; `None` for the one that is logged in.
 
     Returns:
         The file's content, and what finds the other files on the Hub: the commit, `{}` for a folder.
@@ -98,7 +100,8 @@ def find(name: str, revision: str | None = None) -> tuple[dict[str, Any], dict[s
     absent = (
         "no config.json in it" if Path(location).is_dir() else "no such file or folder, and not to be had from the Hub"
     )
-    asked = {} if revision is None or Path(location).is_dir() else {"revision": revision}
+    given = {"revision": revision, "token": token}
+    asked = {} if Path(location).is_dir() else {key: value for key, value in given.items() if value is not None}
     try:
         stored, commit = stored_config(location, asked)
     except CheckpointError:

@@ -132,6 +132,8 @@ def published_card(entry: Entry) -> str:
     for row in rows_of(family):
         if named := sum(map(row.names, shapes)):
             other = "the same" if row.published == "same" else row.action("reinit", "published")
+            for head in (head for head, source in tied(config).items() if row.names(source)):
+                other = f"as `{head}`, which is the same tensor"
             actions = {"reinit": row.action("reinit"), "resample": row.action("resample"), "published": other}
             rows.append({"tensors": says.code(row.pattern), "named": named, **actions})
     origin = says.origin_of(entry.config(published_as=entry.name), None)

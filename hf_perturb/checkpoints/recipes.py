@@ -11,7 +11,7 @@ from hf_perturb.checkpoints.bases import find, open_base, read_config
 from hf_perturb.checkpoints.checkpoint import Checkpoint
 from hf_perturb.errors import CheckpointError, DigestError, PerturbationError, StackedPerturbationError
 from hf_perturb.models.loading import has_no_weights
-from hf_perturb.models.recipes import MOVED, other_weights
+from hf_perturb.models.recipes import MOVED, other_weights, refuse_author_s_disk
 from hf_perturb.models.record import parse_perturbation
 from hf_perturb.perturbation import Perturbation
 
@@ -31,12 +31,14 @@ class Recipe:
         record: what is done, to which base.
         torch_version: of the torch that drew its weights.
         config: its configuration.
+        revision: the commit on the Hub that it came from.
     """
 
     name: str
     record: Perturbation
     torch_version: str | None
     config: Any
+    revision: str | None = None
 
     @property
     def base(self) -> str:
@@ -52,6 +54,7 @@ class Recipe:
             CheckpointError: naming both, if it is missing or is no base.
         """
         revision = self.record.base.revision if self.record.base is not None else None
+        refuse_author_s_disk(self.name, self.record)
         try:
             return open_base(self.base, revision)
         except (OSError, StackedPerturbationError) as error:
@@ -70,23 +73,25 @@ class Recipe:
             raise DigestError(other_weights(self.name, self.record, self.torch_version, made.digest, found))
 
 
-def open_recipe(name: str) -> Recipe:
+def open_recipe(name: str, revision: str | None = None) -> Recipe:
     """Find a recipe.
 
     Args:
         name: its folder or Hub id.
+        revision: of a Hub id.
 
     Raises:
         CheckpointError: if there is nothing.
         PerturbationError: if it has weights, so that something must be asked for.
     """
-    stored, hub = find(name)
+    stored, hub = find(name, revision)
     record = parse_perturbation(stored.get("perturbation"))
     if record is None or not has_no_weights(name, hub):
         raise PerturbationError(
             f"perturbation: got none for {name!r}, which is no recipe; say --method reinit or resample"
         )
-    return Recipe(name, record, stored.get("torch_version"), read_config(name, stored)[0])
+    config, _ = read_config(name, stored)
+    return Recipe(name, record, stored.get("torch_version"), config, hub.get("revision"))
 
 
 def other_sizes(config: Any, base: Any) -> list[str]:

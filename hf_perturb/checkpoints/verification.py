@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from hf_perturb.checkpoints.bases import find, open_base, open_checkpoint, read_config
 from hf_perturb.checkpoints.blueprint import Blueprint, make_blueprint, sources_of
@@ -20,6 +18,9 @@ from hf_perturb.checkpoints.recipes import Recipe, open_recipe, other_sizes
 from hf_perturb.checkpoints.sources import Sources
 from hf_perturb.checkpoints.stream import Nowhere, Target, stream, total_bytes
 from hf_perturb.errors import CheckpointError
+from hf_perturb.models.fetching import cached
+from hf_perturb.models.files import weight_paths
+from hf_perturb.models.inspection import other_records
 from hf_perturb.models.layouts import listed
 from hf_perturb.models.loading import has_no_weights
 from hf_perturb.models.record import base_location
@@ -64,6 +65,7 @@ def verify_variant(
     path: str | Path,
     base: str | Path | None = None,
     *,
+    revision: str | None = None,
     jobs: int | None = None,
     progress: Progress | None = None,
 ) -> Verification:
@@ -75,6 +77,7 @@ def verify_variant(
     Args:
         path: a variant, a recipe, or a base with a digest: a folder or a Hub id.
         base: what the variant was made from.
+        revision: of a Hub id.
         jobs: tensors at a time; `None` for one a processor.
         progress: called with the bytes that are done and those in all.
 
@@ -82,13 +85,18 @@ def verify_variant(
         CheckpointError: if something cannot be read, or if there is nothing to compare with: no digest and no base.
     """
     path, work = str(path), _Work(jobs, progress)
-    if (recipe := _recipe(path)) is not None:
+    if (recipe := _recipe(path, revision)) is not None:
         opened = recipe.open_base() if base is None else open_base(str(base))
         found = _rebuild(path, recipe.record, opened, None, work)
         return replace(
-            found, problems=(*found.problems, *other_sizes(recipe.config, opened.config), *_beside(path, recipe.config))
+            found,
+            problems=(
+                *found.problems,
+                *other_sizes(recipe.config, opened.config),
+                *_beside(path, recipe.revision, recipe.config),
+            ),
         )
-    checkpoint = open_checkpoint(path).check()
+    checkpoint = open_checkpoint(path, revision).check()
     record = checkpoint.config.perturbation
     if base is None:
         recorded = checkpoint.config.digest if record is None else record.digest
@@ -122,15 +130,15 @@ class _Work:
         stream(sources, targets, jobs=self.jobs, on_bytes=counter(total_bytes(sources, targets), self.progress))
 
 
-def _recipe(path: str) -> Recipe | None:
+def _recipe(path: str, revision: str | None) -> Recipe | None:
     """Return the recipe at a place, `None` for anything with weights."""
     if Path(base_location(path)).is_file():
         raise CheckpointError(f"{path}: a file records no digest; allowed: the folder of a variant, or its Hub id")
-    stored, hub = find(path)
+    stored, hub = find(path, revision)
     config, _ = read_config(path, stored)
     if config.perturbation is None or not has_no_weights(base_location(path), hub):
         return None
-    return open_recipe(path)
+    return open_recipe(path, revision)
 
 
 def _rebuild(path: str, record: Perturbation, base: Checkpoint, stored: Stored | None, work: _Work) -> Verification:
@@ -173,31 +181,22 @@ def _refuse_another_network(
 def _stated(checkpoint: Checkpoint) -> list[str]:
     """Compare what the configuration says of the weights, and what is beside them."""
     kinds = {tensor.dtype for name, tensor in checkpoint.tensors.items() if not name.endswith("rot_emb.inv_freq")}
-    problems = _beside(checkpoint.what, checkpoint.config)
+    problems = _beside(checkpoint.what, checkpoint.revision, checkpoint.config)
     # a file of several types has none that could be stated
     if len(kinds) == 1 and checkpoint.config.dtype not in (None, *kinds):
         problems.append(f"config.json: dtype is {checkpoint.config.dtype}, the weights are {kinds.pop()}")
     return problems
 
 
-def _beside(path: str, config: Any) -> list[str]:
+def _beside(path: str, revision: str | None, config: Any) -> list[str]:
     """Compare what is beside the weights: the code that is named, the record in the files' headers, the alphabet."""
     problems = []
-    folder = Path(base_location(path))
+    location, hub = base_location(path), {} if revision is None else {"revision": revision}
     if (named := getattr(config, "auto_map", None)) not in (None, auto_map(config.model_type)):
         problems.append(f"config.json: auto_map names other code than this package's: {named}")
-    record = config.perturbation
-    # a file that Transformers saved says nothing of its record
-    right = [{"format": "pt"}]
-    if record is not None:
-        right.append({"format": "pt", "perturbation": json.dumps(record.to_dict())})
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, "pt") as opened:
-            said = opened.metadata()
-        if said is not None and said not in right:
-            ours = None if record is None else json.dumps(record.to_dict())
-            problems.append(f"{file.name} says of itself {said.get('perturbation', said)}, config.json {ours}")
-    vocabulary = folder / "tokenizer.json"
-    if vocabulary.exists() and not same_alphabet(vocabulary, config):
+    if not has_no_weights(location, hub):
+        problems += other_records(config, weight_paths(location, hub))
+    vocabulary = cached(location, "tokenizer.json", hub)
+    if vocabulary is not None and not same_alphabet(Path(vocabulary), config):
         problems.append("tokenizer.json: not the alphabet of this network, whose tokens are part of it")
     return problems

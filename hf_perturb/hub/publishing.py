@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,8 +11,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub import HfApi, constants, get_token
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 
 from hf_perturb.checkpoints.bases import find, read_config
 from hf_perturb.checkpoints.exports import export_checkpoint
@@ -20,10 +19,10 @@ from hf_perturb.errors import CheckpointError, HubError
 from hf_perturb.hub.code import travelling_code
 from hf_perturb.hub.fitness import refuse_unfit
 from hf_perturb.hub.formats import FORMATS, OURS
-from hf_perturb.hub.refusals import explained
-from hf_perturb.hub.remote import MAIN, Change, Remote, changes, look, recorded_there
+from hf_perturb.hub.guarding import Asked, refuse_hidden_base, refuse_names, refuse_remote, title_of
+from hf_perturb.hub.remote import MAIN, Change, changes
 from hf_perturb.hub.sending import Sending
-from hf_perturb.hub.staging import is_weights, stage
+from hf_perturb.hub.staging import stage
 from hf_perturb.models.record import base_location
 from hf_perturb.models.stock_esm import is_stock
 
@@ -101,79 +100,54 @@ def push_variant(
         CheckpointError: if the folder is not fit to be published: not as recorded, incomplete, not numbers, no card.
         HubError: if the Hub refuses, or cannot be reached; the message says how things are and what to do.
     """
-    _refuse_names(repo_id, revision, format)
-    api = HfApi(token=token or get_token(), library_name="hf_perturb")
-    if not api.token and not dry_run:
-        raise HubError(f"{repo_id}: to push needs a token of the Hub: log in with `hf auth login`, or set HF_TOKEN")
-    source = Path(base_location(str(path)))
-    if not source.is_dir():
-        raise CheckpointError(f"{path}: no such folder; allowed: the folder of a variant, a recipe or a base")
-    with _in_format(source, format) as folder:
+    if format not in FORMATS:
+        raise CheckpointError(f"format: got {format!r}; allowed: {', '.join(FORMATS)}")
+    refuse_names(repo_id, revision, tag)
+    token = _token(repo_id, token, dry_run)
+    api = HfApi(token=token, library_name="hf_perturb")
+    with _in_format(_folder(path), format) as folder:
         stored, _ = find(str(folder))
         config, _ = read_config(str(folder), stored)
         staged = stage(folder, repo_id, {} if is_stock(stored) else travelling_code(config.model_type))
-        refuse_unfit(source, staged, progress)
-        job = Sending(api, repo_id, revision, staged)
-        with explained(f"{repo_id}: to look at it", "nothing was sent: run the same command again"):
-            remote = look(api, repo_id, revision)
-            _refuse_remote(job, remote, stored, private, tag, force)
-        planned = tuple(changes(staged.files, remote))
+        if format == OURS:  # what was written anew was read for it, and looked at
+            refuse_unfit(folder, staged, stored, token, progress)
+            staged.refuse_changed()
+        job, asked = Sending(api, repo_id, revision, staged, private), Asked(stored, tag, force)
+        remote = job.look()
+        refuse_remote(job, remote, asked)
+        refuse_hidden_base(job, remote, stored)
+        planned = tuple(changes(staged, remote))
         if not dry_run:
-            remote = job.publish(remote, private, f"hf_perturb: {title_of(stored)}")
+            if not remote.exists:
+                job.make()
+                remote = job.look()
+                refuse_remote(job, remote, asked)
+            remote = job.publish(remote, f"hf_perturb: {title_of(stored)}")
             job.name(remote, tag)
-            collection = job.collect(collection, private)
+            collection = job.collect(collection, remote.private)
     url = f"{constants.ENDPOINT}/{repo_id}"
     return Push(repo_id, url, revision, remote.head, planned, staged.left_out, tag, collection, dry_run)
 
 
-def title_of(stored: Mapping[str, Any]) -> str:
-    """Return what a commit says of a model: its record and digest, from its `config.json`."""
-    record = stored.get("perturbation")
-    if not isinstance(record, dict):
-        return f"{stored.get('model_type')}, as a base, {stored.get('digest') or 'without a digest'}"
-    return f"{stored.get('model_type')}, {record.get('method')}, seed {record.get('seed', 42)}, {record.get('digest')}"
-
-
-def _refuse_names(repo_id: str, branch: str, form: str) -> None:
-    if form not in FORMATS:
-        raise CheckpointError(f"format: got {form!r}; allowed: {', '.join(FORMATS)}")
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise HubError(f"repo_id: got {repo_id!r}; allowed: NAMESPACE/NAME ({error})") from error
-    if repo_id.count("/") != 1:
-        raise HubError(f"repo_id: got {repo_id!r}; allowed: NAMESPACE/NAME, such as my-lab/esm1b-reinit-seed42")
-    if constants.REGEX_COMMIT_OID.fullmatch(branch) or not branch:
-        raise HubError(f"revision: got {branch!r}; allowed: a branch; a commit cannot be pushed to")
-
-
-def _refuse_remote(
-    job: Sending, remote: Remote, stored: Mapping[str, Any], private: bool, tag: str | None, force: bool
-) -> None:
-    """Refuse what would expose, hide, rename or replace what is there.
-
-    Raises:
-        HubError: with the remedy.
-    """
-    repo_id = job.repo_id
-    if remote.exists and private and not remote.private:
-        raise HubError(f"{repo_id} is public already; make it private in its settings, or leave --private out")
-    left = job.left(remote)
-    if tag in remote.tags and (left or not remote.has_branch or remote.tags[str(tag)] != remote.head):
-        raise HubError(f"{repo_id}: the tag {tag} names another commit, {remote.tags[str(tag)]}; choose another name")
-    there = recorded_there(job.api, repo_id, remote) if left else {}
-    if there and not force and _identity(there, remote.sums) != _identity(stored, job.staged.files):
-        raise HubError(
-            f"{repo_id} has another model on {job.branch}, {title_of(there)}; choose another name or --revision, or"
-            " replace it with --force (force=True): it stays in the history"
+def _folder(path: str | Path) -> Path:
+    folder = Path(base_location(str(path)))
+    if not folder.is_dir():
+        raise CheckpointError(f"{path}: no such folder; allowed: that of a variant, a recipe or a base, or 'demo'")
+    if not (folder / "config.json").exists():
+        raise CheckpointError(
+            f"{path} has no config.json, so it is no variant, recipe or base; a folder of many is for"
+            " scripts/push_variants.py"
         )
+    return folder
 
 
-def _identity(stored: Mapping[str, Any], files: Iterable[str]) -> Any:
-    """Return what tells one published model from another: its network, its weights, and whether they are there."""
-    record = stored.get("perturbation")
-    digest = record.get("digest") if isinstance(record, dict) else stored.get("digest")
-    return stored.get("model_type"), stored.get("architectures"), digest, any(map(is_weights, files))
+def _token(repo_id: str, given: str | None, dry_run: bool) -> str | None:
+    token = given or get_token()
+    if not token and not dry_run:
+        raise HubError(f"{repo_id}: to push needs a token of the Hub: log in with `hf auth login`, or set HF_TOKEN")
+    if token and not re.fullmatch(r"[\x21-\x7e]+", token):
+        raise HubError("token: it holds blanks, line ends or letters that none has; was it read from a file?")
+    return token
 
 
 @contextmanager
@@ -184,5 +158,11 @@ def _in_format(folder: Path, form: str) -> Iterator[Path]:
         return
     with TemporaryDirectory(prefix="hf_perturb-") as scratch:
         out = Path(scratch) / folder.resolve().name
-        export_checkpoint(folder, out, form)
+        try:
+            export_checkpoint(folder, out, form)
+        except OSError as error:
+            if error.__cause__ is None:
+                raise
+            # a full disk, most likely, and in a place that nobody asked for
+            raise CheckpointError(f"{error} (it is written anew there first; TMPDIR names another place)") from error
         yield out

@@ -12,21 +12,25 @@ from hf_perturb.errors import HfPerturbError, HubError
 from hf_perturb.models.fetching import answer_behind, asked_wait, is_broken_connection
 
 _SAID = {
-    401: "the Hub does not know the token (expired, revoked or mistyped): log in with `hf auth login`, or set HF_TOKEN",
+    400: "the Hub takes it for wrong",
+    401: "the Hub does not know the token (expired, revoked or mistyped): log in with `hf auth login`, or set HF_TOKEN,"
+    " and run the same command again",
     403: "the token may not do that: it needs the role 'write', and its user a place in that namespace",
-    404: "there is no such repository or revision, or the token may not see it",
+    404: "it is not there, or the token may not see it",
     409: "it is there already",
     412: "somebody else changed the branch in between",
 }
+_LASTING = (400, 401, 403, 404)
 
 
 @contextmanager
-def explained(doing: str, state: str) -> Iterator[None]:
+def explained(doing: str, state: str, token: str = "") -> Iterator[None]:
     """Turn what the client raises into an error that says what happened, how things are now, and what to do.
 
     Args:
         doing: what was tried, such as `lab/x: the commit`.
-        state: how things are now, and the remedy.
+        state: how things are now.
+        token: what must not be said.
 
     Raises:
         HubError: in place of the client's own errors.
@@ -35,18 +39,19 @@ def explained(doing: str, state: str) -> Iterator[None]:
         yield
     except HfPerturbError:
         raise
-    except Exception as error:  # the client's errors are those of its HTTP library, and plain ones on top
-        if answer_behind(error) is None and not is_broken_connection(error):
-            raise
-        raise HubError(f"{doing} failed: {reason(error)}; {state}") from None
+    except Exception as error:  # the client's errors are those of its HTTP library, of its helpers, and plain ones
+        answer = answer_behind(error)
+        remedy = "" if answer is not None and answer.status_code in _LASTING else ": run the same command again"
+        raise HubError(f"{doing} failed: {redacted(reason(error), token)}; {state}{remedy}") from None
 
 
 def reason(error: BaseException) -> str:
     """Say why the Hub did not do what it was asked."""
     answer = answer_behind(error)
     if answer is None:
-        return f"the connection broke ({redacted(str(error).strip().partition(chr(10))[0] or type(error).__name__)})"
-    status, said = answer.status_code, redacted(_message(error))
+        said = str(error).strip().partition("\n")[0] or type(error).__name__
+        return f"the connection broke ({said})" if is_broken_connection(error) else said
+    status, said = answer.status_code, _message(error)
     if status == 429:
         seconds = asked_wait(answer.headers)
         return "too many requests" + (f"; the Hub asks to wait {seconds:.0f} s" if seconds is not None else "")
@@ -55,8 +60,10 @@ def reason(error: BaseException) -> str:
     return _SAID.get(status, f"status {status}") + (f" (it says: {said})" if said else "")
 
 
-def redacted(text: str) -> str:
+def redacted(text: str, token: str = "") -> str:
     """Return a text without tokens, and without the signatures of addresses."""
+    if token:
+        text = text.replace(token, "***")
     text = re.sub(r"\bhf_\w{8,}", "hf_***", text)
     return re.sub(r"(https?://[^\s?]+)\?\S+", r"\1?***", text)
 

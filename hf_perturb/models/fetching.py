@@ -24,7 +24,7 @@ ATTEMPTS = 5
 LONGEST_WAIT = 60.0  # seconds; whoever is told to wait for longer is told so
 _BUSY = (408, 429, 500, 502, 503, 504)
 # of the HTTP library that the client is built on, which differs between its releases
-_TRANSPORT_ERROR = HfHubHTTPError.__bases__[0]
+_TRANSPORT_ERROR: Any = HfHubHTTPError.__bases__[0]
 
 Result = TypeVar("Result")
 
@@ -44,9 +44,7 @@ def cached(name: Any, file: str, hub: Mapping[str, Any]) -> str | None:
         OSError: if the repository is not there, or cannot be asked.
     """
     if not re.fullmatch(r"[\x21-\x7e]*", str(hub.get("token") or "")):
-        raise ModelInputError(
-            "token: it holds blanks, line ends or letters that no token has; was it read from a file?"
-        )
+        raise ModelInputError("token: it holds blanks, line ends or letters that none has; was it read from a file?")
     try:
         path: str | None = retried(lambda: cached_file(name, file, **hub), connections=True)
     except (OSError, _TRANSPORT_ERROR) as error:

@@ -3,12 +3,15 @@
 # Licensed under the MIT License: see the LICENSE file at the root of the repository.
 """What a checkpoint holds, compared with what its configuration says, before a network is built."""
 
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import safe_open
 
 from .layouts import differences, is_parameter, layout, tied
 from .record import CheckpointError, DigestError, digest_in, require_rules
@@ -70,8 +73,7 @@ def refuse_other_tensors(what: Any, config: Any, tensors: Mapping[str, torch.Ten
 
 
 def refuse_too_large(what: Any, config: Any, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Refuse quantised weights, whose names and shapes are their package's own, of which a network would be made that
-    has more weights than they have bits.
+    """Refuse quantised weights that have fewer bits than the network has weights; their names are their package's own.
 
     Raises:
         OSError: with both numbers.
@@ -80,26 +82,66 @@ def refuse_too_large(what: Any, config: Any, tensors: Mapping[str, torch.Tensor]
     bits = 8 * sum(tensor.nbytes for tensor in tensors.values())
     if elements > bits:
         raise CheckpointError(
-            f"{str(what)!r} is not what its config.json says: a network of {elements:,} weights, in files of {bits:,} bits"
+            f"{str(what)!r} is not what its config.json says: a network of {elements:,} weights, in {bits:,} bits"
         )
 
 
-def refuse_other_digest(what: Any, config: Any, tensors: Mapping[str, torch.Tensor]) -> None:
+def refuse_other_digest(what: Any, config: Any, tensors: Mapping[str, torch.Tensor], files: Iterable[Path]) -> None:
     """Refuse weights that are not the ones that a checkpoint records: `from_pretrained(verify=True)`.
 
+    Args:
+        what: folder or Hub id, for messages.
+        config: its own configuration.
+        tensors: by document name.
+        files: where they are stored.
+
     Raises:
-        OSError: naming both digests, or if none is recorded.
+        OSError: naming both digests, or if none is recorded, or if a file has another record.
         ImportError: if `hf_perturb`, which defines the digest, is not installed.
     """
     recorded = config.digest if config.perturbation is None else digest_in(config.perturbation)
     if recorded is None:
         raise no_digest(what)
+    digest_of = require_rules("verify=True").digest_of
     own = {name: tensor for name, tensor in tensors.items() if name not in tied(config)}
-    if (found := require_rules().digest_of(own)) != recorded:
+    if problems := other_records(config, files):
+        raise DigestError(f"{str(what)!r}: {'; '.join(problems)}: its record was changed")
+    if (found := digest_of(own)) != recorded:
         raise DigestError(
             f"{str(what)!r} has weights with digest {found}, its config.json says {recorded}: they were damaged on the"
             " way, or changed since; fetch it again (force_download=True), or ask who gave it to you"
         )
+
+
+def other_records(config: Any, files: Iterable[Path]) -> list[str]:
+    """Say where the record in the header of a file of weights differs from that of the configuration.
+
+    Args:
+        config: of the checkpoint.
+        files: with its weights; one that Transformers saved says nothing of its record.
+    """
+    ours = config.to_dict().get("perturbation")
+    right = [None, {"format": "pt"}, {"format": "pt", "perturbation": json.dumps(ours)}]
+    problems = []
+    for file in (file for file in files if file.suffix == ".safetensors"):
+        with safe_open(file, "pt") as opened:
+            said = opened.metadata()
+        if said not in right:
+            theirs, here = _where_they_differ(said.get("perturbation", str(said)), ours)
+            problems.append(f"{file.name} says of itself {theirs}, config.json {here}")
+    return problems
+
+
+def _where_they_differ(said: str, ours: Any) -> tuple[Any, Any]:
+    """Return what differs in two records, all of both where one of them is none."""
+    try:
+        theirs = json.loads(said)
+    except (ValueError, RecursionError):
+        return said, ours
+    if not isinstance(theirs, dict) or not isinstance(ours, dict):
+        return said, ours
+    differs = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
+    return {key: theirs.get(key) for key in differs}, {key: ours.get(key) for key in differs}
 
 
 def no_digest(what: Any) -> CheckpointError:

@@ -11,9 +11,9 @@ from typing import Any
 from transformers.utils.hub import extract_commit_hash
 
 from .fetching import cached
+from .files import weight_files
 from .layouts import listed
 from .record import CheckpointError, PerturbationError, StackedPerturbationError, rules, same_perturbation
-from .weights import weight_files
 
 
 def has_no_weights(

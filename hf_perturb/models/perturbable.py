@@ -22,6 +22,7 @@ from .record import (
     parse_perturbation,
     require_rules,
     without_digest,
+    without_place,
 )
 from .request import read_request
 
@@ -144,7 +145,8 @@ class PerturbablePreTrainedModel(PreTrainedModel):
             ValueError: if a perturbation was cut short, so that nothing describes the weights.
         """
         self._refuse_torn()
-        record = self.config.perturbation
+        # whose disk the base is on is nobody's business
+        record = self.config.perturbation = without_place(self.config.perturbation)
         claimed = {self.config.digest, digest_in(record)} - {None}
         # the weights may have been cast, trained or cut to another head since they were loaded
         if claimed and digest_now(kwargs.get("state_dict") or self.state_dict()) not in claimed:

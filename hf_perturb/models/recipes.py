@@ -4,6 +4,7 @@
 """Recipes: checkpoints without weights, which are rebuilt from the base that their record names."""
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,6 +45,7 @@ def _rebuild(cls: Any, name: Any, record: Any, own: Any, hub: dict[str, Any]) ->
     rules, torch_version = require_rules(), getattr(own, "torch_version", None)
     if record.base is None or record.base.name is None:
         raise CheckpointError(f"{str(name)!r} has no weights, and its record names no base to rebuild them from")
+    refuse_author_s_disk(name, record)
     base = base_location(record.base.name)
     source = {key: value for key, value in hub.items() if key not in ("revision", "subfolder")}
     if record.base.revision is not None:
@@ -64,6 +66,20 @@ def _rebuild(cls: Any, name: Any, record: Any, own: Any, hub: dict[str, Any]) ->
     if record.digest is not None or found != record.base.digest:
         raise DigestError(other_weights(name, record, torch_version, digest, found))
     return whole
+
+
+def refuse_author_s_disk(name: Any, record: Any) -> None:
+    """Refuse a recipe from elsewhere whose base is a folder: that is the author's, and what is there here is not.
+
+    Raises:
+        OSError: naming both.
+    """
+    base = record.base.name
+    if record.base.revision is None and base_location(base) == base and not Path(name).is_dir():
+        raise CheckpointError(
+            f"the recipe {str(name)!r} names its base {base!r} without a commit, as a folder of its author's; ask the"
+            " author to publish the base, and a recipe of that"
+        )
 
 
 def _class_named(cls: Any, architecture: Any, name: Any) -> Any:

@@ -4,6 +4,7 @@
 """The `perturbation` field of a configuration, and the one guarded import of the package that defines the rules."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 from .bounds import refuse_size
@@ -40,6 +41,7 @@ __all__ = [
     "rules",
     "same_perturbation",
     "without_digest",
+    "without_place",
 ]
 
 PROVENANCE = ("base", "digest")
@@ -87,14 +89,17 @@ def _comparable(record: dict[str, Any]) -> dict[str, Any]:
     return {key: sorted(set(map(str, value))) if isinstance(value, list) else value for key, value in keys.items()}
 
 
-def require_rules() -> Any:
+def require_rules(what: str = "applying a perturbation") -> Any:
     """Return the package that defines the rules.
+
+    Args:
+        what: that it is needed for.
 
     Raises:
         ImportError: if only the model files are here, as in a repository loaded with `trust_remote_code`.
     """
     if rules is None:
-        raise ImportError("applying a perturbation needs the package that defines its rules: pip install hf-perturb")
+        raise ImportError(f"{what} needs the package that defines the rules and the digests: pip install hf-perturb")
     return rules
 
 
@@ -110,6 +115,17 @@ def without_digest(record: Any) -> Any:
     if isinstance(record, dict):
         return {key: value for key, value in record.items() if key != "digest"}
     return record.with_record(record.base, None)
+
+
+def without_place(record: Any) -> Any:
+    """Return a record that calls its base by the name of its folder: a recipe needs the place, weights do not."""
+    if record is None:
+        return None
+    whole = record if isinstance(record, dict) else record.to_dict()
+    base = whole.get("base") or {}
+    if not Path(base.get("name") or "").is_absolute():
+        return record
+    return parse_perturbation({**whole, "base": {**base, "name": Path(base["name"]).name}})
 
 
 def digest_now(tensors: Any) -> Any:

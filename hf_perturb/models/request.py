@@ -11,6 +11,7 @@ from typing import Any
 from transformers.configuration_utils import PreTrainedConfig
 
 from .fetching import HUB_ARGUMENTS
+from .files import weight_paths
 from .inspection import (
     no_digest,
     read_configuration,
@@ -118,21 +119,22 @@ def _find_weights(cls: Any, request: LoadRequest, own: Any, hub: dict[str, Any],
     if hub.pop("force_download", False):
         kwargs.pop("force_download")
         with suppress(CheckpointError):  # a recipe's; the rest is refused below
-            stored_tensors(name, {**hub, "force_download": True}, **which)
+            weight_paths(name, {**hub, "force_download": True}, **which)
     if request.record is not None and has_no_weights(name, hub, **which):
         if verify and digest_in(request.record) is None:
             raise no_digest(name)
         request.config, request.kwargs = recipe_arguments(cls, name, request.record, request.config, hub, kwargs)
         request.name = None
         return
-    found = stored_tensors(name, hub, **which)
+    files = weight_paths(name, hub, **which)
+    found = stored_tensors(files)
     tensors = cls.foreign_tensors(found, own) if foreign else found
     if getattr(own, "quantization_config", None) is None:
         refuse_other_tensors(name, own, tensors, strict=not foreign)
     else:
         refuse_too_large(name, own, tensors)
     if verify:
-        refuse_other_digest(name, own, tensors)
+        refuse_other_digest(name, own, tensors, files)
     if foreign or verify:
         # what was looked at is what is loaded, and nothing that lies beside it
         kept = {key: value for key, value in kwargs.items() if key not in which}

@@ -7,9 +7,9 @@ import json
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,11 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from .fetching import cached
 from .record import CheckpointError
-
-# in the order that Transformers looks for them
-_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 @dataclass(frozen=True)
@@ -43,65 +39,19 @@ class Region:
 _STORED = WeakTensorKeyDictionary()
 
 
-def weight_files(variant: str | None = None, use_safetensors: bool | None = None) -> list[str]:
-    """Return the names that weights may go by; an index names its shards.
-
-    Args:
-        variant: Transformers' `variant=`, a part of the name.
-        use_safetensors: Transformers' `use_safetensors=`; false for pickles alone.
-    """
-    files = [file for file in _FILES if use_safetensors is None or use_safetensors == ("safetensors" in file)]
-    if variant is None:
-        return files
-    return [f"{stem}.{variant}.{rest}" for stem, _, rest in (file.rpartition(".") for file in files)]
-
-
-def stored_tensors(
-    name: Any, hub: Mapping[str, Any], variant: str | None = None, use_safetensors: bool | None = None
-) -> dict[str, torch.Tensor]:
+def stored_tensors(files: Iterable[Path]) -> dict[str, torch.Tensor]:
     """Map the tensors of a Transformers checkpoint into memory, under the names that they are stored by.
 
     Args:
-        name: a folder or a Hub id.
-        hub: what `from_pretrained` takes to find a file on the Hub.
-        variant: Transformers' `variant=`.
-        use_safetensors: Transformers' `use_safetensors=`.
+        files: as `weight_paths` finds them.
 
     Raises:
-        OSError: if there are no weights, or a file is damaged, or an index names one that is not beside it.
+        OSError: if one is damaged.
     """
-    for file in weight_files(variant, use_safetensors):
-        path = cached(name, file, hub)
-        if path is None:
-            continue
-        if ".index." not in file:
-            return read_tensors(Path(path))
-        tensors: dict[str, torch.Tensor] = {}
-        for shard in shards_of(Path(path)):
-            part = cached(name, shard, hub)
-            if part is None:
-                raise CheckpointError(f"{path} names {shard!r}, which is not beside it")
-            tensors.update(read_tensors(Path(part)))
-        return tensors
-    raise CheckpointError(
-        f"{str(name)!r} has no weights; looked for {', '.join(weight_files(variant, use_safetensors))}"
-    )
-
-
-def shards_of(index: Path) -> list[str]:
-    """Return the files that an index names.
-
-    Raises:
-        OSError: if it is no index, or names what is not beside it.
-    """
-    try:
-        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{index} is no index of shards: {error}") from error
-    for shard in shards:
-        if not isinstance(shard, str) or PurePosixPath(shard).name != shard or shard == "..":
-            raise CheckpointError(f"{index}: names {shard!r}; allowed: a file beside it")
-    return shards
+    tensors: dict[str, torch.Tensor] = {}
+    for file in files:
+        tensors.update(read_tensors(file))
+    return tensors
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
