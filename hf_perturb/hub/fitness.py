@@ -46,11 +46,6 @@ def refuse_unfit(
     if not is_stock(stored):
         _refuse_configuration(folder, config, stored)
     _refuse_card(folder, staged)
-    if (config.digest if record is None else record.digest) is None:
-        raise CheckpointError(
-            f"{folder} records no digest (trained, or saved by something else?): hf-perturb convert {folder} OUT writes"
-            " a folder that does"
-        )
     if not any(map(is_weights, staged.files)):
         _refuse_recipe(str(folder), token)
         return
@@ -66,6 +61,22 @@ def refuse_unfit(
         raise CheckpointError(
             f"{folder} has NaN or infinite weights in {listed(found.nonfinite)}, so nothing was sent: what such a"
             " network computes is no number either"
+        )
+
+
+def refuse_unrecorded(folder: Path) -> None:
+    """Refuse weights of which nobody could say later whether they are still the ones that were published.
+
+    Raises:
+        CheckpointError: with the remedy.
+    """
+    stored, _ = find(str(folder))
+    config, _ = read_config(str(folder), stored)
+    record = config.perturbation
+    if (config.digest if record is None else record.digest) is None:
+        raise CheckpointError(
+            f"{folder} records no digest (trained, or saved by something else?): hf-perturb convert {folder} OUT writes"
+            " a folder that does"
         )
 
 

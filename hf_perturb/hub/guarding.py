@@ -15,6 +15,7 @@ from hf_perturb.errors import HubError
 from hf_perturb.hub.remote import Remote, recorded_there
 from hf_perturb.hub.sending import Sending
 from hf_perturb.hub.staging import is_weights
+from hf_perturb.models.fetching import retried
 
 # what git takes for a name, but for a few that nobody misses
 _REF = re.compile(r"(?!.*(\.\.|//|/\.|\.lock(/|$)))[A-Za-z0-9][\w./-]*(?<![./])", re.ASCII)
@@ -90,7 +91,7 @@ def refuse_hidden_base(job: Sending, remote: Remote, stored: Mapping[str, Any]) 
     if any(map(is_weights, job.staged.files)) or not base.get("revision"):
         return
     with job.trying(f"to look at the base {base['name']}", "nothing was sent"):
-        hidden = job.api.model_info(base["name"]).private
+        hidden = retried(lambda: job.api.model_info(base["name"]), connections=True).private
     if hidden and not (remote.private if remote.exists else job.private):
         raise HubError(
             f"{job.repo_id} would be a public recipe of the private {base['name']}, which nobody else can load; push it"

@@ -17,7 +17,7 @@ from hf_perturb.checkpoints.exports import export_checkpoint
 from hf_perturb.checkpoints.progress import Progress
 from hf_perturb.errors import CheckpointError, HubError
 from hf_perturb.hub.code import travelling_code
-from hf_perturb.hub.fitness import refuse_unfit
+from hf_perturb.hub.fitness import refuse_unfit, refuse_unrecorded
 from hf_perturb.hub.formats import FORMATS, OURS
 from hf_perturb.hub.guarding import Asked, refuse_hidden_base, refuse_names, refuse_remote, title_of
 from hf_perturb.hub.remote import MAIN, Change, changes
@@ -105,7 +105,8 @@ def push_variant(
     refuse_names(repo_id, revision, tag)
     token = _token(repo_id, token, dry_run)
     api = HfApi(token=token, library_name="hf_perturb")
-    with _in_format(_folder(path), format) as folder:
+    refuse_unrecorded(source := _folder(path))
+    with _in_format(source, format) as folder:
         stored, _ = find(str(folder))
         config, _ = read_config(str(folder), stored)
         staged = stage(folder, repo_id, {} if is_stock(stored) else travelling_code(config.model_type))
@@ -119,8 +120,7 @@ def push_variant(
         planned = tuple(changes(staged, remote))
         if not dry_run:
             if not remote.exists:
-                job.make()
-                remote = job.look()
+                remote = job.make()
                 refuse_remote(job, remote, asked)
             remote = job.publish(remote, f"hf_perturb: {title_of(stored)}")
             job.name(remote, tag)

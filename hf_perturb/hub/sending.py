@@ -56,11 +56,14 @@ class Sending:
         """Explain what goes wrong; see `explained`."""
         return explained(f"{self.repo_id}: {what}", state, str(self.api.token or ""))
 
-    def make(self) -> None:
-        """Make the repository."""
+    def make(self) -> Remote:
+        """Make the repository; return its state."""
         options: dict[str, Any] = {"private": self.private, "exist_ok": True}
         with self.trying("to make the repository", "nothing was sent"):
             retried(lambda: self.api.create_repo(self.repo_id, **options), connections=True)
+        if not (made := self.look()).exists:
+            raise HubError(f"{self.repo_id} is there, but the token may not see it: it is somebody else's")
+        return made
 
     def publish(self, remote: Remote, title: str) -> Remote:
         """Make the branch hold what is staged; return its state."""
