@@ -389,3 +389,13 @@ def test_stock_weights_may_lack_what_follows_from_the_sizes(tmp_path):
 
     edited_weights(tmp_path / "stock", without_frequencies)
     assert hf_perturb.FairEsmForMaskedLM.from_pretrained(tmp_path / "stock").config.perturbation.seed == 42
+
+
+def test_what_was_verified_stays_what_it_was(copied):
+    path = copied("carp")
+    model = hf_perturb.CarpForMaskedLM.from_pretrained(path, verify=True)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with open(f"{path}/model.safetensors", "r+b") as file:
+        file.seek(-5000, 2)
+        file.write(5000 * b"x")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

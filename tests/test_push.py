@@ -167,6 +167,31 @@ def test_another_package_s_model_is_not_replaced(hub, push, folders):
     assert "pytorch_model.bin" not in hub.files(REPO)
 
 
+def test_somebody_s_alphabet_is_not_put_on_top_of_ours(hub, push, folders):
+    push(folders / "esm2")
+    hub.put(REPO, {"added_tokens.json": b'{"MKT": 33}', "special_tokens_map.json": b'{"mask_token": "A"}'})
+    push(folders / "esm2")
+    assert not {"added_tokens.json", "special_tokens_map.json"} & set(hub.files(REPO))
+
+
+def test_somebody_s_weights_are_not_replaced(hub, push, folders):
+    push(folders / "carp")
+    hub.put(REPO, {"model.safetensors": b"trained"})
+    assert "has other weights on main than its config.json says" in push.refused(folders / "carp")
+    push(folders / "carp", "--force")
+
+
+def test_a_tag_on_the_commit_that_a_branch_starts_from(hub, push, folders):
+    push(folders / "carp", "--tag", "v1")
+    push(folders / "carp", "--tag", "v1", "--revision", "dev")
+    assert hub.head(REPO, "dev") == hub.tags(REPO)["v1"]
+
+
+def test_a_token_in_place_of_a_name_is_not_said(hub, push, folders):
+    for words, repo_id in ((["--tag", hub.WRITE + "!"], REPO), ([], hub.WRITE)):
+        assert hub.WRITE not in push.refused(folders / "carp", *words, repo_id=repo_id)
+
+
 def test_somebody_s_files_without_a_model_are_not_replaced(hub, push, folders):
     hub.put(REPO, {"README.md": b"mine", "inputs.py": b"mine", "pytorch_model.bin": b"weights"})
     before = hub.head(REPO)

@@ -165,6 +165,17 @@ def test_a_second_writer_in_between(hub, push, folders):
     assert hub.asked("put") == 0, "the weights were there already"
 
 
+@pytest.mark.parametrize("endpoint", ["preupload", "commit"])
+def test_a_new_branch_beside_another_model_is_completed(endpoint, hub, push, folders):
+    push(folders / "carp")
+    hub.fail(endpoint, times=99, status=503)
+    push.refused(folders / "other", "--revision", "dev", "--tag", "v1")
+    hub.mend()
+    push(folders / "other", "--revision", "dev", "--tag", "v1")
+    assert hub.files(REPO, "dev")["model.safetensors"] == (folders / "other" / "model.safetensors").read_bytes()
+    assert is_new(hub, folders, "main")
+
+
 @pytest.mark.parametrize("lost", [True, False])
 def test_somebody_edits_the_card_right_after(lost, hub, folders):
     hub.put(REPO, {"notes.txt": b"old"})

@@ -404,3 +404,20 @@ def test_weights_that_a_recipe_gave_do_not_tell_where_the_base_is(tmp_path):
     assert str(tmp_path) not in (tmp_path / "saved" / "config.json").read_text()
     saved = hf_perturb.CarpForMaskedLM.from_pretrained(tmp_path / "saved", verify=True)
     assert saved.config.perturbation.base.name == "base"
+
+
+@pytest.mark.parametrize("options", [{"use_safetensors": True}, {"gguf_file": None}], ids=str)
+def test_keywords_about_weights_mean_nothing_to_a_recipe(options, tmp_path):
+    create_variant("demo", tmp_path / "recipe", "reinit", recipe=True)
+    model = hf_perturb.CarpForMaskedLM.from_pretrained(tmp_path / "recipe", **options)
+    assert model.config.perturbation == Perturbation("reinit")
+
+
+def test_a_recipe_without_a_base_is_told(tmp_path, capsys):
+    create_variant("demo", tmp_path / "recipe", "reinit", recipe=True)
+    path = tmp_path / "recipe" / "config.json"
+    stored = json.loads(path.read_text())
+    del stored["perturbation"]["base"]
+    path.write_text(json.dumps(stored))
+    assert main(["verify", str(tmp_path / "recipe")]) == 1
+    assert "names no base to rebuild them from" in capsys.readouterr().err

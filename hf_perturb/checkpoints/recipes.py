@@ -53,12 +53,12 @@ class Recipe:
         Raises:
             CheckpointError: naming both, if it is missing or is no base.
         """
-        revision = self.record.base.revision if self.record.base is not None else None
+        base, revision = self.base, self.record.base.revision if self.record.base is not None else None
         refuse_author_s_disk(self.name, self.record)
         try:
-            return open_base(self.base, revision)
+            return open_base(base, revision)
         except (OSError, StackedPerturbationError) as error:
-            raise CheckpointError(f"the recipe {self.name!r} needs its base {self.base!r}: {error}{MOVED}") from error
+            raise CheckpointError(f"the recipe {self.name!r} needs its base {base!r}: {error}{MOVED}") from error
 
     def check(self, made: Perturbation) -> None:
         """Compare the record of what was made with the recipe's own.

@@ -12,6 +12,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from hf_perturb.errors import HubError
+from hf_perturb.hub.refusals import redacted
 from hf_perturb.hub.remote import Remote, recorded_there
 from hf_perturb.hub.sending import Sending
 from hf_perturb.hub.staging import is_weights
@@ -45,14 +46,16 @@ def refuse_names(repo_id: str, branch: str, tag: str | None) -> None:
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise HubError(f"repo_id: got {repo_id!r}; allowed: NAMESPACE/NAME ({error})") from error
+        raise HubError(redacted(f"repo_id: got {repo_id!r}; allowed: NAMESPACE/NAME ({error})")) from error
     if repo_id.count("/") != 1:
-        raise HubError(f"repo_id: got {repo_id!r}; allowed: NAMESPACE/NAME, such as my-lab/esm1b-reinit-seed42")
+        allowed = "NAMESPACE/NAME, such as my-lab/esm1b-reinit-seed42"
+        raise HubError(redacted(f"repo_id: got {repo_id!r}; allowed: {allowed}"))
     if constants.REGEX_COMMIT_OID.fullmatch(branch):
         raise HubError(f"revision: got {branch!r}; allowed: a branch; a commit cannot be pushed to")
     for what, name in (("revision", branch), ("tag", tag)):
         if name is not None and not _REF.fullmatch(name):
-            raise HubError(f"{what}: got {name!r}; allowed: letters, digits and . _ - / as git has them in names")
+            allowed = "letters, digits and . _ - / as git has them in names"
+            raise HubError(redacted(f"{what}: got {name!r}; allowed: {allowed}"))
 
 
 def refuse_remote(job: Sending, remote: Remote, asked: Asked) -> None:
@@ -69,15 +72,15 @@ def refuse_remote(job: Sending, remote: Remote, asked: Asked) -> None:
     if branch in remote.tags and not remote.has_branch:
         raise HubError(f"{repo_id}: {branch} is a tag; allowed for --revision: a branch")
     left = job.left(remote)
-    if tag is not None and tag in remote.tags and (left or not remote.has_branch or remote.tags[tag] != remote.head):
+    if tag is not None and tag in remote.tags and (left or remote.tags[tag] != remote.head):
         raise HubError(f"{repo_id}: the tag {tag} names another commit, {remote.tags[tag]}; choose another name")
     if "adapter_config.json" in remote.sums:
         raise HubError(
             f"{repo_id} has an adapter on {branch}, which Transformers would put on top of the weights; choose another"
             " name, or take adapter_config.json away"
         )
-    # a branch that is to be made takes nothing away from the one that it starts from
-    if remote.has_branch and not asked.force and left:
+    # a branch that is new takes nothing away from the one that it starts from
+    if not remote.is_new and not asked.force and left:
         _refuse_to_replace(job, remote, asked.stored)
 
 
@@ -116,8 +119,12 @@ def _refuse_to_replace(job: Sending, remote: Remote, stored: Mapping[str, Any]) 
             raise HubError(f"{job.repo_id} has a {lost[0]} on {job.branch} that is not of such a model; {remedy}")
         return
     # stock Transformers knows no digest, so there only the files themselves tell
-    weights = [change.path for change in job.left(remote) if is_weights(change.path)]
+    left = {change.path: change.action for change in job.left(remote)}
+    weights = [path for path in left if is_weights(path)]
     if _identity(there, remote.sums) == _identity(stored, job.staged.files) and (_digest(stored) or not weights):
+        # under the same configuration the same weights have the same files
+        if "config.json" not in left and "replace" in map(left.get, weights):
+            raise HubError(f"{job.repo_id} has other weights on {job.branch} than its config.json says; {remedy}")
         return
     same = _digest(there) is not None and _digest(there) == _digest(stored)
     what = "the same model in another format or without weights" if same else f"another model on {job.branch}"

@@ -25,6 +25,7 @@ class Remote:
     Args:
         exists: whether there is such a repository, as far as the token can see.
         has_branch: whether it has the branch; else the rest is that of `main`, which the branch will start from.
+        is_new: whether the branch is one that has only just started from `main`, or is to.
         private: whether others cannot see it.
         head: the commit.
         sums: sha256 of large files, git's sha1 of the others, by path.
@@ -33,6 +34,7 @@ class Remote:
 
     exists: bool
     has_branch: bool = False
+    is_new: bool = True
     private: bool = False
     head: str | None = None
     sums: Mapping[str, str] = field(default_factory=dict)
@@ -74,7 +76,8 @@ def look(api: HfApi, repo_id: str, branch: str, commit: str | None = None) -> Re
     files = [entry for entry in entries if isinstance(entry, RepoFile)]
     sums = {file.path: file.lfs.sha256 if file.lfs is not None else file.blob_id for file in files}
     tags = {tag.name: tag.target_commit for tag in refs.tags}
-    return Remote(True, branch in branches, bool(info.private), head, sums, tags)
+    is_new = branch not in branches or (branch != MAIN and branches[branch] == branches.get(MAIN))
+    return Remote(True, branch in branches, is_new, bool(info.private), head, sums, tags)
 
 
 def changes(staged: Stage, remote: Remote) -> list[Change]:

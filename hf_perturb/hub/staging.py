@@ -18,6 +18,8 @@ from hf_perturb.models.files import shards_of, weight_files
 
 HERE = '"this-folder"'  # what cards call the folder or repository that they are in
 _FILES = ("config.json", "README.md", "tokenizer.json", "tokenizer_config.json")
+# what others write beside a tokenizer.json, and tokenizers would put on top of it
+_ALPHABETS = ("special_tokens_map.json", "added_tokens.json", "vocab.txt")
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 # all that Transformers may take for weights or their index, also with `variant=`
@@ -88,7 +90,7 @@ def stage(folder: Path, repo_id: str, code: Mapping[str, Path]) -> Stage:
 
 def is_ours(path: str) -> bool:
     """Whether a file of a repository is one that we may replace or delete: what we write, and weights of any kind."""
-    return is_weights(path) or path in {*_FILES, *code_names()}
+    return is_weights(path) or path in {*_FILES, *_ALPHABETS, *code_names()}
 
 
 def is_weights(path: str) -> bool:

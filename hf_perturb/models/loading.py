@@ -16,18 +16,15 @@ from .layouts import listed
 from .record import CheckpointError, PerturbationError, StackedPerturbationError, rules, same_perturbation
 
 
-def has_no_weights(
-    name: Any, hub: Mapping[str, Any], variant: str | None = None, use_safetensors: bool | None = None
-) -> bool:
+def has_no_weights(name: Any, hub: Mapping[str, Any], variant: str | None = None) -> bool:
     """Whether a checkpoint is a recipe: a configuration without weights.
 
     Args:
         name: a folder, a Hub id, or `None` for no checkpoint, which is no recipe.
         hub: what `from_pretrained` takes to find a file on the Hub.
         variant: Transformers' `variant=`; a checkpoint with weights by another name is no recipe.
-        use_safetensors: Transformers' `use_safetensors=`, likewise.
     """
-    if name is None or variant is not None or use_safetensors is not None:
+    if name is None or variant is not None:
         return False
     return all(cached(name, file, hub) is None for file in weight_files())
 

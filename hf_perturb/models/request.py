@@ -111,7 +111,7 @@ def _find_weights(cls: Any, request: LoadRequest, own: Any, hub: dict[str, Any],
         if foreign or verify:
             raise ModelInputError(f"state_dict: got one beside the checkpoint {str(name)!r}; allowed: one of the two")
         return
-    if other := sorted(kwargs.keys() & _OTHER_FILES):
+    if other := sorted(key for key in _OTHER_FILES if kwargs.get(key) is not None):
         if verify:
             raise ModelInputError(f"verify: got {other[0]} too, whose weights have no digest; allowed: one of the two")
         return
@@ -120,7 +120,7 @@ def _find_weights(cls: Any, request: LoadRequest, own: Any, hub: dict[str, Any],
         kwargs.pop("force_download")
         with suppress(CheckpointError):  # a recipe's; the rest is refused below
             weight_paths(name, {**hub, "force_download": True}, **which)
-    if request.record is not None and has_no_weights(name, hub, **which):
+    if request.record is not None and has_no_weights(name, hub, which["variant"]):
         if verify and digest_in(request.record) is None:
             raise no_digest(name)
         request.config, request.kwargs = recipe_arguments(cls, name, request.record, request.config, hub, kwargs)
@@ -128,6 +128,9 @@ def _find_weights(cls: Any, request: LoadRequest, own: Any, hub: dict[str, Any],
         return
     files = weight_paths(name, hub, **which)
     found = stored_tensors(files)
+    if verify:
+        # mapped tensors would follow what becomes of the file
+        found = {key: tensor.clone() for key, tensor in found.items()}
     tensors = cls.foreign_tensors(found, own) if foreign else found
     if getattr(own, "quantization_config", None) is None:
         refuse_other_tensors(name, own, tensors, strict=not foreign)
