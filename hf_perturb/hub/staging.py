@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import stat
 from collections.abc import Mapping
@@ -74,14 +73,14 @@ def stage(folder: Path, repo_id: str, code: Mapping[str, Path]) -> Stage:
     """
     weights = _weight_names(folder)
     seen = {folder / name: _seen(folder / name) for name in (*_FILES, *weights)}
-    contents: dict[str, Path | bytes] = {name: path.read_bytes() for name, path in code.items()}
-    for name in (*_FILES, *weights):
-        large = name.endswith(".safetensors")
-        contents[name] = folder / name if large else _read_own(folder / name)
-    for name, content in contents.items():
-        if isinstance(content, bytes) and _TOKEN.search(content):
+    large = {name: folder / name for name in weights if name != _INDEX}
+    small = {name: path.read_bytes() for name, path in code.items()}
+    small |= {path.name: path.read_bytes() for path in seen if path.name not in large}
+    for name, content in small.items():
+        if _TOKEN.search(content):
             raise CheckpointError(f"{folder / name} holds what looks like a token of the Hub: take it out, revoke it")
-    contents["README.md"] = _read_own(folder / "README.md").replace(HERE.encode(), f'"{repo_id}"'.encode())
+    small["README.md"] = small["README.md"].replace(HERE.encode(), f'"{repo_id}"'.encode())
+    contents: dict[str, Path | bytes] = {**small, **large}
     files = {name: CommitOperationAdd(name, content) for name, content in sorted(contents.items())}
     sums = {name: (file.upload_info.sha256.hex(), *_git_sum(contents[name])) for name, file in files.items()}
     left_out = sorted(path.name for path in folder.iterdir() if path.name not in contents)
@@ -125,12 +124,6 @@ def _seen(path: Path) -> tuple[int, ...]:
         what = "a link" if stat.S_ISLNK(found.st_mode) else "no file"
         raise CheckpointError(f"{path} is {what}; what is published is the folder's own: put the file itself there")
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def _read_own(path: Path) -> bytes:
-    """Read a file that is no link, whatever becomes of its name meanwhile."""
-    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
-        return file.read()
 
 
 def _git_sum(content: Path | bytes) -> tuple[str, ...]:
