@@ -8,7 +8,8 @@ from typing import Any
 
 import lazy_loader
 
-from hf_perturb.registration import PREFIXES, import_models, register_on_import
+from hf_perturb.models.layouts import PREFIXES
+from hf_perturb.registration import import_models, register_on_import
 
 __version__ = "0.1.0"
 

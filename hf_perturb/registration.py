@@ -8,13 +8,8 @@ from typing import Any
 
 import wrapt
 
-PREFIXES = {"fair_esm": "FairEsm", "carp": "Carp"}
-AUTO_CLASSES = {
-    "AutoModel": "Model",
-    "AutoModelForMaskedLM": "ForMaskedLM",
-    "AutoModelForSequenceClassification": "ForSequenceClassification",
-    "AutoModelForTokenClassification": "ForTokenClassification",
-}
+from hf_perturb.models.layouts import AUTO_CLASSES, PREFIXES
+
 _OURS = "hf_perturb.models"
 _AUTO = "transformers.models.auto"
 

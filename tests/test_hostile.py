@@ -368,14 +368,17 @@ def test_architectures_are_a_list(copied):
         hf_perturb.CarpForMaskedLM.from_pretrained(copied("carp", architectures="CarpForMaskedLM"))
 
 
-def test_a_class_that_somebody_derived_loads_what_ours_loads(copied):
+def test_a_class_that_somebody_derived_loads_what_ours_loads(copied, tmp_path):
     class MyConfig(hf_perturb.CarpConfig):
         model_type = "my_carp"
 
     class MyCarp(hf_perturb.CarpForMaskedLM):
         config_class = MyConfig
 
-    assert MyCarp.from_pretrained(copied("carp")).config.perturbation.method == "resample"
+    model = MyCarp.from_pretrained(copied("carp"))
+    assert model.config.perturbation.method == "resample"
+    MyCarp(MyConfig(hidden_size=32, num_hidden_layers=3, slim=True)).save_pretrained(tmp_path / "mine")
+    assert MyCarp.from_pretrained(tmp_path / "mine").config.model_type == "my_carp"
 
 
 def test_stock_weights_may_lack_what_follows_from_the_sizes(tmp_path):

@@ -10,8 +10,8 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from hf_perturb.checkpoints.card_facts import PACKAGES, STUDY, Origin, versions
+from hf_perturb.models.layouts import AUTO_CLASSES, PREFIXES
 from hf_perturb.perturbation import Perturbation
-from hf_perturb.registration import AUTO_CLASSES, PREFIXES
 from hf_perturb.tokenizers import CARP, ESM1B
 
 _TASKS = {

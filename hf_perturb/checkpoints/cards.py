@@ -12,10 +12,9 @@ from hf_perturb.checkpoints.blueprint import Blueprint, make_blueprint
 from hf_perturb.checkpoints.card_rendering import loading, metadata, render
 from hf_perturb.checkpoints.catalog import Entry
 from hf_perturb.checkpoints.checkpoint import Checkpoint
-from hf_perturb.models.layouts import is_parameter, language_head, layout, tied
+from hf_perturb.models.layouts import PREFIXES, is_parameter, language_head, layout, tied
 from hf_perturb.perturbation import Perturbation, default_axis, make_plan, scope_text
 from hf_perturb.perturbation.rules import rows_of
-from hf_perturb.registration import PREFIXES
 
 _NETWORKS = {
     "fair_esm": "A transformer, trained to fill in masked residues of protein sequences",

@@ -12,8 +12,8 @@ import torch
 from hf_perturb.errors import CheckpointError
 from hf_perturb.models.configuration_carp import CarpConfig
 from hf_perturb.models.configuration_fair_esm import FairEsmConfig
-from hf_perturb.models.layouts import differences, is_parameter, layout, listed, tied
-from hf_perturb.registration import AUTO_CLASSES, PREFIXES, import_models
+from hf_perturb.models.layouts import AUTO_CLASSES, PREFIXES, differences, is_parameter, layout, listed, tied
+from hf_perturb.registration import import_models
 
 if TYPE_CHECKING:
     from hf_perturb.models.perturbable import PerturbablePreTrainedModel

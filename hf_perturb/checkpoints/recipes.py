@@ -47,16 +47,21 @@ class Recipe:
             raise CheckpointError(f"{self.name!r} has no weights, and its record names no base to rebuild them from")
         return self.record.base.name
 
+    @property
+    def base_revision(self) -> str | None:
+        """Commit of a base on the Hub."""
+        return self.record.base.revision if self.record.base is not None else None
+
     def open_base(self) -> Checkpoint:
         """Open the base at the recorded revision.
 
         Raises:
             CheckpointError: naming both, if it is missing or is no base.
         """
-        base, revision = self.base, self.record.base.revision if self.record.base is not None else None
+        base = self.base
         refuse_author_s_disk(self.name, self.record)
         try:
-            return open_base(base, revision)
+            return open_base(base, self.base_revision)
         except (OSError, StackedPerturbationError) as error:
             raise CheckpointError(f"the recipe {self.name!r} needs its base {base!r}: {error}{MOVED}") from error
 

@@ -23,7 +23,7 @@ from hf_perturb.models.files import weight_paths
 from hf_perturb.models.inspection import other_records
 from hf_perturb.models.layouts import listed
 from hf_perturb.models.loading import has_no_weights
-from hf_perturb.models.record import base_location
+from hf_perturb.models.record import base_location, recorded_digest
 from hf_perturb.perturbation import Perturbation
 from hf_perturb.perturbation.digest import digest_of_lines
 from hf_perturb.tokenizers import same_alphabet
@@ -93,13 +93,13 @@ def verify_variant(
             problems=(
                 *found.problems,
                 *other_sizes(recipe.config, opened.config),
-                *_beside(path, recipe.revision, recipe.config),
+                *_beside(path, recipe.revision, recipe.config, ()),
             ),
         )
     checkpoint = open_checkpoint(path, revision).check()
     record = checkpoint.config.perturbation
     if base is None:
-        recorded = checkpoint.config.digest if record is None else record.digest
+        recorded = recorded_digest(checkpoint.config)
         if recorded is None:
             raise CheckpointError(
                 f"{path!r} records no digest (trained, or saved by something else?): give its base to compare with"
@@ -181,21 +181,22 @@ def _refuse_another_network(
 def _stated(checkpoint: Checkpoint) -> list[str]:
     """Compare what the configuration says of the weights, and what is beside them."""
     kinds = {tensor.dtype for name, tensor in checkpoint.tensors.items() if not name.endswith("rot_emb.inv_freq")}
-    problems = _beside(checkpoint.what, checkpoint.revision, checkpoint.config)
+    hub = {} if checkpoint.revision is None else {"revision": checkpoint.revision}
+    files = weight_paths(base_location(checkpoint.what), hub)
+    problems = _beside(checkpoint.what, checkpoint.revision, checkpoint.config, files)
     # a file of several types has none that could be stated
     if len(kinds) == 1 and checkpoint.config.dtype not in (None, *kinds):
         problems.append(f"config.json: dtype is {checkpoint.config.dtype}, the weights are {kinds.pop()}")
     return problems
 
 
-def _beside(path: str, revision: str | None, config: Any) -> list[str]:
+def _beside(path: str, revision: str | None, config: Any, weights: Sequence[Path]) -> list[str]:
     """Compare what is beside the weights: the code that is named, the record in the files' headers, the alphabet."""
     problems = []
     location, hub = base_location(path), {} if revision is None else {"revision": revision}
     if (named := getattr(config, "auto_map", None)) not in (None, auto_map(config.model_type)):
         problems.append(f"config.json: auto_map names other code than this package's: {named}")
-    if not has_no_weights(location, hub):
-        problems += other_records(config, weight_paths(location, hub))
+    problems += other_records(config, weights)
     vocabulary = cached(location, "tokenizer.json", hub)
     if vocabulary is not None and not same_alphabet(Path(vocabulary), config):
         problems.append("tokenizer.json: not the alphabet of this network, whose tokens are part of it")

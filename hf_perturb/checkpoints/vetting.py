@@ -6,6 +6,7 @@ from hf_perturb.checkpoints.checkpoint import Checkpoint
 from hf_perturb.checkpoints.sources import is_finite
 from hf_perturb.errors import CheckpointError, DigestError
 from hf_perturb.models.layouts import listed
+from hf_perturb.models.record import recorded_digest
 from hf_perturb.perturbation.digest import digest_of
 
 
@@ -35,7 +36,7 @@ def vet_digest(checkpoint: Checkpoint, found: str | None = None) -> None:
         DigestError: naming both digests.
     """
     config, record = checkpoint.config, checkpoint.config.perturbation
-    stated = config.digest if record is None else record.digest
+    stated = recorded_digest(config)
     if stated is None or stated == (found := found or digest_of(checkpoint.tensors)):
         return
     problem = f"has weights with digest {found}, its config.json says {stated}"

@@ -17,6 +17,7 @@ from hf_perturb.checkpoints.verification import verify_variant
 from hf_perturb.errors import CheckpointError
 from hf_perturb.hub.staging import Stage, is_weights
 from hf_perturb.models.layouts import listed
+from hf_perturb.models.record import recorded_digest
 from hf_perturb.models.stock_esm import is_stock
 
 # what a config.json of ours may hold beside the fields of its class
@@ -27,7 +28,7 @@ _WRITTEN = {
 
 
 def refuse_unfit(
-    folder: Path, staged: Stage, stored: dict[str, Any], token: str | None, progress: Progress | None
+    folder: Path, staged: Stage, stored: dict[str, Any], config: Any, token: str | None, progress: Progress | None
 ) -> None:
     """Refuse a folder that is not as it says it is.
 
@@ -35,13 +36,13 @@ def refuse_unfit(
         folder: what is to be published.
         staged: the files of it.
         stored: content of its `config.json`.
+        config: what that says.
         token: of the Hub, for the base of a recipe.
         progress: called with the bytes that are verified and those in all.
 
     Raises:
         CheckpointError: if its card or its weights are not as they should be, or if nobody else could load it.
     """
-    config, _ = read_config(str(folder), stored)
     record = config.perturbation
     if not is_stock(stored):
         _refuse_configuration(folder, config, stored)
@@ -71,9 +72,7 @@ def refuse_unrecorded(folder: Path) -> None:
         CheckpointError: with the remedy.
     """
     stored, _ = find(str(folder))
-    config, _ = read_config(str(folder), stored)
-    record = config.perturbation
-    if (config.digest if record is None else record.digest) is None:
+    if recorded_digest(read_config(str(folder), stored)[0]) is None:
         raise CheckpointError(
             f"{folder} records no digest (trained, or saved by something else?): hf-perturb convert {folder} OUT writes"
             " a folder that does"
@@ -103,11 +102,11 @@ def _refuse_card(folder: Path, staged: Stage) -> None:
 def _refuse_recipe(name: str, token: str | None) -> None:
     """Compare a recipe with its base as far as that takes no weights: those are compared whenever it is loaded."""
     recipe = open_recipe(name)
-    base, revision = recipe.base, recipe.record.base.revision if recipe.record.base is not None else None
-    if base != demo.NAME and revision is None:
+    base = recipe.base
+    if base != demo.NAME and recipe.base_revision is None:
         raise CheckpointError(
             f"{name} is a recipe of {base!r}, which nobody else has; push the base, and make the recipe of its Hub id"
         )
-    stored, _ = find(base, revision, token)
+    stored, _ = find(base, recipe.base_revision, token)
     if problems := other_sizes(recipe.config, read_config(base, stored)[0]):
         raise CheckpointError(f"{name} is not a recipe of {base!r} as it is: {'; '.join(problems)}")

@@ -114,12 +114,12 @@ def _refuse_to_replace(job: Sending, remote: Remote, stored: Mapping[str, Any]) 
     with job.trying("to look at what is there", "nothing was sent"):
         there = recorded_there(job.api, job.repo_id, remote)
     remedy = "choose another name or --revision, or replace it with --force (force=True): it stays in the history"
+    left = {change.path: change.action for change in job.left(remote)}
     if not there:
-        if lost := [change.path for change in job.left(remote) if change.action in ("replace", "delete")]:
+        if lost := [path for path, action in left.items() if action in ("replace", "delete")]:
             raise HubError(f"{job.repo_id} has a {lost[0]} on {job.branch} that is not of such a model; {remedy}")
         return
     # stock Transformers knows no digest, so there only the files themselves tell
-    left = {change.path: change.action for change in job.left(remote)}
     weights = [path for path in left if is_weights(path)]
     if _identity(there, remote.sums) == _identity(stored, job.staged.files) and (_digest(stored) or not weights):
         # under the same configuration the same weights have the same files

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ from hf_perturb.hub.guarding import Asked, refuse_hidden_base, refuse_names, ref
 from hf_perturb.hub.remote import MAIN, Change, changes
 from hf_perturb.hub.sending import Sending
 from hf_perturb.hub.staging import stage
+from hf_perturb.models.fetching import strange_token
 from hf_perturb.models.record import base_location
 from hf_perturb.models.stock_esm import is_stock
 
@@ -111,7 +111,7 @@ def push_variant(
         config, _ = read_config(str(folder), stored)
         staged = stage(folder, repo_id, {} if is_stock(stored) else travelling_code(config.model_type))
         if format == OURS:  # what was written anew was read for it, and looked at
-            refuse_unfit(folder, staged, stored, token, progress)
+            refuse_unfit(folder, staged, stored, config, token, progress)
             staged.refuse_changed()
         job, asked = Sending(api, repo_id, revision, staged, private), Asked(stored, tag, force)
         remote = job.look()
@@ -145,8 +145,8 @@ def _token(repo_id: str, given: str | None, dry_run: bool) -> str | None:
     token = given or get_token()
     if not token and not dry_run:
         raise HubError(f"{repo_id}: to push needs a token of the Hub: log in with `hf auth login`, or set HF_TOKEN")
-    if token and not re.fullmatch(r"[\x21-\x7e]+", token):
-        raise HubError("token: it holds blanks, line ends or letters that none has; was it read from a file?")
+    if problem := strange_token(token):
+        raise HubError(problem)
     return token
 
 

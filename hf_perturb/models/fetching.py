@@ -43,8 +43,8 @@ def cached(name: Any, file: str, hub: Mapping[str, Any]) -> str | None:
     Raises:
         OSError: if the repository is not there, or cannot be asked.
     """
-    if not re.fullmatch(r"[\x21-\x7e]*", str(hub.get("token") or "")):
-        raise ModelInputError("token: it holds blanks, line ends or letters that none has; was it read from a file?")
+    if problem := strange_token(hub.get("token")):
+        raise ModelInputError(problem)
     try:
         path: str | None = retried(lambda: cached_file(name, file, **hub), connections=True)
     except (OSError, _TRANSPORT_ERROR) as error:
@@ -53,6 +53,13 @@ def cached(name: Any, file: str, hub: Mapping[str, Any]) -> str | None:
         # a file that could not be asked for is not one that is known to be missing
         raise OSError(f"{str(name)!r}: {error}") from error
     return path
+
+
+def strange_token(token: Any) -> str | None:
+    """Say that a token cannot be one, without saying it: the HTTP libraries would; `None` for one that may be."""
+    if re.fullmatch(r"[\x21-\x7e]*", str(token or "")):
+        return None
+    return "token: it holds blanks, line ends or letters that none has; was it read from a file?"
 
 
 def _known_missing(name: Any, file: str, hub: Mapping[str, Any]) -> bool:

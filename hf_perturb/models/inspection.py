@@ -13,10 +13,8 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import safe_open
 
-from .layouts import differences, is_parameter, layout, tied
-from .record import CheckpointError, DigestError, digest_in, require_rules
-
-_HEADS = ("Model", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification")
+from .layouts import AUTO_CLASSES, PREFIXES, differences, is_parameter, layout, tied
+from .record import CheckpointError, DigestError, recorded_digest, require_rules
 
 
 def read_configuration(config_class: Any, stored: Mapping[str, Any], what: Any) -> Any:
@@ -55,15 +53,17 @@ def refuse_other_tensors(what: Any, config: Any, tensors: Mapping[str, torch.Ten
     Raises:
         OSError: naming the tensors.
     """
-    prefix = {"carp": "Carp"}.get(config.model_type, "FairEsm")
+    if config.model_type not in PREFIXES:
+        return  # a family that somebody derived from ours, whose tensors only he knows
+    prefix = PREFIXES[config.model_type]
     if not isinstance(config.architectures, list | None):
         raise CheckpointError(
             f"{str(what)!r}: architectures is {config.architectures!r}; allowed: a list of class names"
         )
     architecture = next(iter(config.architectures or ()), None)
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if not strict or architecture not in [prefix + head for head in _HEADS]:
-        architecture = prefix + _HEADS[0]
+    if not strict or architecture not in [prefix + head for head in AUTO_CLASSES.values()]:
+        architecture = prefix + AUTO_CLASSES["AutoModel"]
         trunk = layout(config, architecture)
         # buffers follow from the sizes, and others may leave them out
         buffers = {name: shape for name, shape in trunk.items() if not is_parameter(name)}
@@ -78,6 +78,8 @@ def refuse_too_large(what: Any, config: Any, tensors: Mapping[str, torch.Tensor]
     Raises:
         OSError: with both numbers.
     """
+    if config.model_type not in PREFIXES:
+        return
     elements = sum(math.prod(shape) for shape in layout(config, "Model").values())
     bits = 8 * sum(tensor.nbytes for tensor in tensors.values())
     if elements > bits:
@@ -99,7 +101,7 @@ def refuse_other_digest(what: Any, config: Any, tensors: Mapping[str, torch.Tens
         OSError: naming both digests, or if none is recorded, or if a file has another record.
         ImportError: if `hf_perturb`, which defines the digest, is not installed.
     """
-    recorded = config.digest if config.perturbation is None else digest_in(config.perturbation)
+    recorded = recorded_digest(config)
     if recorded is None:
         raise no_digest(what)
     digest_of = require_rules("verify=True").digest_of

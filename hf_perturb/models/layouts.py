@@ -12,6 +12,14 @@ from typing import Any
 
 Shape = tuple[int, ...]
 
+# how the classes of each family begin, and what each head is called by Transformers and by us
+PREFIXES = {"fair_esm": "FairEsm", "carp": "Carp"}
+AUTO_CLASSES = {
+    "AutoModel": "Model",
+    "AutoModelForMaskedLM": "ForMaskedLM",
+    "AutoModelForSequenceClassification": "ForSequenceClassification",
+    "AutoModelForTokenClassification": "ForTokenClassification",
+}
 # where tied tensors are stored; source: fair-esm's RobertaLMHead
 TIED = {"lm_head.weight": "embed_tokens.weight"}
 _BUFFERS = (".inv_freq", "._float_tensor")

@@ -53,9 +53,10 @@ def stored_config(name: Any, hub: Mapping[str, Any]) -> tuple[dict[str, Any], st
     Raises:
         OSError: if the folder or repository cannot be reached, or the file is not JSON.
     """
-    if name is not None:
-        refuse_absent_folder(name)
-    path = None if name is None else cached(name, "config.json", hub)
+    if name is None:
+        return {}, None
+    refuse_absent_folder(name)
+    path = cached(name, "config.json", hub)
     if path is None:
         return {}, None
     try:

@@ -17,14 +17,14 @@ MOVED = "; if the base is elsewhere now, perturbation.base.name in the recipe's 
 
 
 def recipe_arguments(
-    cls: Any, name: Any, record: Any, config: Any, hub: dict[str, Any], kwargs: dict[str, Any]
+    cls: Any, name: Any, own: Any, config: Any, hub: dict[str, Any], kwargs: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
     """Rebuild a recipe's weights and return what `from_pretrained(None, ...)` takes to load them like a checkpoint's.
 
     Args:
         cls: the class that is loaded; the weights are rebuilt as the class that the recipe names.
         name: the recipe's folder or Hub id.
-        record: its perturbation, with the base.
+        own: its configuration, with the record and the base.
         config: the configuration that the caller passed, or `None`.
         hub: what `from_pretrained` takes to find a file on the Hub.
         kwargs: the other keywords of the caller.
@@ -32,17 +32,16 @@ def recipe_arguments(
     Raises:
         OSError: if the base is missing or is no base, or if the weights have another digest than the record.
     """
-    own = cls.config_class.from_pretrained(name, **hub)
-    whole = _rebuild(cls, name, record, own, hub)
+    whole = _rebuild(cls, name, own, hub)
     refuse_other_tensors(name, own, whole.state_dict(), strict=True)
     config, kwargs = detached(cls, name, config, hub, kwargs)
-    config.perturbation = record
+    config.perturbation = own.perturbation
     config.tie_word_embeddings = whole.config.tie_word_embeddings
     return config, {**kwargs, "state_dict": whole.state_dict()}
 
 
-def _rebuild(cls: Any, name: Any, record: Any, own: Any, hub: dict[str, Any]) -> Any:
-    rules, torch_version = require_rules(), getattr(own, "torch_version", None)
+def _rebuild(cls: Any, name: Any, own: Any, hub: dict[str, Any]) -> Any:
+    rules, record, torch_version = require_rules(), own.perturbation, getattr(own, "torch_version", None)
     if record.base is None or record.base.name is None:
         raise CheckpointError(f"{str(name)!r} has no weights, and its record names no base to rebuild them from")
     refuse_author_s_disk(name, record)

@@ -37,6 +37,7 @@ __all__ = [
     "digest_in",
     "digest_now",
     "parse_perturbation",
+    "recorded_digest",
     "require_rules",
     "rules",
     "same_perturbation",
@@ -106,6 +107,11 @@ def require_rules(what: str = "applying a perturbation") -> Any:
 def digest_in(record: Any) -> Any:
     """Return the digest that a parsed perturbation claims, if any."""
     return record.get("digest") if isinstance(record, dict) else getattr(record, "digest", None)
+
+
+def recorded_digest(config: Any) -> Any:
+    """Return the digest that a configuration states, if any: that of a variant is in its record."""
+    return config.digest if config.perturbation is None else digest_in(config.perturbation)
 
 
 def without_digest(record: Any) -> Any:

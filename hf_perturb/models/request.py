@@ -123,7 +123,7 @@ def _find_weights(cls: Any, request: LoadRequest, own: Any, hub: dict[str, Any],
     if request.record is not None and has_no_weights(name, hub, which["variant"]):
         if verify and digest_in(request.record) is None:
             raise no_digest(name)
-        request.config, request.kwargs = recipe_arguments(cls, name, request.record, request.config, hub, kwargs)
+        request.config, request.kwargs = recipe_arguments(cls, name, own, request.config, hub, kwargs)
         request.name = None
         return
     files = weight_paths(name, hub, **which)
