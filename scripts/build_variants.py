@@ -12,16 +12,15 @@ the end every variant is there and verified.
 from __future__ import annotations
 
 import argparse
-import json
-import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from reporting import failed, report
 
 import hf_perturb
 from hf_perturb.checkpoints.bases import find
@@ -90,7 +89,7 @@ def build(
             digest = find(base)[0].get("digest")
             found = {path: _state(path, wanted[path], digest) for path in wanted if path.exists()}
         except (hf_perturb.HfPerturbError, OSError) as error:
-            yield Result(str(out / name), _failed(error), time.monotonic() - start)
+            yield Result(str(out / name), failed(error), time.monotonic() - start)
             continue
         spoilt = [path for path, result in found.items() if force and not result.ok]
         yield from (result for path, result in found.items() if path not in spoilt)
@@ -107,12 +106,8 @@ def _create(base: str, wanted: Mapping[Path, Perturbation], force: bool, jobs: i
         digests = {path: record.digest for path, record in records.items()}
         status = "built"
     except (hf_perturb.HfPerturbError, OSError) as error:
-        digests, status = dict.fromkeys(wanted), _failed(error)
+        digests, status = dict.fromkeys(wanted), failed(error)
     return [Result(str(path), status, time.monotonic() - start, digest) for path, digest in digests.items()]
-
-
-def _failed(error: Exception) -> str:
-    return f"failed: {' '.join(str(error).split())}"
 
 
 def _base(source: str, folder: Path) -> str:
@@ -138,7 +133,7 @@ def _state(path: Path, asked: Perturbation, base: str | None) -> Result:
             status = "a variant of another base is there"
         return Result(str(path), status, time.monotonic() - start, found.digest)
     except (hf_perturb.HfPerturbError, OSError, ValueError) as error:
-        return Result(str(path), f"damaged ({_failed(error)}); --force replaces it", time.monotonic() - start)
+        return Result(str(path), f"damaged ({failed(error)}); --force replaces it", time.monotonic() - start)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -160,20 +155,14 @@ def main(arguments: list[str] | None = None) -> int:
     if unknown := set(options.only or ()) - bases.keys():
         parser.error(f"argument --only: {sorted(unknown)[0]!r} is no base of {options.matrix}: {', '.join(bases)}")
     chosen = {name: source for name, source in bases.items() if not options.only or name in options.only}
-    results = []
-    try:
-        for result in build(chosen, asked, options.out, options.force, options.jobs):
-            results.append(result)
-            print(f"{result.path}: {result.status} ({result.seconds:.1f} s)", file=sys.stderr)
-    except KeyboardInterrupt:
-        print("interrupted; what is listed above is whole, and the next run goes on from there", file=sys.stderr)
-        return 128 + signal.SIGINT
-    good = sum(result.ok for result in results)
-    if options.json:
-        print(json.dumps([asdict(result) for result in results], indent=1))
-    else:
-        print(f"{good} of {len(chosen) * len(asked)} variants are there and verified, in {options.out}")
-    return int(good != len(chosen) * len(asked))
+    return report(
+        build(chosen, asked, options.out, options.force, options.jobs),
+        len(chosen) * len(asked),
+        line=lambda result: f"{result.path}: {result.status}",
+        kept="whole",
+        summary=f"variants are there and verified, in {options.out}",
+        as_json=options.json,
+    )
 
 
 if __name__ == "__main__":

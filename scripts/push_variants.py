@@ -11,15 +11,15 @@ interrupted is simply repeated; one that fails does not stop the others. The exi
 from __future__ import annotations
 
 import argparse
-import json
-import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
+
+from reporting import failed, report
 
 import hf_perturb
 from hf_perturb.hub.formats import FORMATS
@@ -75,11 +75,17 @@ def push_all(folders: Mapping[str, Path], options: dict[str, Any]) -> Iterator[R
         try:
             done = hf_perturb.push_variant(folder, repo_id, **options)
         except Exception as error:  # whatever it is, the others have nothing to do with it
-            yield Result(repo_id, f"failed: {' '.join(str(error).split())}", time.monotonic() - start)
+            yield Result(repo_id, failed(error), time.monotonic() - start)
             continue
         status = "there already" if not done.changed else "would change" if done.dry_run else "pushed"
         size = sum(change.size for change in done.changed)
         yield Result(repo_id, status, time.monotonic() - start, len(done.changed), size, done.commit)
+
+
+def line(result: Result) -> str:
+    """Return what is said of one folder."""
+    sent = f", {result.files} files, {result.bytes:,} bytes" if result.files else ""
+    return f"{result.repo_id}: {result.status}{sent}"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -109,22 +115,15 @@ def main(arguments: list[str] | None = None) -> int:
         chosen = f" that {' or '.join(options.only)} names" if options.only else ""
         parser.error(f"{options.parent}: there is no variant{chosen}; build some with scripts/build_variants.py")
     given = ("private", "revision", "tag", "collection", "format", "force", "dry_run")
-    results = []
-    try:
-        for result in push_all(folders, {name: getattr(options, name) for name in given}):
-            results.append(result)
-            sent = f", {result.files} files, {result.bytes:,} bytes" if result.files else ""
-            print(f"{result.repo_id}: {result.status}{sent} ({result.seconds:.1f} s)", file=sys.stderr)
-    except KeyboardInterrupt:
-        print("interrupted; what is listed above is there, and the next run goes on from there", file=sys.stderr)
-        return 128 + signal.SIGINT
-    good = sum(result.ok for result in results)
-    if options.json:
-        print(json.dumps([asdict(result) for result in results], indent=1))
-    else:
-        what = "would be there; nothing was touched" if options.dry_run else "are there"
-        print(f"{good} of {len(folders)} repositories {what}, in {options.namespace}")
-    return int(good != len(folders))
+    what = "would be there; nothing was touched" if options.dry_run else "are there"
+    return report(
+        push_all(folders, {name: getattr(options, name) for name in given}),
+        len(folders),
+        line=line,
+        kept="there",
+        summary=f"repositories {what}, in {options.namespace}",
+        as_json=options.json,
+    )
 
 
 if __name__ == "__main__":
