@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import model_class, small_model
+from conftest import CONFIGS, model_class, small_model
 from safetensors.torch import load_file
 from spec_table import differing
 
@@ -45,6 +46,17 @@ def write_base(folder: Path, network: str, head: str = "ForMaskedLM", dtype: tor
     """Save a small network, and return its folder."""
     small_model(network, head, **{**SIZES[network], **config}).to(dtype).save_pretrained(folder)
     return folder
+
+
+def write_bases(tmp_path_factory) -> dict[str, Path]:
+    """Save a small network of every kind; a fixture of scope `module` is `bases = pytest.fixture(write_bases, ...)`."""
+    parent = tmp_path_factory.mktemp("bases")
+    return {network: write_base(parent / network / "base", network) for network in CONFIGS}
+
+
+def no_waiting(monkeypatch) -> None:
+    """Do not wait for the disk: what a crash leaves is tested elsewhere. It is `pytest.fixture(no_waiting, ...)`."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import CONFIGS
-from streamed import METHODS, SIZES, contents, counted_reads, weights_of, write_base
+from streamed import METHODS, SIZES, contents, counted_reads, no_waiting, weights_of, write_base, write_bases
 
 import hf_perturb
 from hf_perturb import Perturbation, PerturbationError
@@ -29,16 +29,8 @@ WORDS = [f"--{key}={value}" for key, value in [("method", "reinit"), ("method", 
 AXES = ["--axis=rows", "--axis=all"]
 
 
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch):
-    """Do not wait for the disk: what a crash leaves is tested elsewhere."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
-@pytest.fixture(scope="module")
-def bases(tmp_path_factory) -> dict[str, Path]:
-    parent = tmp_path_factory.mktemp("bases")
-    return {network: write_base(parent / network / "base", network) for network in CONFIGS}
+waiting = pytest.fixture(no_waiting, autouse=True)
+bases = pytest.fixture(write_bases, scope="module")
 
 
 @pytest.fixture

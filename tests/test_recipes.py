@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CONFIGS, model_class, small_model
+from conftest import model_class, small_model
 from huggingface_hub import constants
 from parity.original_files import original_data, write_original
 from parity.originals import small_pair
 from spec_table import copied, differing
-from streamed import DTYPES, METHODS, contents, in_hub_cache, weights_of, write_base
+from streamed import DTYPES, METHODS, contents, in_hub_cache, no_waiting, weights_of, write_base, write_bases
 from transformers import AutoModel, AutoModelForMaskedLM, pipeline
 
 import hf_perturb
@@ -34,17 +34,13 @@ CONTROLS = {
 OTHER = "sha256:" + 64 * "0"
 
 
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch):
-    """Do not wait for the disk: what a crash leaves is tested elsewhere."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+waiting = pytest.fixture(no_waiting, autouse=True)
 
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory) -> dict[str, Path]:
     """Bases with their tokenizers, which no test changes."""
-    parent = tmp_path_factory.mktemp("bases")
-    folders = {network: write_base(parent / network / "base", network) for network in CONFIGS}
+    folders = write_bases(tmp_path_factory)
     for network, folder in folders.items():
         build_tokenizer(ALPHABETS[network]).save_pretrained(folder)
     return folders

@@ -29,6 +29,7 @@ from streamed import (
     contents,
     file_parts,
     in_hub_cache,
+    no_waiting,
     weights_of,
     write_base,
 )
@@ -52,10 +53,7 @@ _BITS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch):
-    """Do not wait for the disk: what a crash leaves is tested elsewhere."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+waiting = pytest.fixture(no_waiting, autouse=True)
 
 
 @pytest.fixture(scope="module")
