@@ -15,6 +15,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
 from .configuration_fair_esm import FairEsmConfig
+from .packing import Packing, packed_attention
 from .positions_fair_esm import FairEsmRotaryPositions
 
 
@@ -44,7 +45,8 @@ def eager_attention_forward(
     if attention_mask is not None and attention_mask.dtype == torch.bool:
         scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
     elif attention_mask is not None:
-        scores = scores + attention_mask
+        # in float32 as the softmax is: the least half plus a negative score would be minus infinity, and its row NaN
+        scores = scores.float() + attention_mask
     weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
     return torch.matmul(weights, value).transpose(1, 2), weights
 
@@ -84,31 +86,41 @@ class FairEsmAttention(nn.Module):
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None,
         padding_mask: torch.Tensor,
+        packing: Packing | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        batch, length, hidden_size = hidden_states.shape
+        length, hidden_size = hidden_states.shape[1:]
         query, key, value = (proj(hidden_states) for proj in (self.q_proj, self.k_proj, self.v_proj))
         if self.bias_k is not None:
-            key = torch.cat([key, self.bias_k.expand(batch, 1, hidden_size)], dim=1)
-            value = torch.cat([value, self.bias_v.expand(batch, 1, hidden_size)], dim=1)
+            key, value = self._with_extra(key, self.bias_k, packing), self._with_extra(value, self.bias_v, packing)
         query, key, value = (x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for x in (query, key, value))
         if self.rot_emb is not None:
-            query, key = self.rot_emb(query, key)
+            query, key = self.rot_emb(query, key, None if packing is None else packing.positions)
         want_weights = kwargs.get("output_attentions", self.config.output_attentions)
         # only the eager path has weights to return
         interface: Callable[..., Any] = eager_attention_forward
         if not want_weights:
             interface = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        if packing is not None:
+            output = packed_attention(self, query, key, value, packing, interface, self.scaling)
+            return self.out_proj(output.flatten(2)), None
         output, weights = interface(
             self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs
         )
-        output = self.out_proj(output.reshape(batch, length, hidden_size))
+        output = self.out_proj(output.reshape(-1, length, hidden_size))
         if not want_weights:
             return output, None
         # like the original: without the extra key, and nothing from or to padding
         residues = padding_mask.to(weights.dtype)
         weights = weights[..., :length] * residues[:, None, None, :] * residues[:, None, :, None]
         return output, weights
+
+    @staticmethod
+    def _with_extra(x: torch.Tensor, extra: torch.Tensor, packing: Packing | None) -> torch.Tensor:
+        """Put ESM-1's extra key or value, `(1, 1, hidden_size)`, at the end of every sequence."""
+        # under autocast the parameter has another type than what the projection gives
+        x = torch.cat([x, extra.to(x.dtype).expand(x.shape[0], -1, -1)], dim=1)
+        return x if packing is None else x.index_select(1, packing.with_extra.to(x.device))
 
 
 class FairEsmLayer(GradientCheckpointingLayer):
@@ -128,9 +140,11 @@ class FairEsmLayer(GradientCheckpointingLayer):
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None,
         padding_mask: torch.Tensor,
+        packing: Packing | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        attended, _ = self.self_attn(self.self_attn_layer_norm(hidden_states), attention_mask, padding_mask, **kwargs)
+        normed = self.self_attn_layer_norm(hidden_states)
+        attended, _ = self.self_attn(normed, attention_mask, padding_mask, packing, **kwargs)
         hidden_states = hidden_states + attended
         return hidden_states + self.fc2(self.activation(self.fc1(self.final_layer_norm(hidden_states))))
 

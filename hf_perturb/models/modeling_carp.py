@@ -8,6 +8,7 @@ after Yang, Fusi and Lu, "Convolutions are competitive with transformers for pro
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,27 +26,52 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_carp import CarpConfig
+from .convolution import gathered_convolution, packed_convolution
+from .encoder import EncoderPreTrainedModel, Visit
 from .heads import SequenceClassificationHead, TokenClassificationHead, sequence_classification_loss, token_loss
 from .inputs import check_inputs, sequence_mask
-from .perturbable import PerturbablePreTrainedModel
+from .packing import Packing, can_pack, in_one_piece
 
 # a checkpoint of the masked LM is a good one for every class without its head
 _LANGUAGE_HEAD = [r"^model\.decoder\.", r"^model\.last_norm\."]
 
 
-class CarpPointwise(nn.Module):
-    """A linear layer on every residue; its weight keeps the `(out, in, 1)` shape of a convolution.
-
-    Source: `sequence_models.layers.PositionFeedForward`.
-    """
-
-    def __init__(self, in_features: int, out_features: int):
-        super().__init__()
-        self.conv = nn.Conv1d(in_features, out_features, 1)
+class CarpLinear(nn.Conv1d):
+    """A convolution of one tap: a linear layer on every residue, whose weight is `(out, in, 1)`."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         # (batch, length, in) -> (batch, length, out), without the two transposes that a convolution would need
-        return nn.functional.linear(hidden_states, self.conv.weight.squeeze(-1), self.conv.bias)
+        return nn.functional.linear(hidden_states, self.weight.squeeze(-1), self.bias)
+
+
+def pointwise(in_features: int, out_features: int) -> nn.ModuleDict:
+    """Hold a linear layer as `conv`. Source: `sequence_models.layers.PositionFeedForward`."""
+    return nn.ModuleDict({"conv": CarpLinear(in_features, out_features, 1)})
+
+
+class CarpConvolution(nn.Conv1d):
+    """Dilated convolution over residues. Source: `sequence_models.convolutional.MaskedConv1d`."""
+
+    def __init__(self, channels: int, kernel_size: int, dilation: int):
+        padding = dilation * (kernel_size - 1) // 2
+        super().__init__(channels, channels, kernel_size, dilation=dilation, padding=padding)
+
+    def forward(  # type: ignore[override]
+        self, hidden_states: torch.Tensor, padding_mask: torch.Tensor, packing: Packing | None = None
+    ) -> torch.Tensor:
+        """Mix residues.
+
+        Args:
+            hidden_states: `(batch, length, channels)`, or packed, `(1, tokens, channels)`.
+            padding_mask: 1 where there is a residue, else 0, `(batch, length, 1)`.
+            packing: that of the hidden states, if they are packed.
+        """
+        if packing is not None:
+            convolve = packed_convolution if hidden_states.dtype == torch.float32 else gathered_convolution
+            mixed = convolve(hidden_states.squeeze(0), self.weight, self.bias, self.dilation[0], packing)
+            return mixed.unsqueeze(0)
+        # only the convolution mixes positions, so only its input is masked
+        return super().forward((hidden_states * padding_mask).transpose(1, 2)).transpose(1, 2)
 
 
 class CarpBlock(GradientCheckpointingLayer):
@@ -54,34 +80,35 @@ class CarpBlock(GradientCheckpointingLayer):
     def __init__(self, config: CarpConfig, dilation: int):
         super().__init__()
         hidden_size, block_size = config.hidden_size, config.block_size
-        padding = dilation * (config.kernel_size - 1) // 2
         self.activation = ACT2FN[config.hidden_act]
-        self.conv = nn.Conv1d(block_size, block_size, config.kernel_size, dilation=dilation, padding=padding)
+        self.conv = CarpConvolution(block_size, config.kernel_size, dilation)
         # the numbers are the places in the original's nn.Sequential, whose activations have no weights
         self.sequence1 = nn.ModuleDict(
             {
                 "0": nn.LayerNorm(hidden_size),
-                "2": CarpPointwise(hidden_size, block_size),
+                "2": pointwise(hidden_size, block_size),
                 "3": nn.LayerNorm(block_size),
             }
         )
         self.sequence2 = nn.ModuleDict(
             {
                 "0": nn.LayerNorm(block_size),
-                "2": CarpPointwise(block_size, hidden_size),
+                "2": pointwise(block_size, hidden_size),
             }
         )
 
     def forward(
-        self, hidden_states: torch.Tensor, padding_mask: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+        self,
+        hidden_states: torch.Tensor,
+        padding_mask: torch.Tensor,
+        packing: Packing | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         residual = hidden_states
-        hidden_states = self.sequence1["2"](self.activation(self.sequence1["0"](hidden_states)))
+        hidden_states = self.sequence1["2"]["conv"](self.activation(self.sequence1["0"](hidden_states)))
         hidden_states = self.activation(self.sequence1["3"](hidden_states))
-        # only the convolution mixes positions, so only its input is masked
-        hidden_states = (hidden_states * padding_mask).transpose(1, 2)
-        hidden_states = self.conv(hidden_states).transpose(1, 2)
-        hidden_states = self.sequence2["2"](self.activation(self.sequence2["0"](hidden_states)))
+        hidden_states = self.conv(hidden_states, padding_mask, packing)
+        hidden_states = self.sequence2["2"]["conv"](self.activation(self.sequence2["0"](hidden_states)))
         return residual + hidden_states
 
 
@@ -92,23 +119,12 @@ class CarpEmbedder(nn.Module):
         super().__init__()
         # the original hands the *mask* id to padding_idx; it matters for initialisation and gradients
         self.embedder = nn.Embedding(config.vocab_size, config.embedding_size, padding_idx=config.mask_token_id)
-        self.up_embedder = CarpPointwise(config.embedding_size, config.hidden_size)
+        self.up_embedder = pointwise(config.embedding_size, config.hidden_size)
         self.layers = nn.ModuleList([CarpBlock(config, dilation) for dilation in config.dilations])
 
-    def forward(
-        self,
-        input_ids: torch.Tensor | None,
-        inputs_embeds: torch.Tensor | None,
-        padding_mask: torch.Tensor,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> torch.Tensor:
-        if inputs_embeds is None:
-            inputs_embeds = self.embedder(input_ids)
-        hidden_states = self.up_embedder(inputs_embeds)
-        padding_mask = padding_mask.unsqueeze(-1).to(hidden_states.dtype)
-        for layer in self.layers:
-            hidden_states = layer(hidden_states, padding_mask=padding_mask, **kwargs)
-        return hidden_states
+    def forward(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
+        """Embed tokens; representation 0 of the original."""
+        return self.up_embedder["conv"](self.embedder(input_ids) if inputs_embeds is None else inputs_embeds)
 
 
 class CarpNetwork(nn.Module):
@@ -118,17 +134,17 @@ class CarpNetwork(nn.Module):
         super().__init__()
         self.embedder = CarpEmbedder(config)
         if language_head:
-            self.decoder = CarpPointwise(config.hidden_size, config.vocab_size)
+            self.decoder = pointwise(config.hidden_size, config.vocab_size)
             self.last_norm = nn.LayerNorm(config.hidden_size)
 
 
-class CarpPreTrainedModel(PerturbablePreTrainedModel):
+class CarpPreTrainedModel(EncoderPreTrainedModel):
     """Weights, initialisation and the trunk that every CARP head shares."""
 
     config: CarpConfig
     config_class = CarpConfig
     supports_gradient_checkpointing = True
-    _no_split_modules = ["CarpBlock"]
+    _no_split_modules = ["CarpBlock", "SequenceClassificationHead"]
     _can_record_outputs = {"hidden_states": CarpBlock}
 
     @torch.no_grad()
@@ -151,18 +167,43 @@ class CarpPreTrainedModel(PerturbablePreTrainedModel):
         # the decoder is never tied to the embedding: they differ in width
         return None
 
-    @capture_outputs
-    def encode(
+    def begin(
         self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> BaseModelOutput:
-        """Run the trunk; see `CarpModel.forward`."""
+        input_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         check_inputs(self.config, input_ids, attention_mask, inputs_embeds, self.config.embedding_size)
         mask = sequence_mask(self.config, input_ids, attention_mask, inputs_embeds)
-        hidden_states = self.model.embedder(input_ids, inputs_embeds, mask, **kwargs)
+        return self.model.embedder(input_ids, inputs_embeds), mask
+
+    def packs(self, mask: torch.Tensor, **kwargs: Any) -> bool:
+        # CODEPATH: the CPU convolves even a batch without padding faster in one row; elsewhere that is not measured.
+        if mask.device.type != "cpu" or not can_pack(mask, self.config, **kwargs):
+            return False
+        # products in place are not among what autocast casts for
+        if torch.is_autocast_enabled("cpu"):
+            return False
+        # a gap inside a sequence keeps its place, so it cannot be taken out
+        return in_one_piece(mask)
+
+    @capture_outputs
+    def run_layers(
+        self,
+        hidden_states: torch.Tensor,
+        mask: torch.Tensor,
+        packing: Packing | None = None,
+        visit: Visit | None = None,
+        depth: int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutput:
+        padding_mask = mask.unsqueeze(-1).to(hidden_states.dtype)
+        for number, layer in enumerate(self.model.embedder.layers, start=1):
+            hidden_states = layer(hidden_states, padding_mask=padding_mask, packing=packing, **kwargs)
+            if visit is not None:
+                visit(number, hidden_states)
+            if number == depth:
+                break
         return BaseModelOutput(last_hidden_state=hidden_states)
 
 
@@ -228,7 +269,7 @@ class CarpForMaskedLM(CarpPreTrainedModel):
             `logits` `(batch, length, vocab_size)` and, with `labels`, the mean cross-entropy in nats.
         """
         outputs = self.encode(input_ids, attention_mask, inputs_embeds, return_dict=True, **kwargs)
-        logits = self.model.decoder(self.model.last_norm(outputs.last_hidden_state))
+        logits = self.model.decoder["conv"](self.model.last_norm(outputs.last_hidden_state))
         return MaskedLMOutput(
             loss=token_loss(logits, labels, **kwargs),
             logits=logits,

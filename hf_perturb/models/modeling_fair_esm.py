@@ -27,6 +27,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_fair_esm import FairEsmConfig
+from .encoder import EncoderPreTrainedModel, Visit
 from .heads import SequenceClassificationHead, TokenClassificationHead, sequence_classification_loss, token_loss
 from .inputs import check_inputs, sequence_mask
 from .layers_fair_esm import (
@@ -37,7 +38,7 @@ from .layers_fair_esm import (
     FairEsmLMHead,
     FairEsmOutputProjection,
 )
-from .perturbable import PerturbablePreTrainedModel
+from .packing import Packing, can_pack
 from .positions_fair_esm import FairEsmRotaryPositions, FairEsmSinusoidalPositions
 from .record import CheckpointError, ModelInputError
 from .stock_esm import tensors_from_stock
@@ -49,13 +50,14 @@ _MASK_RATIO_TRAIN = 0.15 * 0.8
 _LANGUAGE_HEAD = [r"^lm_head\.", r"^embed_out"]
 
 
-class FairEsmPreTrainedModel(PerturbablePreTrainedModel):
+class FairEsmPreTrainedModel(EncoderPreTrainedModel):
     """Weights, initialisation and the trunk that every ESM head shares."""
 
     config: FairEsmConfig
     config_class = FairEsmConfig
     supports_gradient_checkpointing = True
-    _no_split_modules = ["FairEsmLayer"]
+    # what reads its inputs beside its own modules' outputs, or parameters of its own beside theirs
+    _no_split_modules = ["FairEsmLayer", "FairEsmLMHead", "SequenceClassificationHead"]
     _supports_sdpa = True
     _supports_attention_backend = True
     _keep_in_fp32_modules_strict = ["rot_emb"]
@@ -176,48 +178,66 @@ class FairEsmPreTrainedModel(PerturbablePreTrainedModel):
         """
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
+        # below, `.to(hidden_states)` also brings together what a device map has put on several devices
         hidden_states = self.embed_scale * inputs_embeds
         # CODEPATH: ESM-1b, ESM-1v and ESM-2 were trained with token dropout, ESM-1 without.
         if self.config.token_dropout:
             masked = torch.zeros_like(mask) if input_ids is None else mask & (input_ids == self.config.mask_token_id)
-            hidden_states = hidden_states.masked_fill(masked.unsqueeze(-1), 0.0)
+            hidden_states = hidden_states.masked_fill(masked.unsqueeze(-1).to(hidden_states.device), 0.0)
             observed = masked.sum(-1).float() / mask.sum(-1).clamp(min=1)
             scale = (1 - _MASK_RATIO_TRAIN) / (1 - observed)
-            hidden_states = hidden_states * scale[:, None, None].to(hidden_states.dtype)
+            hidden_states = hidden_states * scale[:, None, None].to(hidden_states)
         if self.embed_positions is not None:
             # counting what is not padding makes a sequence the same alone, padded left and padded right
             positions = mask.long().cumsum(-1) * mask + self.config.pad_token_id
-            hidden_states = hidden_states + self.embed_positions(positions).to(hidden_states.dtype)
+            hidden_states = hidden_states + self.embed_positions(positions).to(hidden_states)
         if self.emb_layer_norm_before is not None:
             hidden_states = self.emb_layer_norm_before(hidden_states)
         if self.emb_layer_norm_after is not None:  # ESM-1b and ESM-2 zero padding, ESM-1 does not
-            hidden_states = hidden_states * mask.unsqueeze(-1).to(hidden_states.dtype)
+            hidden_states = hidden_states * mask.unsqueeze(-1).to(hidden_states)
         return hidden_states
 
-    @capture_outputs
-    def encode(
+    def begin(
         self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> BaseModelOutput:
-        """Run the trunk; see `FairEsmModel.forward`."""
+        input_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         config = self.config
         check_inputs(config, input_ids, attention_mask, inputs_embeds, config.hidden_size, config.max_tokens)
         mask = sequence_mask(config, input_ids, attention_mask, inputs_embeds)
-        hidden_states = self.embed(input_ids, inputs_embeds, mask)
+        return self.embed(input_ids, inputs_embeds, mask), mask
+
+    def packs(self, mask: torch.Tensor, **kwargs: Any) -> bool:
+        return can_pack(mask, self.config, **kwargs) and not bool(mask.all())
+
+    @capture_outputs
+    def run_layers(
+        self,
+        hidden_states: torch.Tensor,
+        mask: torch.Tensor,
+        packing: Packing | None = None,
+        visit: Visit | None = None,
+        depth: int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutput:
+        config = self.config
+        key_mask: Any = None
         if kwargs.get("output_attentions", config.output_attentions):
-            key_mask: Any = mask[:, None, None, :]  # weights come from the eager path, whatever the implementation is
-        else:
+            key_mask = mask[:, None, None, :]  # weights come from the eager path, whatever the implementation is
+        elif packing is None:
             key_mask = create_bidirectional_mask(config=config, inputs_embeds=hidden_states, attention_mask=mask)
         # CODEPATH: every query of ESM-1 sees the extra key, that of `bias_k`.
         if key_mask is not None and config.model_version == "ESM-1":
             key_mask = nn.functional.pad(key_mask, (0, 1), value=key_mask.dtype == torch.bool)
-        for layer in self.layers:
-            hidden_states = layer(hidden_states, attention_mask=key_mask, padding_mask=mask, **kwargs)
-        if self.emb_layer_norm_after is not None:
-            hidden_states = self.emb_layer_norm_after(hidden_states)
+        for number, layer in enumerate(self.layers, start=1):
+            hidden_states = layer(hidden_states, attention_mask=key_mask, padding_mask=mask, packing=packing, **kwargs)
+            if number == len(self.layers) and self.emb_layer_norm_after is not None:
+                hidden_states = self.emb_layer_norm_after(hidden_states)
+            if visit is not None:
+                visit(number, hidden_states)
+            if number == depth:
+                break
         return BaseModelOutput(last_hidden_state=hidden_states)
 
     def predict_contacts(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -245,7 +265,7 @@ class FairEsmPreTrainedModel(PerturbablePreTrainedModel):
         for token in (self.config.bos_token_id, self.config.eos_token_id):
             if token is not None:
                 residues = residues & (input_ids != token)
-        return self.contact_head(torch.cat(attentions, dim=1), residues)
+        return self.contact_head(torch.cat([each.to(residues.device) for each in attentions], dim=1), residues)
 
 
 class FairEsmModel(FairEsmPreTrainedModel):
@@ -321,7 +341,9 @@ class FairEsmForMaskedLM(FairEsmPreTrainedModel):
         """
         outputs = self.encode(input_ids, attention_mask, inputs_embeds, return_dict=True, **kwargs)
         if self.embed_out is not None:
-            logits = nn.functional.linear(outputs.last_hidden_state, self.embed_out, self.embed_out_bias)
+            # these parameters are not in a module that a device map could bring the hidden states to
+            last = outputs.last_hidden_state.to(self.embed_out.device)
+            logits = nn.functional.linear(last, self.embed_out, self.embed_out_bias)
         else:
             logits = self.lm_head(outputs.last_hidden_state)
         return MaskedLMOutput(

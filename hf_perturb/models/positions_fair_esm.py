@@ -51,11 +51,20 @@ class FairEsmRotaryPositions(nn.Module):
         """Return the radians per position that the original computes, `(width / 2,)`."""
         return 1.0 / (10000 ** (torch.arange(0, self.width, 2, dtype=torch.float32) / self.width))
 
-    def forward(self, query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Turn `(batch, heads, length, width)` by its position in the batch; only differences of positions matter."""
+    def forward(
+        self, query: torch.Tensor, key: torch.Tensor, positions: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Turn `(batch, heads, length, width)` by its position in the batch; only differences of positions matter.
+
+        Args:
+            query: `(batch, heads, length, width)`.
+            key: the same.
+            positions: `(length,)`; `None` where they are 0, 1, 2 and so on.
+        """
         rates = self.inv_freq.to(torch.promote_types(self.inv_freq.dtype, torch.float32))
-        positions = torch.arange(query.shape[2], dtype=rates.dtype, device=query.device)
-        angles = torch.outer(positions, rates).repeat(1, 2)
+        if positions is None:
+            positions = torch.arange(query.shape[2], device=query.device)
+        angles = torch.outer(positions.to(rates.device, rates.dtype), rates).repeat(1, 2)
         cos, sin = angles.cos(), angles.sin()
         return self._turn(query, cos, sin), self._turn(key, cos, sin)
 

@@ -1,0 +1,117 @@
+# Copyright 2026 The hf_perturb authors. All rights reserved.
+#
+# Licensed under the MIT License: see the LICENSE file at the root of the repository.
+"""How both families run their trunk: without padding where that gives the same, and showing each layer on request."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+
+from .packing import Packing
+from .perturbable import PerturbablePreTrainedModel
+
+# called with the number of a representation and its values
+Visit = Callable[[int, torch.Tensor], object]
+
+
+class EncoderPreTrainedModel(PerturbablePreTrainedModel):
+    """A trunk that embeds tokens, and runs layers on them; subclasses say how."""
+
+    def begin(
+        self,
+        input_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Check the inputs; return representation 0, `(batch, length, hidden_size)`, and what is not padding."""
+        raise TypeError(f"{type(self).__name__} has no trunk")
+
+    def packs(self, mask: torch.Tensor, **kwargs: Any) -> bool:
+        """Whether the layers may run without padding, and are not slower for it; `mask` is `(batch, length)`."""
+        raise TypeError(f"{type(self).__name__} has no trunk")
+
+    def run_layers(
+        self,
+        hidden_states: torch.Tensor,
+        mask: torch.Tensor,
+        packing: Packing | None = None,
+        visit: Visit | None = None,
+        depth: int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutput:
+        """Run the layers on representation 0.
+
+        Args:
+            hidden_states: `(batch, length, hidden_size)`, or packed, `(1, tokens, hidden_size)`.
+            mask: which positions are not padding, `(batch, length)`.
+            packing: that of the hidden states, if they are packed.
+            visit: called after each layer with its number, from 1, and the representation, shaped as `hidden_states`.
+            depth: the layer to stop after; `None` for the last one.
+            **kwargs: those of `forward`.
+        """
+        raise TypeError(f"{type(self).__name__} has no trunk")
+
+    def encode(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutput:
+        """Run the trunk; see the `forward` of the class without a head."""
+        hidden_states, mask = self.begin(input_ids, attention_mask, inputs_embeds)
+        # CODEPATH: at inference, padding is taken out of the batch before the layers, and is zeros after them.
+        packing = Packing.of(mask) if self.packs(mask, **kwargs) else None
+        if packing is None:
+            return self.run_layers(hidden_states, mask, **kwargs)
+        outputs: Any = self.run_layers(packing.pack(hidden_states), mask, packing=packing, **kwargs)
+        last = outputs.last_hidden_state = packing.unpack(outputs.last_hidden_state)
+        if outputs.hidden_states is not None:
+            # Transformers puts None for those that were not selected
+            states = [None if x is None else packing.unpack(x) for x in outputs.hidden_states[:-1]]
+            outputs.hidden_states = (*states, None if outputs.hidden_states[-1] is None else last)
+        return outputs
+
+    @torch.no_grad()
+    def visit_representations(
+        self,
+        visit: Visit,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        depth: int | None = None,
+    ) -> tuple[int, ...]:
+        """Show each representation as it is made, so that none has to be kept.
+
+        Args:
+            visit: called with the number of a representation, 0 for the embedding and then those of the layers, and its
+                values, `(tokens, hidden_size)`: the tokens of all sequences one after another, without padding. They
+                are those of `hidden_states`, so the last one is normed where the network norms it.
+            input_ids: tokens, `(batch, length)`.
+            attention_mask: `(batch, length)` or `None`.
+            depth: the layer to stop after; `None` for the last one.
+
+        Returns:
+            The tokens of each sequence.
+
+        Raises:
+            ValueError: if an id, a shape, a mask or a length is not one that the network can take.
+        """
+        hidden_states, mask = self.begin(input_ids, attention_mask, None)
+        packing = Packing.of(mask)
+        # whatever the config wants kept
+        nothing: dict[str, Any] = {"output_hidden_states": False, "output_attentions": False}
+        packed = self.packs(mask, **nothing)
+
+        def show(number: int, representation: torch.Tensor) -> None:
+            visit(number, (representation if packed else packing.pack(representation)).squeeze(0))
+
+        if packed:
+            hidden_states = packing.pack(hidden_states)
+        show(0, hidden_states)
+        if depth != 0:
+            self.run_layers(hidden_states, mask, packing if packed else None, show, depth, return_dict=True, **nothing)
+        return packing.lengths
