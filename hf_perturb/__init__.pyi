@@ -5,9 +5,14 @@ from .checkpoints.convert import Conversion as Conversion, convert_checkpoint as
 from .checkpoints.exports import export_checkpoint as export_checkpoint
 from .checkpoints.variants import create_variant as create_variant, create_variants as create_variants
 from .checkpoints.verification import Verification as Verification, verify_variant as verify_variant
+from .embedding.reading import read_embeddings as read_embeddings
+from .embedding.run import embed as embed, embed_variants as embed_variants
+from .embedding.work import Embeddings as Embeddings
 from .errors import (
     CheckpointError as CheckpointError,
     DigestError as DigestError,
+    EmbeddingsError as EmbeddingsError,
+    FastaError as FastaError,
     FolderExistsError as FolderExistsError,
     FolderLockedError as FolderLockedError,
     HfPerturbError as HfPerturbError,

@@ -6,6 +6,8 @@ HfPerturbError
 │   └── StackedPerturbationError        a perturbation asked for on top of another
 ├── ModelInputError (ValueError)        ids, masks, embeddings or lengths that a model cannot take
 ├── UnsupportedModuleError (TypeError)  an object that is not a model we know how to wrap or perturb
+├── FastaError (ValueError)             sequences that cannot be read, or that a model cannot take
+├── EmbeddingsError (OSError)           a folder of embeddings that is missing, wrong, or of something else
 └── CheckpointError (OSError)           a base or a variant on disk that is missing or wrong
     ├── FolderExistsError               an output folder that is already there
     ├── FolderLockedError               an output folder that another process is writing
@@ -36,6 +38,14 @@ class ModelInputError(HfPerturbError, ValueError):
 
 class UnsupportedModuleError(HfPerturbError, TypeError):
     """An object that is not a model that we know how to wrap or perturb."""
+
+
+class FastaError(HfPerturbError, ValueError):
+    """Sequences that cannot be read, or that a model cannot take."""
+
+
+class EmbeddingsError(HfPerturbError, OSError):
+    """A folder of embeddings that is missing, wrong, or of something else."""
 
 
 class CheckpointError(HfPerturbError, OSError):

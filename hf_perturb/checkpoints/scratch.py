@@ -27,21 +27,31 @@ def scratch_folder(out: Path) -> Iterator[Path]:
         FolderLockedError: if another process is writing `out`.
         CheckpointError: if the folder above cannot be made.
     """
-    absent = [parent for parent in out.parents if not parent.exists()]
+    with folders_made(out.parent), lock(out, out.parent / f"{_prefix(out)}lock") as locked:
+        if locked:
+            _sweep(out)
+        with tempfile.TemporaryDirectory(prefix=_prefix(out), dir=out.parent, ignore_cleanup_errors=True) as name:
+            yield Path(name)
+
+
+@contextmanager
+def folders_made(folder: Path) -> Iterator[None]:
+    """Make a folder and those above it; the ones that were not there are removed again when the block fails.
+
+    Raises:
+        CheckpointError: if they cannot be made.
+    """
+    absent = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         try:
-            out.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise CheckpointError(f"{out.parent} cannot be made: {error}") from error
-        with _lock(out) as locked:
-            if locked:
-                _sweep(out)
-            with tempfile.TemporaryDirectory(prefix=_prefix(out), dir=out.parent, ignore_cleanup_errors=True) as name:
-                yield Path(name)
+            raise CheckpointError(f"{folder} cannot be made: {error}") from error
+        yield
     except BaseException:
-        for parent in absent:
+        for path in absent:
             with suppress(OSError):  # somebody else's by now
-                parent.rmdir()
+                path.rmdir()
         raise
 
 
@@ -51,8 +61,8 @@ def put_in_place(fresh: Path, out: Path) -> None:
     Everything in it is on the disk before.
     """
     for file in fresh.iterdir():
-        _sync(file)
-    _sync(fresh)
+        sync(file)
+    sync(fresh)
     if not out.exists():
         fresh.rename(out)
     elif not _exchange(fresh, out):
@@ -65,14 +75,15 @@ def put_in_place(fresh: Path, out: Path) -> None:
             old.rename(out)
             raise
         shutil.rmtree(old, ignore_errors=True)
-    _sync(out.parent)
+    sync(out.parent)
 
 
 def _prefix(out: Path) -> str:
     return f".{out.name}.hf_perturb-"
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -91,16 +102,20 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 @contextmanager
-def _lock(out: Path) -> Iterator[bool]:
-    """Hold the lock of an output; give `False` where the file system has no locks."""
+def lock(out: Path, path: Path) -> Iterator[bool]:
+    """Hold the lock of an output, the file `path`; give `False` where the file system has no locks.
+
+    Raises:
+        FolderLockedError: if another process holds it.
+        CheckpointError: if the file cannot be written.
+    """
     import fcntl  # loading a model works on systems without it
 
-    path = out.parent / f"{_prefix(out)}lock"
     while True:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         except OSError as error:
-            raise CheckpointError(f"{out.parent} cannot be written: {error}") from error
+            raise CheckpointError(f"{path.parent} cannot be written: {error}") from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

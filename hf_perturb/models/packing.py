@@ -140,7 +140,8 @@ def packed_attention(
         `(1, tokens, heads, head)`.
     """
     extra = key.shape[2] != query.shape[2]
-    if _has_varlen(query):
+    config: Any = module.config
+    if config._attn_implementation == "sdpa" and _has_varlen(query):
         return _varlen_attention(query, key, value, packing, extra)
     lengths = list(packing.lengths)
     key_lengths = [length + extra for length in lengths]
@@ -154,6 +155,7 @@ def _has_varlen(query: torch.Tensor) -> bool:
     """Whether flash attention over sequences of different lengths takes these queries."""
     return (
         query.is_cuda
+        and torch.version.hip is None
         and query.dtype in (torch.float16, torch.bfloat16)
         and query.shape[-1] % 8 == 0
         and query.shape[-1] <= 256

@@ -1,0 +1,204 @@
+"""The words of the command line: commands, options and what they are for."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, NoReturn
+
+import hf_perturb
+from hf_perturb.checkpoints.formats import DTYPES, FORMATS
+from hf_perturb.embedding.choices import LONG, POOLS
+from hf_perturb.embedding.launch import launched
+from hf_perturb.hub.formats import FORMATS as PUSH_FORMATS
+from hf_perturb.perturbation import scopes, spec
+
+_CREATE = """\
+Build a variant of a base: the same network with its weights re-initialised or shuffled. --method, --seed and --axis may
+be repeated: then OUT is a folder of folders, one for each combination, all built in one pass over the base.
+
+  hf-perturb create demo my-control --method reinit --seed 42
+  hf-perturb create ./my-base my-control --method resample --axis all --exclude 'contact_head.*'
+  hf-perturb create ./my-base my-controls --method reinit --method resample --seed 42 --seed 0 --seed 12345
+  hf-perturb create ./my-base my-control --method reinit --scope top:4 --scope attention
+  hf-perturb create ./my-base my-cascade --method reinit --cascade top-down
+  hf-perturb create ./my-recipe my-control                       a recipe is given its weights
+"""
+_CONVERT = """\
+Make a base of a checkpoint of any origin, or write a base or a variant in another package's format.
+
+  hf-perturb convert esm1b_t33_650M_UR50S my-base            a name of the catalogue: downloaded, checked, converted
+  hf-perturb convert esm1b_t33_650M_UR50S.pt my-base         an original file, its -contact-regression.pt beside it
+  hf-perturb convert facebook/esm2_t6_8M_UR50D my-base       Transformers' own ESM: a Hub id, or a folder
+  hf-perturb convert --to transformers my-control stock      what Transformers loads with nothing of ours installed
+  hf-perturb convert --to fair-esm my-control esm1b_control.pt
+"""
+_VERIFY = """\
+Compare weights with the digest that their record names; with the base, build every tensor again and compare those.
+Exit code 1 if anything is not as recorded.
+
+  hf-perturb verify my-control
+  hf-perturb verify my-control --base my-base
+"""
+_COMPARE = """\
+Say what differs between two checkpoints of one network, by layer or by tensor. Distances are relative to A.
+
+  hf-perturb compare my-base my-control
+  hf-perturb compare my-base my-control --per tensor --json
+  hf-perturb compare my-base my-control --plot distances.png     needs: pip install 'hf-perturb[plot]'
+"""
+_PUSH = """\
+Publish a variant, a recipe or a base on the Hub: weights, configuration, tokenizer, card, and the code that loads them
+where hf_perturb is not installed. The folder is verified first, and nothing else that is in it is sent; everything goes
+into one commit, and what is there already is not sent again. The token is that of `hf auth login`, or HF_TOKEN.
+
+  hf-perturb push my-control my-lab/esm1b-reinit-seed42 --dry-run
+  hf-perturb push my-control my-lab/esm1b-reinit-seed42 --private --tag v1
+  hf-perturb push my-control my-lab/esm1b-reinit-seed42-stock --format transformers
+"""
+_EMBED = """\
+FASTA to representations, as Parquet: a row a record, in the order of the FASTA, with one vector for each pooling and
+layer. Records are batched by length and results written in shards; the same command goes on where an interrupted one
+stopped. With --method also variants of the base, made in memory: OUT/base, and one folder for each.
+On several processes or nodes, CPUs too: accelerate launch --multi_gpu --num_processes N -m hf_perturb embed ...
+Needs: pip install 'hf-perturb[embed]'
+
+  hf-perturb embed demo proteins.fasta my-embeddings
+  hf-perturb embed my-base proteins.fasta.gz my-embeddings --layers all --dtype bfloat16
+  hf-perturb embed my-base proteins.fasta my-embeddings --layers 0,6,-1 --pool mean --pool max --long window
+  hf-perturb embed my-base proteins.fasta my-matrix --layers all --method reinit --method resample
+"""
+_BASE = "a folder, a Hub id, an original .pt, or 'demo'"
+_LIST = """\
+Without BASE: the published checkpoints. With BASE: its tensors, and what the rules do to each.
+"""
+
+
+def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """Return the parser, and those of the commands by name."""
+    parser = _Parser(prog="hf-perturb", description=(hf_perturb.__doc__ or "").partition("\n")[0])
+    parser.add_argument("--version", action="version", version=f"%(prog)s {hf_perturb.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    made: dict[str, argparse.ArgumentParser] = {}
+
+    def add(name: str, text: str, description: str) -> argparse.ArgumentParser:
+        layout: Any = argparse.RawDescriptionHelpFormatter
+        options: dict[str, Any] = {"formatter_class": layout, "allow_abbrev": False}
+        made[name] = commands.add_parser(name, help=text, description=description, **options)
+        made[name].add_argument("--json", action="store_true", help="print the result as JSON")
+        return made[name]
+
+    listing = add("list", "the published checkpoints, or the tensors of a base", _LIST)
+    listing.add_argument("base", nargs="?", type=_name, metavar="BASE", help=_BASE)
+    _add_convert(add("convert", "make a base of a checkpoint", _CONVERT))
+    _add_create(add("create", "build a variant, or many", _CREATE))
+
+    verify = add("verify", "compare a variant with its record", _VERIFY)
+    verify.add_argument("--revision", type=_name, metavar="NAME", help="branch, tag or commit, if PATH is a Hub id")
+    verify.add_argument("path", type=_name, metavar="PATH", help="a variant, a recipe or a base: a folder or a Hub id")
+    verify.add_argument("--base", type=_name, metavar="BASE", help=f"what it was made from: {_BASE}")
+    compare = add("compare", "what differs between two checkpoints", _COMPARE)
+    compare.add_argument("a", type=_name, metavar="A", help=_BASE)
+    compare.add_argument("b", type=_name, metavar="B", help="the same: a base or a variant")
+    compare.add_argument("--per", choices=("layer", "tensor"), default="layer", help="a row for each; default: layer")
+    compare.add_argument("--plot", type=_name, metavar="FILE", help="draw distances and histograms (.png, .pdf, .svg)")
+    _add_embed(add("embed", "FASTA to representations", _EMBED))
+    _add_push(add("push", "publish on the Hub", _PUSH))
+    for command in (made["create"], verify, compare):
+        command.add_argument("--jobs", type=_count, metavar="N", help="tensors at a time; default: one a processor")
+    return parser, made
+
+
+def _add_convert(convert: argparse.ArgumentParser) -> None:
+    source = "an original .pt, a name of the catalogue (hf-perturb list), a folder or a Hub id"
+    convert.add_argument("source", type=_name, metavar="SOURCE", help=source)
+    convert.add_argument("out", type=_name, metavar="OUT", help="the folder to write; a .pt file for the originals")
+    convert.add_argument("--to", choices=FORMATS, help="write another package's format; default: a base of ours")
+    stored = "default: float32 for originals, else as stored"
+    convert.add_argument("--dtype", choices=DTYPES, help=f"type of the base's weights; {stored}")
+    convert.add_argument("--allow-nonfinite", action="store_true", help="convert NaN and infinite weights too")
+    convert.add_argument("--force", action="store_true", help="replace OUT if it is a base and nothing else")
+
+
+def _add_create(create: argparse.ArgumentParser) -> None:
+    create.add_argument("base", type=_name, metavar="BASE", help=f"{_BASE}; or a recipe")
+    create.add_argument("out", type=_name, metavar="OUT", help="the folder to write")
+    _add_perturbation(create)
+    create.add_argument("--recipe", action="store_true", help="leave the weights out; loading rebuilds them")
+    create.add_argument("--force", action="store_true", help="replace OUT if it is a variant and nothing else")
+
+
+def _add_embed(embed: argparse.ArgumentParser) -> None:
+    embed.add_argument("model", type=_name, metavar="MODEL", help=f"{_BASE}; with --method, a base")
+    embed.add_argument("fasta", type=_name, metavar="FASTA", help="plain or packed with gzip; - for standard input")
+    embed.add_argument("out", type=_name, metavar="OUT", help="the folder to write")
+    numbers = "last (the default), all, or numbers with commas, 0 for the embedding (--layers=-2,-1: the last two)"
+    embed.add_argument("--layers", type=_name, default="last", metavar="WHICH", help=numbers)
+    pool = "residues to one vector, repeatable; cls: the token that begins a sequence, in ESM; default: mean"
+    embed.add_argument("--pool", choices=POOLS, action="append", help=pool)
+    each = "the vector of every residue too; without --pool, these alone"
+    embed.add_argument("--per-residue", action="store_true", help=each)
+    embed.add_argument("--dtype", choices=DTYPES, help="type of weights and arithmetic; default: the checkpoint's")
+    device = "cpu, cuda, ...; auto: spread over all there are; default: a GPU if there is one"
+    embed.add_argument("--device", type=_name, metavar="NAME", help=device)
+    tokens = "most tokens of a batch; default: 4096 on the CPU, 32768 elsewhere"
+    embed.add_argument("--tokens", type=_count, metavar="N", help=tokens)
+    long = "records longer than ESM-1b and ESM-1v take (1022 residues); default: refuse"
+    embed.add_argument("--long", choices=LONG, default=LONG[0], help=long)
+    shared = "residues that neighbouring windows share, with --long window; default: a quarter of a window"
+    embed.add_argument("--overlap", type=int, metavar="N", help=shared)
+    embed.add_argument("--revision", type=_name, metavar="NAME", help="branch, tag or commit, if MODEL is a Hub id")
+    embed.add_argument("--force", action="store_true", help="if OUT holds other embeddings, remove them")
+    _add_perturbation(embed.add_argument_group("variants of the base"))
+
+
+def _add_perturbation(parser: Any) -> None:
+    many: dict[str, Any] = {"action": "append", "default": []}
+    parser.add_argument("--method", choices=spec.METHODS, help="repeatable", **many)
+    parser.add_argument("--seed", type=int, metavar="N", help=f"repeatable; default: {spec.DEFAULT_SEED}", **many)
+    parser.add_argument("--rules", choices=spec.RULES, help=f"default: {spec.RULES[0]}")
+    axis = "what resample shuffles, repeatable; default: the family's"
+    parser.add_argument("--axis", choices=spec.AXES, help=axis, **many)
+    for option, what in (("--include", "perturb only these"), ("--exclude", "leave these as they are")):
+        help_text = f"glob over tensor names, repeatable: {what}"
+        parser.add_argument(option, metavar="GLOB", help=help_text, **many)
+    names = "top:K, bottom:K, layers:I-J, attention, feed_forward, convolution, keep_layer_norms"
+    parser.add_argument("--scope", metavar="SCOPE", help=f"perturb only a part, repeatable (all hold): {names}", **many)
+    depths = "one variant for each depth, from the first layer on that side to all of them"
+    parser.add_argument("--cascade", choices=tuple(scopes.DIRECTIONS), help=depths)
+
+
+def _add_push(push: argparse.ArgumentParser) -> None:
+    push.add_argument("path", type=_name, metavar="DIR", help="the folder of a variant, a recipe or a base")
+    push.add_argument("repo_id", type=_name, metavar="REPO_ID", help="NAMESPACE/NAME; made if it is not there")
+    push.add_argument("--private", action="store_true", help="make a private repository; refuse a public one")
+    push.add_argument(
+        "--revision", type=_name, metavar="BRANCH", default="main", help="default: main; made if not there"
+    )
+    push.add_argument("--tag", type=_name, metavar="NAME", help="name the commit; names are not moved")
+    collection = "add it to a collection: a slug, or a title in the same namespace (made if it is not there)"
+    push.add_argument("--collection", type=_name, metavar="SLUG|TITLE", help=collection)
+    layout = "transformers: for stock Transformers, without code (ESM-1b, ESM-1v, ESM-2); default: %(default)s"
+    push.add_argument("--format", choices=PUSH_FORMATS, default=PUSH_FORMATS[0], help=layout)
+    push.add_argument("--force", action="store_true", help="replace another model there; it stays in the history")
+    push.add_argument("--dry-run", action="store_true", help="say what would change, with sizes; touch nothing")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Of several processes that are all wrongly called, one says so."""
+
+    def error(self, message: str) -> NoReturn:
+        if launched()[0] and self.prog.endswith(" embed"):
+            self.exit(2)
+        super().error(message)
+
+
+def _name(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty; give a name (is a shell variable not set?)")
+    return text
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}; allowed: 1 or more")
+    return int(text)

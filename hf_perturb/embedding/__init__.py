@@ -1,0 +1,1 @@
+"""FASTA in, embeddings out."""

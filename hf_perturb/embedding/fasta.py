@@ -1,0 +1,181 @@
+"""Records of a FASTA, one at a time."""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+import sys
+import tempfile
+import zlib
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from hf_perturb.embedding.cleaning import Findings, clean, kinds_of
+from hf_perturb.errors import FastaError
+
+_GZIP = b"\x1f\x8b"
+_BOM = b"\xef\xbb\xbf"
+_HEAD = 4096  # bytes that are looked at for what is no text
+_UNDECODABLE = "\ufffd"
+
+# how files begin that are taken for a FASTA, and what to do with them
+_OTHERS = {
+    b"@": "is FASTQ; convert it, for instance with: seqtk seq -A",
+    b"PAR1": "is Parquet; write its sequences as FASTA",
+    b"BZh": "is packed with bzip2; unpack it, or pack it with gzip",
+    b"\xfd7zXZ": "is packed with xz; unpack it, or pack it with gzip",
+    b"\x28\xb5\x2f\xfd": "is packed with zstd; unpack it, or pack it with gzip",
+    b"PK\x03\x04": "is a zip archive; unpack it",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A sequence of a FASTA.
+
+    Args:
+        index: place in the file, from 0.
+        id: first word of the header; empty where there is none.
+        sequence: residues as `clean` leaves them; may be empty.
+    """
+
+    index: int
+    id: str
+    sequence: str
+
+    @property
+    def name(self) -> str:
+        """What messages call it: its id, or its place (from 1) where it has none."""
+        return self.id or f"record {self.index + 1}"
+
+
+def read_records(path: Path, findings: Findings | None = None) -> Generator[Record, None, None]:
+    """Read a FASTA, plain or packed with gzip, a record at a time.
+
+    Args:
+        path: a regular file, since it is read more than once; its name says nothing about its content.
+        findings: is told what is met, except for repeats.
+
+    Raises:
+        FastaError: if the file cannot be read, is damaged, is not FASTA, or has no sequences; if an id or a sequence
+            is not text that it can be; if `dnaio` is not installed.
+    """
+    findings = Findings() if findings is None else findings
+    read = 0
+    try:
+        if path.exists() and not path.is_file():
+            kind = "a folder" if path.is_dir() else "not a regular file"
+            raise FastaError(f"{path} is {kind}; give a FASTA file, plain or packed with gzip")
+        for header, raw in _split(path):
+            yield _record(path, read, header, raw, findings)
+            read += 1
+    except FileNotFoundError as error:
+        raise FastaError(f"{path} does not exist; give a FASTA file, plain or packed with gzip") from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise FastaError(
+            f"{path} is truncated or damaged gzip, after {read:,} records: {error}; fetch or pack it again"
+        ) from error
+    except OSError as error:
+        raise FastaError(f"{path} cannot be read: {error}") from error
+    if not read:
+        raise FastaError(f"{path} has no sequences in it; a FASTA record is a line that begins with '>' and residues")
+
+
+def spool_stdin(target: Path) -> None:
+    """Copy standard input to a file, since a FASTA is read more than once.
+
+    Raises:
+        FastaError: if standard input is closed, or a terminal.
+        OSError: if the file cannot be written.
+    """
+    if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
+        raise FastaError("standard input has no FASTA: it is a terminal or closed; pipe a FASTA in, or name a file")
+    with target.open("wb") as file:
+        shutil.copyfileobj(sys.stdin.buffer, file)
+
+
+def _record(path: Path, index: int, header: str, raw: str, findings: Findings) -> Record:
+    """Check and clean what a record is made of."""
+    words = header.split(maxsplit=1)
+    record = Record(index, words[0] if words else "", clean(raw))
+    if _UNDECODABLE in record.id:
+        raise FastaError(f"{path}: the id of record {index + 1} is not UTF-8: {record.id!r}; convert it, as with iconv")
+    if not raw.isascii():
+        wrong = next(character for character in raw if not character.isascii())
+        got = "bytes that are not UTF-8" if wrong == _UNDECODABLE else repr(wrong)
+        raise FastaError(
+            f"{path}: the sequence of record {index + 1} ({record.name!r}) has {got}; residues are ASCII letters"
+        )
+    if raw != record.sequence:
+        for kind in kinds_of(raw):
+            findings.add(kind, record.name)
+    if not record.sequence:
+        findings.add("empty", record.name)
+    if not record.id:
+        findings.add("without_id", record.name)
+    return record
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a file for its bytes, unpacked where its first two are gzip's."""
+    with path.open("rb") as file:
+        if not file.peek(2).startswith(_GZIP):
+            yield file
+            return
+        with gzip.open(file) as unpacked:
+            yield unpacked
+
+
+def _split(path: Path) -> Iterator[tuple[str, str]]:
+    """Give header and sequence of each record, as they are written but for the ends of lines."""
+    try:
+        import dnaio
+    except ImportError as error:
+        raise FastaError("reading FASTA needs dnaio: pip install 'hf-perturb[embed]'") from error
+
+    def pair(header: str, sequence: str, _: None) -> tuple[str, str]:
+        return header, sequence  # dnaio's own class refuses headers that are not ASCII
+
+    with _opened(path) as file:
+        _check_text(path, file)
+        reader: Any = dnaio.FastaReader(file, sequence_class=pair)
+        # it decodes as the locale says, and stops at what it cannot: a name in a description is no reason to
+        reader._file.reconfigure(encoding="utf-8-sig", errors="replace")
+        try:
+            yield from reader
+        except dnaio.FastaFormatError as error:
+            raise FastaError(f"{path} is not FASTA: line {(error.line or 0) + 1}: {error.message}") from error
+
+
+def _check_text(path: Path, file: BinaryIO) -> None:
+    """Refuse what is plainly something else; the reader sees to the rest."""
+    head: bytes = file.peek(_HEAD)[:_HEAD]  # type: ignore[attr-defined]  # both kinds have it
+    begin = head.removeprefix(_BOM).lstrip()
+    for magic, remedy in _OTHERS.items():
+        if begin.startswith(magic):
+            raise FastaError(f"{path} is not FASTA: it {remedy}")
+    if b"\0" in head:
+        raise FastaError(f"{path} is not FASTA: it is binary, or UTF-16; give text in UTF-8, plain or packed with gzip")
+
+
+@contextmanager
+def file_of(fasta: str | Path) -> Iterator[Path]:
+    """Give a file that can be read twice: for `-`, one of what standard input holds, which is removed afterwards.
+
+    Raises:
+        FastaError: if standard input cannot be kept.
+    """
+    if str(fasta) != "-":
+        yield Path(fasta)
+        return
+    with tempfile.TemporaryDirectory(prefix="hf_perturb-") as folder:
+        path = Path(folder) / "standard-input.fasta"
+        try:
+            spool_stdin(path)
+        except OSError as error:
+            raise FastaError(f"standard input cannot be kept: {error}; set TMPDIR to a folder that has room") from error
+        yield path

@@ -1,0 +1,201 @@
+"""The manifest of a folder of embeddings: what they are of, what decides them, and which shards there are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hf_perturb.embedding.placing import MANIFEST, placed
+from hf_perturb.errors import EmbeddingsError, FolderExistsError
+
+FORMAT = "hf_perturb embeddings/1"
+EMBEDDED = "embedded"  # column of how many residues of a record have vectors, where not all may
+_SHOWN = 60  # characters of a value in a message
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A run of records that one file holds.
+
+    Args:
+        number: from 0 on, in the order of the input.
+        first: number of its first record.
+        records: how many it has, the rows of the file.
+        residues: how many these have together.
+        bytes: of the file, known when all are written.
+    """
+
+    number: int
+    first: int
+    records: int
+    residues: int
+    bytes: int | None = None
+
+    @property
+    def file(self) -> str:
+        """The name of its file."""
+        return f"shard-{self.number:06d}.parquet"
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The columns of a shard beside `id` and `length`, in order.
+
+    Args:
+        integers: names of further int32 columns.
+        vectors: numbers of float32 in the one vector that each record has, by name of the column.
+        residues: likewise where each residue has a vector.
+        nullable: whether there may be records without vectors; then a vector a record is a list of any size, and
+            otherwise one of fixed size.
+    """
+
+    integers: tuple[str, ...] = ()
+    vectors: Mapping[str, int] = field(default_factory=dict)
+    residues: Mapping[str, int] = field(default_factory=dict)
+    nullable: bool = False
+
+    @property
+    def names(self) -> list[str]:
+        """Every column."""
+        return ["id", "length", *self.integers, *self.vectors, *self.residues]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `_manifest.json` says.
+
+    Args:
+        inputs: what decides the embeddings, as JSON.
+        described: what is only said of them, as JSON.
+        schema: the columns.
+        shards: those planned.
+        complete: whether all are written.
+        report: what the run that completed them says, as JSON.
+    """
+
+    inputs: dict[str, Any]
+    described: dict[str, Any]
+    schema: Schema
+    shards: tuple[Shard, ...]
+    complete: bool = False
+    report: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        """The digest of the inputs."""
+        return "sha256:" + hashlib.sha256(canonical(self.inputs).encode()).hexdigest()
+
+    def differences(self, other: Manifest) -> list[str]:
+        """Say where another manifest wants something else than this one, which is in the folder."""
+        here, there = dict(_leaves(self.inputs)), dict(_leaves(other.inputs))
+        if self.fingerprint == other.fingerprint:
+            here, there = self._planned(), other._planned()
+        return [
+            f"{name}: {_short(here.get(name, 'nothing'))} in the folder, {_short(there.get(name, 'nothing'))} asked for"
+            for name in {**here, **there}
+            if here.get(name) != there.get(name)
+        ]
+
+    def _planned(self) -> dict[str, str]:
+        plan = [(shard.records, shard.residues) for shard in self.shards]
+        return {"columns": canonical(asdict(self.schema)), "shards": f"{len(plan)} of {canonical(plan)}"}
+
+
+def canonical(content: Any) -> str:
+    """Write JSON in the one way that is digested.
+
+    Raises:
+        TypeError: if it is no JSON.
+    """
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def write_manifest(out: Path, manifest: Manifest) -> None:
+    """Write the manifest of a folder, whole or not at all.
+
+    Raises:
+        EmbeddingsError: if it cannot be written.
+    """
+    shards = [{"file": shard.file, **asdict(shard)} for shard in manifest.shards]
+    content = {
+        "format": FORMAT,
+        "complete": manifest.complete,
+        "fingerprint": manifest.fingerprint,
+        "inputs": manifest.inputs,
+        "described": manifest.described,
+        "columns": asdict(manifest.schema),
+        "shards": [
+            {key: entry[key] for key in entry if key != "number" and entry[key] is not None} for entry in shards
+        ],
+        "report": manifest.report,
+    }
+    with placed(out / MANIFEST) as file:
+        file.write((json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def read_manifest(out: Path) -> Manifest:
+    """Read the manifest of a folder.
+
+    Raises:
+        FolderExistsError: if something is there, and no embeddings.
+        EmbeddingsError: if nothing is there, or the manifest is damaged or of a newer release.
+    """
+    path = out / MANIFEST
+    try:
+        content = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if not out.exists():
+            raise EmbeddingsError(f"{out} does not exist; `hf-perturb embed` writes such a folder") from error
+        raise FolderExistsError(f"{out} is no folder of embeddings: it holds no {MANIFEST}") from error
+    except (OSError, ValueError) as error:
+        raise _damaged(path, str(error)) from error
+    found = content.get("format") if isinstance(content, dict) else None
+    if not isinstance(found, str) or not found.startswith("hf_perturb embeddings/"):
+        raise FolderExistsError(f"{out} is no folder of embeddings: the format of its {MANIFEST} is {found!r}")
+    if found != FORMAT:
+        raise EmbeddingsError(f"{path}: got format {found!r}; allowed: {FORMAT!r}; update hf-perturb")
+    try:
+        manifest = _parsed(content)
+        asked, stated = manifest.fingerprint, content["fingerprint"]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _damaged(path, repr(error)) from error
+    if asked != stated:
+        raise _damaged(path, f"its inputs have the fingerprint {asked}, it says {stated}")
+    return manifest
+
+
+def _parsed(content: dict[str, Any]) -> Manifest:
+    columns = content["columns"]
+    entries = content["shards"]
+    shards = tuple(
+        Shard(number, int(entry["first"]), int(entry["records"]), int(entry["residues"]), entry.get("bytes"))
+        for number, entry in enumerate(entries)
+    )
+    if [entry["file"] for entry in entries] != [shard.file for shard in shards]:
+        raise ValueError("its shards are not in order")
+    schema = Schema(
+        tuple(columns["integers"]), dict(columns["vectors"]), dict(columns["residues"]), columns["nullable"] is True
+    )
+    inputs, described, report = (dict(content[key]) for key in ("inputs", "described", "report"))
+    return Manifest(inputs, described, schema, shards, content["complete"] is True, report)
+
+
+def _damaged(path: Path, why: str) -> EmbeddingsError:
+    return EmbeddingsError(f"{path} is damaged: {why}; remove the folder and begin again, or choose another")
+
+
+def _leaves(content: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(content, dict) and content:
+        for key, value in content.items():
+            yield from _leaves(value, f"{name}.{key}" if name else key)
+    else:
+        yield name, canonical(content)
+
+
+def _short(text: str) -> str:
+    # both ends: paths differ in one, digests in the other
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]}...{text[-_SHOWN // 2 :]}"
