@@ -3,6 +3,8 @@
 scripts/benchmark create                 reinit and resample of a 650M, beside the study's procedure
 scripts/benchmark scale --plot scale.svg the same from 8M to 3B, with a figure
 scripts/benchmark load                   stored variants and recipes, beside Transformers' own ESM and create
+scripts/benchmark forward                forward passes, beside fair-esm, Transformers' own ESM and sequence-models
+scripts/benchmark embed                  embeddings of a FASTA, beside the extraction scripts of the originals
 """
 
 from __future__ import annotations
@@ -11,12 +13,14 @@ import argparse
 import json
 import signal
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from benchmarking import GB, MB, SIZES, VARIANTS, machine, weights_of, write_json
 from comparisons import base_folder, compare_create, compare_load, compare_recipe, title
+from embed_comparison import add_embed_options, run_embed
+from forward_comparison import add_forward_options, run_forward
+from option_types import figure, positive, to_write
 
 
 def run_create(options: argparse.Namespace) -> None:
@@ -108,12 +112,13 @@ def parser() -> argparse.ArgumentParser:
         prog="benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    common = argparse.ArgumentParser(add_help=False)
+    every = argparse.ArgumentParser(add_help=False)
     repeat = "runs of each side; default: %(default)s"
-    common.add_argument("--repeat", type=_positive, default=3, metavar="N", help=repeat)
+    every.add_argument("--repeat", type=positive, default=3, metavar="N", help=repeat)
     room = "a folder on a disk with room; default: a temporary one"
-    common.add_argument("--work", type=Path, metavar="DIR", help=room)
-    common.add_argument("--json", type=_to_write, metavar="FILE", help="write the figures as data too")
+    every.add_argument("--work", type=Path, metavar="DIR", help=room)
+    every.add_argument("--json", type=to_write, metavar="FILE", help="write the figures as data too")
+    common = argparse.ArgumentParser(add_help=False, parents=[every])
     common.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="default: all three")
     base = argparse.ArgumentParser(add_help=False, parents=[common])
     base.add_argument("--base", type=Path, metavar="FOLDER", help="a base of your own; default: a synthetic one")
@@ -122,11 +127,13 @@ def parser() -> argparse.ArgumentParser:
     _add(commands, "create", run_create, "--repeat 5 --json create.json", base)
     scale = _add(commands, "scale", run_scale, "--sizes 8M 650M --plot scale.svg --json scale.json", common)
     scale.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES), help="default: all of them")
-    scale.add_argument("--plot", type=_figure, metavar="FILE", help="draw time and memory; .svg, .pdf or .png")
+    scale.add_argument("--plot", type=figure, metavar="FILE", help="draw time and memory; .svg, .pdf or .png")
     _add(commands, "load", run_load, "--base my-base", base)
+    add_forward_options(_add(commands, "forward", run_forward, "--size 8M 600k --sequences 8 --profile", every))
+    add_embed_options(_add(commands, "embed", run_embed, "--size 8M --sequences 50 --json embed.json", every))
     plot = _add(commands, "plot", run_plot, "scale.json scale.svg")
     plot.add_argument("data", type=Path, metavar="JSON", help="what scale wrote")
-    plot.add_argument("out", type=_figure, metavar="FILE", help="the figure to write; .svg, .pdf or .png")
+    plot.add_argument("out", type=figure, metavar="FILE", help="the figure to write; .svg, .pdf or .png")
     return whole
 
 
@@ -143,28 +150,6 @@ def _add(commands: Any, name: str, run: Any, example: str, *parents: argparse.Ar
     )
     command.set_defaults(run=run)
     return command
-
-
-def _positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"got {number}; allowed: 1 or more")
-    return number
-
-
-def _to_write(text: str) -> Path:
-    # to find out after an hour of measuring would be late
-    if not (path := Path(text)).resolve().parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{path.parent} is no folder")
-    return path
-
-
-def _figure(text: str) -> Path:
-    path = _to_write(text)
-    if path.suffix not in (".svg", ".pdf", ".png"):
-        raise argparse.ArgumentTypeError(f"got {text}; allowed: a name that ends in .svg, .pdf or .png")
-    if find_spec("matplotlib") is None:
-        raise argparse.ArgumentTypeError("a figure needs matplotlib: pip install 'hf-perturb[plot]'")
-    return path
 
 
 def main() -> None:
