@@ -48,6 +48,8 @@ def small_checkpoints(folder: Path) -> None:
         small_model(network, intermediate_size=128).save_pretrained(folder / network)
         hf_perturb.export_checkpoint(folder / network, folder / name, "fair-esm")
     hf_perturb.export_checkpoint(folder / "esm2", folder / "facebook" / "esm2_t6_8M_UR50D", "transformers")
+    records = [f">{i}\n{sequence}\n" for i, sequence in enumerate(hf_perturb.demo.held_out_sequences()[:3])]
+    (folder / "proteins.fasta").write_text("".join(records))
 
 
 def run_shell(code: str) -> None:
