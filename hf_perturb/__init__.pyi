@@ -1,10 +1,12 @@
 # The public names, and where they are: `__init__.py` imports a module when one of its names is used.
-from . import checkpoints as checkpoints, demo as demo, errors as errors, models as models, perturbation as perturbation
-from .checkpoints.comparison import Comparison as Comparison, compare_checkpoints as compare_checkpoints
-from .checkpoints.convert import Conversion as Conversion, convert_checkpoint as convert_checkpoint
-from .checkpoints.exports import export_checkpoint as export_checkpoint
-from .checkpoints.variants import create_variant as create_variant, create_variants as create_variants
-from .checkpoints.verification import Verification as Verification, verify_variant as verify_variant
+from . import (
+    checkpoints as checkpoints,
+    demo as demo,
+    errors as errors,
+    networks as networks,
+    perturbation as perturbation,
+)
+from .compare.compare import Comparison as Comparison, compare_checkpoints as compare_checkpoints
 from .embedding.reading import read_embeddings as read_embeddings
 from .embedding.run import embed as embed, embed_variants as embed_variants
 from .embedding.work import Embeddings as Embeddings
@@ -24,22 +26,26 @@ from .errors import (
     UnsupportedModuleError as UnsupportedModuleError,
 )
 from .hub.publishing import Push as Push, push_variant as push_variant
-from .models.configuration_carp import CarpConfig as CarpConfig
-from .models.configuration_fair_esm import FairEsmConfig as FairEsmConfig
-from .models.modeling_carp import (
+from .networks.configuration_carp import CarpConfig as CarpConfig
+from .networks.configuration_fair_esm import FairEsmConfig as FairEsmConfig
+from .networks.modeling_carp import (
     CarpForMaskedLM as CarpForMaskedLM,
     CarpForSequenceClassification as CarpForSequenceClassification,
     CarpForTokenClassification as CarpForTokenClassification,
     CarpModel as CarpModel,
 )
-from .models.modeling_fair_esm import (
+from .networks.modeling_fair_esm import (
     FairEsmForMaskedLM as FairEsmForMaskedLM,
     FairEsmForSequenceClassification as FairEsmForSequenceClassification,
     FairEsmForTokenClassification as FairEsmForTokenClassification,
     FairEsmModel as FairEsmModel,
 )
-from .models.perturbable import perturb as perturb
-from .models.wrapping import wrap as wrap
+from .networks.perturbable import perturb as perturb
+from .networks.wrapping import wrap as wrap
 from .perturbation import Perturbation as Perturbation
+from .variants.convert import Conversion as Conversion, convert_checkpoint as convert_checkpoint
+from .variants.create import create_variant as create_variant, create_variants as create_variants
+from .variants.exports import export_checkpoint as export_checkpoint
+from .variants.verify import Verification as Verification, verify_variant as verify_variant
 
 __version__: str

@@ -1,5 +1,5 @@
 """`python -m hf_perturb`."""
 
-from hf_perturb.cli import script
+from hf_perturb.cli.main import script
 
 script()

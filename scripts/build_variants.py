@@ -25,8 +25,8 @@ from reporting import failed, report
 import hf_perturb
 from hf_perturb.checkpoints.bases import find
 from hf_perturb.checkpoints.catalog import CATALOG
-from hf_perturb.checkpoints.matrix import folders, matrix
 from hf_perturb.perturbation import Perturbation
+from hf_perturb.variants.matrix import folders, matrix
 
 _KEYS = {"bases", "methods", "seeds", "axes", "scopes", "rules", "include", "exclude"}
 

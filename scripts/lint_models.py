@@ -28,7 +28,7 @@ def main() -> int:
         path = Path(folder) / "rules.toml"
         path.write_text(rules, encoding="utf-8")
         command = [sys.executable, "-m", "mlinter", "--no-progress", "--no-cache", "--rules-toml", str(path)]
-        return subprocess.run([*command, "hf_perturb/models"], check=False).returncode
+        return subprocess.run([*command, "hf_perturb/networks"], check=False).returncode
 
 
 if __name__ == "__main__":

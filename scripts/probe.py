@@ -26,8 +26,8 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 import hf_perturb
+from hf_perturb.cli.output import print_table
 from hf_perturb.embedding.run import BASE
-from hf_perturb.output import print_table
 
 FASTA = Path(hf_perturb.demo.__file__).parent / "held_out.fasta.gz"
 # which is which was read off the names of the organisms in the FASTA's headers

@@ -11,8 +11,8 @@ import torch
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, pipeline, utils
 
 from hf_perturb import demo
-from hf_perturb.checkpoints.variants import create_variant
 from hf_perturb.evaluation import masked_lm_loss
+from hf_perturb.variants.create import create_variant
 
 
 def build(folder: Path, seed: int) -> dict[str, Path]:

@@ -16,8 +16,8 @@ import torch
 from networks import NETWORKS
 
 from hf_perturb import CarpConfig, CarpForMaskedLM, FairEsmConfig, FairEsmForMaskedLM
+from hf_perturb.checkpoints.tokenizers import save_tokenizer
 from hf_perturb.perturbation import digest_of
-from hf_perturb.tokenizers import save_tokenizer
 
 # what is looked up, and what a forward pass leaves out
 _NOT_MULTIPLIED = ("embed_positions", "embedder.embedder", "contact_head")

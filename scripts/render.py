@@ -10,7 +10,7 @@ import re
 import sys
 from pathlib import Path
 
-from hf_perturb.checkpoints.cards import published_card
+from hf_perturb.cards.cards import published_card
 from hf_perturb.checkpoints.catalog import CATALOG
 from hf_perturb.perturbation.rules import FAMILIES, default_axis
 from hf_perturb.perturbation.scopes import PARTS, SPANS

@@ -12,9 +12,9 @@ import torch
 
 from hf_perturb import FairEsmConfig, FairEsmForMaskedLM
 from hf_perturb.checkpoints.catalog import CATALOG
-from hf_perturb.checkpoints.stream import write_weights
+from hf_perturb.checkpoints.tokenizers import save_tokenizer
 from hf_perturb.perturbation.digest import digest_of_lines
-from hf_perturb.tokenizers import save_tokenizer
+from hf_perturb.variants.stream import write_weights
 
 # networks of all three generations, smallest first
 NETWORKS = {

@@ -28,11 +28,11 @@ from transformers import (
 
 from hf_perturb import demo
 from hf_perturb.checkpoints.checkpoint import auto_map
+from hf_perturb.checkpoints.tokenizers import CARP, build_tokenizer
 from hf_perturb.evaluation import masked_lm_loss
-from hf_perturb.models.configuration_carp import CarpConfig
-from hf_perturb.models.modeling_carp import CarpForMaskedLM
+from hf_perturb.networks.configuration_carp import CarpConfig
+from hf_perturb.networks.modeling_carp import CarpForMaskedLM
 from hf_perturb.perturbation import digest_of
-from hf_perturb.tokenizers import CARP, build_tokenizer
 
 CARD = Path(__file__).parent.parent / "model_cards" / "demo_base.md"
 HELD_OUT = 200

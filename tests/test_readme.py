@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import small_model
-from hub_client import connected, quiet_uploads
-from hub_repos import User
-from hub_server import serve
+from support.hub_client import connected, quiet_uploads
+from support.hub_repos import User
+from support.hub_server import serve
+from support.models import small_model
 
 import hf_perturb
 from hf_perturb.cli import main

@@ -8,15 +8,15 @@ from typing import Any
 from hf_perturb import demo
 from hf_perturb.checkpoints.catalog import CATALOG
 from hf_perturb.checkpoints.checkpoint import CONFIGS, Checkpoint
-from hf_perturb.checkpoints.originals import read_original
+from hf_perturb.checkpoints.origins.original import read_original
 from hf_perturb.errors import CheckpointError, StackedPerturbationError
-from hf_perturb.models.files import weight_paths
-from hf_perturb.models.inspection import read_configuration
-from hf_perturb.models.layouts import AUTO_CLASSES, PREFIXES
-from hf_perturb.models.loading import has_no_weights, stored_config
-from hf_perturb.models.record import base_location
-from hf_perturb.models.stock_esm import is_stock, tensors_from_stock
-from hf_perturb.models.weights import stored_tensors
+from hf_perturb.networks.files import weight_paths
+from hf_perturb.networks.inspection import read_configuration
+from hf_perturb.networks.layouts import AUTO_CLASSES, PREFIXES
+from hf_perturb.networks.loading import has_no_weights, stored_config
+from hf_perturb.networks.record import base_location
+from hf_perturb.networks.stock_esm import is_stock, tensors_from_stock
+from hf_perturb.networks.weights import stored_tensors
 
 # the two stock classes that have nothing but a trunk and the language head
 _STOCK = ("EsmForMaskedLM", "EsmModel")

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hf_perturb.errors import CheckpointError
-from hf_perturb.models.configuration_carp import CarpConfig
-from hf_perturb.models.configuration_fair_esm import FairEsmConfig
-from hf_perturb.models.layouts import AUTO_CLASSES, PREFIXES, differences, is_parameter, layout, listed, tied
-from hf_perturb.registration import import_models
+from hf_perturb.loading.auto import import_models
+from hf_perturb.networks.configuration_carp import CarpConfig
+from hf_perturb.networks.configuration_fair_esm import FairEsmConfig
+from hf_perturb.networks.layouts import AUTO_CLASSES, PREFIXES, differences, is_parameter, layout, listed, tied
 
 if TYPE_CHECKING:
-    from hf_perturb.models.perturbable import PerturbablePreTrainedModel
+    from hf_perturb.networks.perturbable import PerturbablePreTrainedModel
 
 CONFIGS: dict[str, Any] = {"fair_esm": FairEsmConfig, "carp": CarpConfig}
 CONTACTS = ("contact_head.regression.weight", "contact_head.regression.bias")
@@ -54,7 +54,7 @@ class Checkpoint:
         """The class that it is stored as."""
         # only who runs a model pays for the import of Transformers' models
         import_models()
-        module = import_module(f"hf_perturb.models.modeling_{self.config.model_type}")
+        module = import_module(f"hf_perturb.networks.modeling_{self.config.model_type}")
         cls: type[PerturbablePreTrainedModel] = getattr(module, self.architecture)
         return cls
 

@@ -17,13 +17,13 @@ from hf_perturb.checkpoints.bases import find, open_checkpoint, read_config
 from hf_perturb.checkpoints.checkpoint import Checkpoint
 from hf_perturb.embedding.devices import memory_told
 from hf_perturb.errors import EmbeddingsError, StackedPerturbationError, UnsupportedModuleError
-from hf_perturb.models.layouts import PREFIXES, language_head
-from hf_perturb.models.loading import has_no_weights
-from hf_perturb.models.record import base_location, recorded_digest
+from hf_perturb.loading.auto import import_models
+from hf_perturb.networks.layouts import PREFIXES, language_head
+from hf_perturb.networks.loading import has_no_weights
+from hf_perturb.networks.record import base_location, recorded_digest
 from hf_perturb.perturbation import Perturbation
 from hf_perturb.perturbation.digest import digest_of
 from hf_perturb.perturbation.plan import make_plan
-from hf_perturb.registration import import_models
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Network:
         if device == "auto":
             given["device_map"] = "auto"
         import_models()
-        module = import_module(f"hf_perturb.models.modeling_{self.config.model_type}")
+        module = import_module(f"hf_perturb.networks.modeling_{self.config.model_type}")
         # the language head is not needed; Transformers makes words of a classifier for which there is no place
         cls = getattr(module, self.architecture.replace("ForMaskedLM", "Model"))
         kept = {key: value for key, value in given.items() if value is not None}

@@ -11,8 +11,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from hf_perturb.checkpoints.scratch import folders_made, lock, sync
 from hf_perturb.errors import CheckpointError, EmbeddingsError, FolderExistsError, FolderLockedError
+from hf_perturb.storage.scratch import folders_made, lock, sync
 
 MANIFEST = "_manifest.json"
 _LOCK = ".hf_perturb-lock"

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hf_perturb.checkpoints.matrix import folder_name
 from hf_perturb.embedding.choices import Choices, make_choices
 from hf_perturb.embedding.devices import choose_device, choose_dtype
 from hf_perturb.embedding.fasta import file_of
@@ -21,9 +20,10 @@ from hf_perturb.embedding.survey import ShardLimits, Survey, stamp_of, survey
 from hf_perturb.embedding.work import Embeddings, Progress, Work
 from hf_perturb.errors import FastaError, FolderExistsError, ModelInputError, PerturbationError
 from hf_perturb.perturbation import Perturbation
+from hf_perturb.variants.matrix import folder_name
 
 if TYPE_CHECKING:
-    from hf_perturb.models.perturbable import PerturbablePreTrainedModel
+    from hf_perturb.networks.perturbable import PerturbablePreTrainedModel
 
 BASE = "base"  # the folder of what is not perturbed, beside those of its variants
 _SHARD = {"records": 65_536, "residues": 262_144, "bytes": 128 * 2**20}

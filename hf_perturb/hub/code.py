@@ -5,9 +5,9 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-from hf_perturb import models
+from hf_perturb import networks
 
-_FOLDER = Path(models.__file__).parent
+_FOLDER = Path(networks.__file__).parent
 
 
 def travelling_code(family: str) -> dict[str, Path]:

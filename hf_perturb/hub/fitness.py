@@ -11,14 +11,14 @@ from huggingface_hub import ModelCard
 from hf_perturb import demo
 from hf_perturb.checkpoints.bases import find, read_config
 from hf_perturb.checkpoints.checkpoint import auto_map
-from hf_perturb.checkpoints.progress import Progress
-from hf_perturb.checkpoints.recipes import open_recipe, other_sizes
-from hf_perturb.checkpoints.verification import verify_variant
 from hf_perturb.errors import CheckpointError
 from hf_perturb.hub.staging import Stage, is_weights
-from hf_perturb.models.layouts import listed
-from hf_perturb.models.record import recorded_digest
-from hf_perturb.models.stock_esm import is_stock
+from hf_perturb.networks.layouts import listed
+from hf_perturb.networks.record import recorded_digest
+from hf_perturb.networks.stock_esm import is_stock
+from hf_perturb.variants.progress import Progress
+from hf_perturb.variants.recipe import open_recipe, other_sizes
+from hf_perturb.variants.verify import verify_variant
 
 # what a config.json of ours may hold beside the fields of its class
 _WRITTEN = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from huggingface_hub import HfApi
 
-from hf_perturb.models.fetching import retried
+from hf_perturb.networks.fetching import retried
 
 
 def add_to_collection(api: HfApi, repo_id: str, collection: str, private: bool) -> str:

@@ -16,7 +16,7 @@ from hf_perturb.hub.refusals import redacted
 from hf_perturb.hub.remote import Remote, recorded_there
 from hf_perturb.hub.sending import Sending
 from hf_perturb.hub.staging import is_weights
-from hf_perturb.models.fetching import retried
+from hf_perturb.networks.fetching import retried
 
 # what git takes for a name, but for a few that nobody misses
 _REF = re.compile(r"(?!.*(\.\.|//|/\.|\.lock(/|$)))[A-Za-z0-9][\w./-]*(?<![./])", re.ASCII)

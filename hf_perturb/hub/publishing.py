@@ -12,8 +12,6 @@ from typing import Any
 from huggingface_hub import HfApi, constants, get_token
 
 from hf_perturb.checkpoints.bases import find, read_config
-from hf_perturb.checkpoints.exports import export_checkpoint
-from hf_perturb.checkpoints.progress import Progress
 from hf_perturb.errors import CheckpointError, HubError
 from hf_perturb.hub.code import travelling_code
 from hf_perturb.hub.fitness import refuse_unfit, refuse_unrecorded
@@ -22,9 +20,11 @@ from hf_perturb.hub.guarding import Asked, refuse_hidden_base, refuse_names, ref
 from hf_perturb.hub.remote import MAIN, Change, changes
 from hf_perturb.hub.sending import Sending
 from hf_perturb.hub.staging import stage
-from hf_perturb.models.fetching import strange_token
-from hf_perturb.models.record import base_location
-from hf_perturb.models.stock_esm import is_stock
+from hf_perturb.networks.fetching import strange_token
+from hf_perturb.networks.record import base_location
+from hf_perturb.networks.stock_esm import is_stock
+from hf_perturb.variants.exports import export_checkpoint
+from hf_perturb.variants.progress import Progress
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
 from hf_perturb.hub.staging import Stage, is_ours
-from hf_perturb.models.fetching import retried
+from hf_perturb.networks.fetching import retried
 
 MAIN = "main"
 

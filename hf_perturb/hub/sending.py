@@ -14,7 +14,7 @@ from hf_perturb.hub.grouping import add_to_collection
 from hf_perturb.hub.refusals import explained
 from hf_perturb.hub.remote import Change, Remote, changes, commits_since, look
 from hf_perturb.hub.staging import Stage
-from hf_perturb.models.fetching import ATTEMPTS, pause_after, retried
+from hf_perturb.networks.fetching import ATTEMPTS, pause_after, retried
 
 _SENT = "{} is as it was, and what was sent is not sent again"
 _THERE = "the files are there"

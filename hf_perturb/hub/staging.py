@@ -13,7 +13,7 @@ from huggingface_hub import CommitOperationAdd
 
 from hf_perturb.errors import CheckpointError
 from hf_perturb.hub.code import code_names
-from hf_perturb.models.files import shards_of, weight_files
+from hf_perturb.networks.files import shards_of, weight_files
 
 HERE = '"this-folder"'  # what cards call the folder or repository that they are in
 _FILES = ("config.json", "README.md", "tokenizer.json", "tokenizer_config.json")

@@ -1,5 +1,4 @@
 # The names of this package, and where they are; see `__init__.pyi` one folder up.
-from .choosing import selection as selection
 from .digest import digest_of as digest_of
 from .plan import (
     Plan as Plan,
@@ -17,6 +16,7 @@ from .scopes import (
     depth_of as depth_of,
     scope_text as scope_text,
 )
+from .selection import select as select
 from .spec import (
     Base as Base,
     Perturbation as Perturbation,

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 
 from hf_perturb.errors import PerturbationError
-from hf_perturb.perturbation.choosing import rule_of, selection
 from hf_perturb.perturbation.kernels import INITIALISERS, Shape, shuffle
 from hf_perturb.perturbation.parallel import for_each
 from hf_perturb.perturbation.rules import default_axis
+from hf_perturb.perturbation.selection import rule_of, select
 from hf_perturb.perturbation.spec import Perturbation
 
 
@@ -96,7 +96,7 @@ def make_plan(
         RuleError: if no row, or more than one, names a tensor.
         PerturbationError: if a glob matches nothing, a scope does not fit, or nothing is left to perturb.
     """
-    chosen = selection(family, [*shapes, *elsewhere], perturbation)
+    chosen = select(family, [*shapes, *elsewhere], perturbation)
     documented = perturbation.rules == "documented"
     steps = []
     for name, shape in shapes.items():

@@ -11,7 +11,7 @@ import esm.pretrained
 import pytest
 import sequence_models.pretrained
 import torch
-from conftest import small_model
+from support.models import small_model
 
 import hf_perturb
 from hf_perturb import Perturbation

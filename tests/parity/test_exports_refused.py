@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import small_model
+from support.models import small_model
 
 import hf_perturb
 from hf_perturb import CheckpointError, FolderExistsError, Perturbation, export_checkpoint

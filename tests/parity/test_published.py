@@ -6,8 +6,8 @@ import copy
 
 import pytest
 import torch
-from conftest import HEADS, model_class
-from spec_table import copied, differing
+from support.models import HEADS, model_class
+from support.spec_table import copied, differing
 
 import hf_perturb
 from parity import study

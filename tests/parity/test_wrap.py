@@ -138,7 +138,7 @@ def test_importing_the_package_imports_no_original():
     code = """
 import sys
 import torch
-import hf_perturb, hf_perturb.tokenizers
+import hf_perturb, hf_perturb.checkpoints.tokenizers
 try:
     hf_perturb.wrap(torch.nn.Linear(1, 1))
 except TypeError:

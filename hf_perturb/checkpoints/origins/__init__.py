@@ -1,0 +1,1 @@
+"""The formats of other packages, each with its reader and its writer."""

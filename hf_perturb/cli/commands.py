@@ -1,0 +1,211 @@
+"""What the commands do: call, and print the result. What a command does not need is not imported."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import hf_perturb
+from hf_perturb.cli.output import print_embeddings, print_json, print_table, progress_bar
+from hf_perturb.perturbation.spec import DEFAULT_SEED, RULES, Perturbation
+from hf_perturb.variants.matrix import folders, matrix
+
+
+class UsageError(Exception):
+    """Words of the command line that do not go together."""
+
+
+def run_list(options: argparse.Namespace) -> None:
+    """Print the catalogue, or the tensors of a base."""
+    from hf_perturb.variants.listing import catalogue_rows, tensor_rows
+
+    rows = catalogue_rows(options.json) if options.base is None else tensor_rows(options.base)
+    print_json(rows, indent=1) if options.json else print_table(rows)
+
+
+def run_convert(options: argparse.Namespace) -> None:
+    """Make a base, or write another package's format."""
+    if options.to is not None:
+        for given in ("dtype", "force"):
+            if getattr(options, given):
+                raise UsageError(f"argument --{given.replace('_', '-')}: not with --to")
+        nonfinite = options.allow_nonfinite
+        files = hf_perturb.export_checkpoint(
+            options.source, options.out, options.to, allow_nonfinite=nonfinite, on_note=_note
+        )
+        print_json({"files": list(map(str, files))}) if options.json else print("\n".join(map(str, files)))
+        return
+    done = hf_perturb.convert_checkpoint(
+        options.source,
+        Path(options.out),
+        dtype=options.dtype,
+        allow_nonfinite=options.allow_nonfinite,
+        force=options.force,
+    )
+    for note in done.notes:
+        _note(note)
+    if options.json:
+        print_json({"path": options.out, **asdict(done)})
+    else:
+        print(f"{options.out}: {done.architecture} of {done.parameters:,} parameters\n{done.digest}")
+
+
+def run_create(options: argparse.Namespace) -> None:
+    """Build a variant, or a matrix of them."""
+    shared = {"force": options.force, "jobs": options.jobs}
+    if not options.method:
+        _refuse_without_method(options, "BASE is a recipe")
+        with progress_bar() as progress:
+            try:
+                record = hf_perturb.create_variant(options.base, options.out, progress=progress, **shared)
+            except hf_perturb.PerturbationError as error:
+                raise UsageError(str(error)) from error
+        records = {Path(options.out): record}
+    else:
+        asked = _asked(options, options.base)
+        out = Path(options.out)
+        wanted: dict[Any, Any] = {out: asked[0]} if len(asked) == 1 and not options.cascade else folders(out, asked)
+        with progress_bar() as progress:
+            records = hf_perturb.create_variants(
+                options.base, wanted, recipe=options.recipe, progress=progress, **shared
+            )
+    if options.json:
+        rows = [{"path": str(path), "perturbation": record.to_dict()} for path, record in records.items()]
+        print_json(rows[0] if len(rows) == 1 else rows)
+    else:
+        print("\n".join(f"{path}: {record}\n{record.digest}" for path, record in records.items()))
+
+
+def _asked(options: argparse.Namespace, base: str, revision: str | None = None) -> list[Perturbation]:
+    scopes = [options.scope]
+    if options.cascade:
+        from hf_perturb.checkpoints.bases import open_base
+        from hf_perturb.perturbation.scopes import cascade, depth_of
+
+        if layers := [scope for scope in options.scope if ":" in scope]:
+            raise UsageError(f"argument --cascade: not with --scope {layers[0]}; a cascade chooses the layers itself")
+        depth = depth_of(open_base(base, revision).tensors)
+        scopes = [[*options.scope, scope] for scope in cascade(depth, options.cascade)]
+    try:
+        return matrix(
+            options.method,
+            options.seed or [DEFAULT_SEED],
+            options.axis,
+            scopes,
+            rules=options.rules or RULES[0],
+            include=options.include,
+            exclude=options.exclude,
+        )
+    except hf_perturb.PerturbationError as error:
+        raise UsageError(str(error)) from error
+
+
+def run_verify(options: argparse.Namespace) -> int:
+    """Compare a folder with its record; 1 if it is not as recorded."""
+    try:
+        with progress_bar() as progress:
+            found = hf_perturb.verify_variant(
+                options.path, options.base, revision=options.revision, jobs=options.jobs, progress=progress
+            )
+    except hf_perturb.HfPerturbError as error:
+        if options.json:
+            # a script should see a damaged folder where it looks for one
+            print_json({"ok": False, "path": options.path, "problems": [" ".join(str(error).split())]})
+        raise
+    if options.json:
+        print_json(found.to_dict())
+        return int(not found.ok)
+    for difference in found.differences:
+        largest = "not a number" if difference.largest is None else f"{difference.largest:.6g}"
+        print(f"{difference.name}: {difference.elements} elements differ, by {largest} at most")
+    for problem in found.problems:
+        print(f"{options.path}: {problem}")
+    if found.ok:
+        with_base = f", every tensor as {found.base} and the record give it" if found.base else ""
+        print(f"{options.path}: weights as recorded{with_base}\n{found.digest}")
+    return int(not found.ok)
+
+
+def run_compare(options: argparse.Namespace) -> None:
+    """Print what differs between two checkpoints."""
+    from hf_perturb.compare.compare import comparison_table
+    from hf_perturb.compare.plot import check_picture, plot_comparison
+
+    if options.plot:
+        check_picture(options.plot)
+    with progress_bar() as progress:
+        found = hf_perturb.compare_checkpoints(options.a, options.b, jobs=options.jobs, progress=progress)
+    if options.plot:
+        plot_comparison(found, options.plot)
+    if options.json:
+        print_json(found.to_dict())
+    else:
+        print_table(comparison_table(found, per=options.per))
+
+
+def run_embed(options: argparse.Namespace) -> int:
+    """Embed a FASTA, with a network or with variants of it; of several processes, one has the word."""
+    from hf_perturb.embedding.launch import launched
+
+    rank, _ = launched()
+    if rank:
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    from hf_perturb.embedding.ranks import SaidElsewhereError
+
+    names = ("layers", "per_residue", "dtype", "device", "tokens", "long", "overlap", "revision", "force")
+    given = {name: getattr(options, name) for name in names}
+    given["pool"] = options.pool or ([] if options.per_residue else ["mean"])
+    if not options.method:
+        _refuse_without_method(options, "MODEL is embedded as it is")
+    places = (options.model, options.fasta, options.out)
+    with progress_bar("res", shown=not rank) as progress:
+        try:
+            if options.method:
+                asked = _asked(options, options.model, options.revision)
+                done = hf_perturb.embed_variants(*places, asked, **given, progress=progress)
+            else:
+                done = {"": hf_perturb.embed(*places, **given, progress=progress)}
+        except SaidElsewhereError:
+            return 1
+    if not rank:
+        print_embeddings(list(done.values()), options.json, several=bool(options.method))
+    return 0
+
+
+def _refuse_without_method(options: argparse.Namespace, why: str) -> None:
+    for name in ("seed", "rules", "axis", "include", "exclude", "scope", "cascade", "recipe"):
+        if getattr(options, name, None):
+            raise UsageError(f"argument --{name}: needs --method; without one, {why}")
+
+
+def run_push(options: argparse.Namespace) -> None:
+    """Publish a folder, or say what that would change."""
+    given = ("path", "repo_id", "private", "revision", "tag", "collection", "format", "force", "dry_run")
+    with progress_bar() as progress:
+        done = hf_perturb.push_variant(**{name: getattr(options, name) for name in given}, progress=progress)
+    if options.json:
+        print_json(done.to_dict())
+        return
+    if options.dry_run:
+        rows = [{"": change.action, "bytes": f"{change.size:,}", "file": change.path} for change in done.files]
+        print_table([*rows, *({"": "stays here", "bytes": "", "file": name} for name in done.left_out)])
+    sent = sum(change.size for change in done.changed)
+    what = f"{len(done.changed)} of {len(done.files)} files, {sent:,} bytes"
+    if options.dry_run:
+        new = "" if done.commit else "; there is none that this token can see, so it would be made"
+        print(f"{done.url}: {what} would change on {done.branch}{new}; nothing was touched")
+    elif not done.changed:
+        print(f"{done.url}: nothing to send, {done.branch} has it all in commit {done.commit}")
+    else:
+        print(f"{done.url}: {what}, in commit {done.commit} on {done.branch}")
+    for name in ("tag", "collection"):
+        if getattr(done, name) and not options.dry_run:
+            print(f"{name}: {getattr(done, name)}")
+
+
+def _note(note: str) -> None:
+    print(f"hf-perturb convert: note: {note}", file=sys.stderr)

@@ -1,0 +1,205 @@
+"""A comparison of two checkpoints as a picture for print: distances per layer, and histograms of the weights."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+import warnings
+from functools import reduce
+from operator import add
+from pathlib import Path
+from typing import Any
+
+from hf_perturb.compare.histograms import Histogram
+from hf_perturb.compare.rows import Comparison, Row, Side
+from hf_perturb.compare.statistics import PairStatistics
+from hf_perturb.errors import CheckpointError
+
+# what each format would record of the day it was written, left out: the same numbers give the same file
+_FORMATS: dict[str, dict[str, Any]] = {".png": {}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
+_SIZE, _DOTS_PER_INCH = (7.0, 3.2), 200  # inches, the width of two columns of print
+_STYLE = {
+    "font.size": 8,
+    "font.family": "sans-serif",
+    "axes.linewidth": 0.6,
+    "pdf.fonttype": 42,  # letters stay letters
+    "svg.hashsalt": "hf_perturb",
+}
+# told apart by marker, filling and line, so that a copy in black and white says as much; the smaller lie on the larger
+_KINDS: dict[str, dict[str, Any]] = {
+    "norm": {
+        "label": "layer norms",
+        "marker": "^",
+        "linestyle": ":",
+        "color": "0.5",
+        "markersize": 6,
+        "markerfacecolor": "white",
+    },
+    "bias": {
+        "label": "biases",
+        "marker": "s",
+        "linestyle": "--",
+        "color": "0.35",
+        "markersize": 4.5,
+        "markerfacecolor": "white",
+    },
+    "weight": {"label": "weights", "marker": "o", "linestyle": "-", "color": "black", "markersize": 2.5},
+}
+_LEGEND = {"frameon": False, "loc": "lower left", "bbox_to_anchor": (0, 1), "borderpad": 0, "borderaxespad": 0.5}
+_UNRELATED = math.sqrt(2)
+_STRETCH = 20  # how many times the smallest distance the largest may be on a linear axis
+_PAD = 32  # points between a title and its axes, for two lines of a legend
+_STEPS = (1, 2, 5, 10, 20)  # layers between ticks
+_NAME = 30  # letters of a checkpoint's name that there is room for
+
+
+def check_picture(path: str | Path) -> None:
+    """Refuse a picture that could not be written, before anything is compared for it.
+
+    Raises:
+        CheckpointError: if it has no known suffix, its folder is missing, or matplotlib is.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in _FORMATS:
+        raise CheckpointError(f"{path}: a picture ends in {path.suffix!r}; allowed: {', '.join(_FORMATS)}")
+    if not path.parent.is_dir():
+        raise CheckpointError(f"{path}: there is no folder {path.parent}; make it first")
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder; give the name of a file")
+    _matplotlib()
+
+
+def plot_comparison(comparison: Comparison, path: str | Path) -> None:
+    """Draw a comparison and write it whole or not at all; a picture of that name is replaced.
+
+    Left: the relative distance of every layer, of its weights, biases and layer norms apart; `in` is what comes before
+    the layers, `out` what comes after. Right: histograms of the weights of both networks.
+
+    Args:
+        comparison: what `compare_checkpoints` returns.
+        path: of a `.png`, `.pdf` or `.svg`.
+
+    Raises:
+        CheckpointError: as `check_picture` does, or if the file cannot be written.
+    """
+    check_picture(path)
+    path = Path(path)
+    matplotlib = _matplotlib()
+    try:
+        with matplotlib.rc_context(), warnings.catch_warnings():
+            # a style of the user's own may make letters too small for print
+            matplotlib.rcdefaults()
+            matplotlib.rcParams.update(_STYLE)
+            warnings.filterwarnings("ignore", message="Glyph")  # a name may have letters that the font lacks
+            figure = _figure(comparison)
+            _write(figure, path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: nothing was written, because {error}") from error
+
+
+def _matplotlib() -> Any:
+    try:
+        import matplotlib.figure
+    except ImportError as error:
+        raise CheckpointError("a picture needs matplotlib: pip install 'hf-perturb[plot]'") from error
+    return matplotlib
+
+
+def _write(figure: Any, path: Path) -> None:
+    suffix = path.suffix.lower()
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
+        fresh = Path(scratch) / f"new{suffix}"
+        figure.savefig(fresh, dpi=_DOTS_PER_INCH, metadata=_FORMATS[suffix])
+        os.replace(fresh, path)
+
+
+def _figure(comparison: Comparison) -> Any:
+    # a Figure of its own has no window and leaves pyplot's alone
+    figure = _matplotlib().figure.Figure(figsize=_SIZE, layout="constrained")
+    figure.get_layout_engine().set(wspace=0.06)
+    left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
+    _draw_distances(left, comparison)
+    _draw_histograms(right, comparison)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _draw_distances(axes: Any, comparison: Comparison) -> None:
+    layers = sorted({row.layer for row in comparison.tensors if row.layer is not None})
+    gap = max(1.0, len(layers) / 16)
+    outside = {"in": layers[0] - gap, "out": layers[-1] + gap}
+    found = _distances(comparison)
+    axes.axhline(_UNRELATED, color="0.75", linewidth=2, zorder=1, label=r"$\sqrt{2}$: unrelated, same norm")
+    for kind, style in _KINDS.items():
+        size = style["markersize"] * (1 if len(layers) <= 40 else 0.75)
+        # markers at zero lie half outside
+        look = {**style, "markersize": size, "linewidth": 0.8, "clip_on": False, "zorder": 3}
+        heights = [found.get((layer, kind), math.nan) for layer in layers]
+        axes.plot(layers, heights, **look)
+        heights = [found.get((place, kind), math.nan) for place in outside]
+        axes.plot(list(outside.values()), heights, **{**look, "linestyle": "none", "label": None})
+    _scale(axes, [value for value in found.values() if value > 0])
+    step = next((step for step in _STEPS if len(layers) <= 8 * step), _STEPS[-1])
+    axes.set_xticks([outside["in"], *layers[::step], outside["out"]], ["in", *map(str, layers[::step]), "out"])
+    axes.set(xlabel="layer", ylabel=r"relative distance $\|B-A\|\;/\;\|A\|$")
+    axes.set_title("Distance by layer", loc="left", pad=_PAD)
+    line, *kinds = axes.get_legend_handles_labels()[0]
+    axes.legend(handles=[*reversed(kinds), line], ncols=2, columnspacing=1.5, **_LEGEND)
+
+
+def _scale(axes: Any, some: list[float]) -> None:
+    """Choose an axis on which the largest distance, the smallest and none at all can be seen."""
+    largest = max([*some, _UNRELATED])
+    if some and largest > _STRETCH * min(some):
+        smallest = 10.0 ** math.floor(math.log10(min(some)))
+        axes.set_yscale("symlog", linthresh=smallest)
+        axes.set_ylim(0, 2 * largest)
+    else:
+        axes.set_ylim(0, 1.1 * largest)
+
+
+def _distances(comparison: Comparison) -> dict[tuple[Any, str], float]:
+    """Return the relative distance by place (`in`, a layer, `out`) and kind of tensor, where it is a number."""
+    found: dict[tuple[Any, str], list[PairStatistics]] = {}
+    for row in comparison.tensors:
+        if row.statistics is not None and row.kind in _KINDS:
+            found.setdefault((_place(row), row.kind), []).append(row.statistics)
+    distances = {key: reduce(add, parts).distance for key, parts in found.items()}
+    return {key: distance for key, distance in distances.items() if math.isfinite(distance)}
+
+
+def _place(row: Row) -> Any:
+    if row.layer is not None:
+        return row.layer
+    before = ("embed_tokens", "embed_positions", "emb_layer_norm_before", "model.embedder")
+    return "in" if row.name.startswith(before) else "out"
+
+
+def _draw_histograms(axes: Any, comparison: Comparison) -> None:
+    histogram = comparison.histogram
+    filled = axes.stairs(histogram.a, histogram.edges, fill=True, color="0.75")
+    outline = axes.stairs(histogram.b, histogram.edges, color="black", linewidth=0.8)
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=0.5)
+    axes.margins(x=0.02)
+    axes.set_xlabel("parameter" + _beyond(histogram))
+    axes.set(ylabel=f"parameters per bin of {histogram.edges[1] - histogram.edges[0]:.1g}")
+    axes.set_title("Histogram of parameters", loc="left", pad=_PAD)
+    names = [f"{side}: {_short(of)}" for side, of in (("A", comparison.a), ("B", comparison.b))]
+    legend = axes.legend([filled, outline], names, **_LEGEND)
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a dollar in a name is a dollar
+
+
+def _beyond(histogram: Histogram) -> str:
+    """Return what an axis hides, for its label."""
+    sides = (("A", histogram.beyond_a, histogram.a), ("B", histogram.beyond_b, histogram.b))
+    shares = [f"{side} {100 * beyond / (beyond + sum(shown)):.1g} %" for side, beyond, shown in sides if beyond]
+    return f" (beyond: {', '.join(shares)})" if shares else ""
+
+
+def _short(side: Side) -> str:
+    text, name = str(side), side.name
+    return text if len(name) <= _NAME else text.replace(name, f"{name[: _NAME // 2]}…{name[-_NAME // 2 :]}", 1)

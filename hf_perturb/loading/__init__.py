@@ -1,0 +1,1 @@
+"""Where networks and checkpoints meet: loading, wrapping, and the Auto classes."""

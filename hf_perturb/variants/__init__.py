@@ -1,0 +1,1 @@
+"""Variants on disk: built, verified, listed, and what they are made of."""

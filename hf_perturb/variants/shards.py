@@ -1,0 +1,182 @@
+"""safetensors files of a layout that is known before their content, filled in any order by several threads.
+
+The format is eight bytes that count the header, the header as JSON, and the tensors without holes; the library that
+reads it can only write what it holds whole. Source: the format's own README (huggingface/safetensors).
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from huggingface_hub import split_state_dict_into_shards_factory
+
+from hf_perturb.networks.weights import Region
+from hf_perturb.perturbation.digest import DTYPES
+
+MAX_SHARD_SIZE = "50GB"  # Transformers' own
+_LARGE = 1 << 20  # bytes
+_INDEX = "model.safetensors.index.json"
+
+
+class Shards:
+    """`model.safetensors`, or shards and their index, as `save_pretrained` names and cuts them; a context manager.
+
+    Args:
+        folder: an existing folder.
+        tensors: the type and shape of each, in the order of the network.
+        metadata: for the header of each file; `finish` may replace the values by others of the same length.
+        max_shard_size: bytes, or text such as `"5GB"`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+        metadata: Mapping[str, str],
+        max_shard_size: int | str = MAX_SHARD_SIZE,
+    ):
+        self.folder = folder
+        self._sizes = {name: dtype.itemsize * torch.Size(shape).numel() for name, (dtype, shape) in tensors.items()}
+        self._split = split_state_dict_into_shards_factory(
+            self._sizes,
+            get_storage_size=lambda size: size,
+            filename_pattern="model{suffix}.safetensors",
+            max_shard_size=max_shard_size,
+        )
+        self._files: list[int] = []
+        self._headers: list[dict[str, Any]] = []
+        self._places: dict[str, tuple[int, int]] = {}
+        try:
+            for file, names in self._split.filename_to_tensors.items():
+                self._lay_out(file, {name: tensors[name] for name in names}, metadata)
+        except BaseException:
+            self.close()
+            raise
+
+    def _lay_out(
+        self, file: str, tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], metadata: Mapping[str, str]
+    ) -> None:
+        header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
+        end = 0
+        # wide types first, so that every tensor begins at a multiple of its own width
+        for name in sorted(tensors, key=lambda name: (-tensors[name][0].itemsize, name)):
+            begin, end = end, end + self._sizes[name]
+            dtype, shape = tensors[name]
+            header[name] = {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+        first = len(_encode(header))
+        descriptor = os.open(self.folder / file, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+        self._files.append(descriptor)
+        self._headers.append(header)
+        _reserve(descriptor, first + end)
+        for name in tensors:
+            self._places[name] = (descriptor, first + header[name]["data_offsets"][0])
+
+    def write(self, name: str, tensor: torch.Tensor) -> None:
+        """Write the values of a tensor."""
+        descriptor, offset = self._places[name]
+        _write(descriptor, _bytes_of(tensor), offset)
+        self._send(name, descriptor)
+
+    def copy(self, name: str, region: Region, dtype: torch.dtype) -> None:
+        """Let the kernel copy a tensor from another file."""
+        descriptor, offset = self._places[name]
+        source = os.open(region.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        try:
+            done = _copy_in_kernel(source, descriptor, region, offset)
+            while done < region.size:
+                # another kernel, or two file systems that cannot
+                data = os.pread(source, min(region.size - done, 1 << 20), region.begin + done)
+                if not data:
+                    raise OSError(f"{region.path} became shorter while it was copied")
+                _write(descriptor, memoryview(data), offset + done)
+                done += len(data)
+        finally:
+            os.close(source)
+        self._send(name, descriptor)
+
+    def _send(self, name: str, descriptor: int) -> None:
+        """Send what was written to the disk while the next tensor is made, and take it out of the page cache.
+
+        Nothing is left to wait for at the end, and the pages serve again: new ones cost more than a tensor's draw.
+        """
+        if self._sizes[name] >= _LARGE and hasattr(os, "posix_fadvise"):
+            with suppress(OSError):  # only advice
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def finish(self, metadata: Mapping[str, str]) -> None:
+        """Write the headers and the index."""
+        for descriptor, header in zip(self._files, self._headers, strict=True):
+            before = len(_encode(header))
+            header["__metadata__"].update(metadata)
+            encoded = _encode(header)
+            if len(encoded) != before:
+                raise ValueError("metadata of another length would move the tensors")
+            _write(descriptor, memoryview(encoded), 0)
+        if self._split.is_sharded:
+            index = {
+                "metadata": self._split.metadata,
+                "weight_map": dict(sorted(self._split.tensor_to_filename.items())),
+            }
+            (self.folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+    def close(self) -> None:
+        """Close the files."""
+        while self._files:
+            os.close(self._files.pop())
+
+    def __enter__(self) -> Shards:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    """Return the bytes of a tensor in memory, those of a contiguous one without a copy."""
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def _encode(header: Mapping[str, Any]) -> bytes:
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    """Give a file its size: a full disk shows at once, and writing in any order is three times as fast."""
+    if size and hasattr(os, "posix_fallocate"):
+        try:
+            return os.posix_fallocate(descriptor, 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise
+    return os.truncate(descriptor, size)
+
+
+def _write(descriptor: int, data: memoryview, offset: int) -> None:
+    while len(data):
+        done = os.pwrite(descriptor, data, offset)
+        data, offset = data[done:], offset + done
+
+
+def _copy_in_kernel(source: int, target: int, region: Region, offset: int) -> int:
+    """Copy as much as the kernel will, and return how many bytes those are."""
+    done = 0
+    if hasattr(os, "copy_file_range"):
+        with suppress(OSError):
+            while done < region.size:
+                copied = os.copy_file_range(source, target, region.size - done, region.begin + done, offset + done)
+                if not copied:
+                    break
+                done += copied
+    return done

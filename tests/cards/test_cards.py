@@ -1,0 +1,378 @@
+"""Model cards: their metadata is valid, their facts are those of the weights, and their snippets run."""
+
+from __future__ import annotations
+
+import html
+import re
+import shlex
+import subprocess
+import sys
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from huggingface_hub import ModelCard, constants
+from support.models import small_model
+from support.streamed import SIZES, in_hub_cache, weights_of, write_base
+
+import hf_perturb
+from hf_perturb import FairEsmConfig, Perturbation, create_variant
+from hf_perturb.cards.cards import published_card
+from hf_perturb.cards.facts import STUDY
+from hf_perturb.checkpoints.catalog import CATALOG, published
+from hf_perturb.cli import main
+from hf_perturb.networks.layouts import layout
+from hf_perturb.perturbation import make_plan
+
+ROOT = Path(__file__).parent.parent.parent
+DOCUMENTED = [entry for entry in CATALOG.values() if entry.documented]
+PUBLISHED = {
+    "esm1": "esm1_t6_43M_UR50S",
+    "esm1b": "esm1b_t33_650M_UR50S",
+    "carp": "carp_600k",
+    "esm2": "esm2_t6_8M_UR50D",
+}
+ASKED = {
+    "reinit": Perturbation("reinit"),
+    "resample": Perturbation("resample", seed=7),
+    "rows": Perturbation("resample", axis="rows"),
+    "reinit-published": Perturbation("reinit", rules="published"),
+    "resample-published": Perturbation("resample", rules="published"),
+    "scope": Perturbation("reinit", scope=["top:1", "feed_forward"]),
+    "globs": Perturbation("resample", include=["*layers.0.*", "*layers.1.*"], exclude=["*.bias"]),
+}
+HOSTILE = "a | b `c` \\| {{ 7 * 7 }} <b>\n---\n# Heading [x](y)\n| z |"
+
+
+def card_of(folder: Path) -> str:
+    return (folder / "README.md").read_text(encoding="utf-8")
+
+
+def header_of(text: str) -> dict:
+    """Return the metadata of a card, which two parsers have to agree on."""
+    _, header, _ = text.split("---\n", 2)
+    found = yaml.safe_load(header)
+    assert ModelCard(text).data.to_dict() == found
+    return found
+
+
+def facts_of(text: str) -> dict[str, str]:
+    return dict(re.findall(r"^\| ([^|`]+) \| (.*) \|$", text.split("\n## ")[0], flags=re.MULTILINE))
+
+
+def rules_of(text: str) -> dict[str, tuple[str, int, int]]:
+    """Return what a card says was done, to how many and of how many, by the tensors of a rule."""
+    rows = re.findall(r"^\| `(\S+)` \| (.+) \| (\d+) of (\d+) \|$", text, flags=re.MULTILINE)
+    return {pattern: (action, int(count), int(named)) for pattern, action, count, named in rows}
+
+
+def changed_in(variant: Path, base: Path) -> set[str]:
+    """Return the names of the tensors that are not those of the base."""
+    old = weights_of(base)
+    source = {"lm_head.weight": "embed_tokens.weight"} if "lm_head.weight" not in old else {}
+    return {name for name, new in weights_of(variant).items() if not torch.equal(new, old[source.get(name, name)])}
+
+
+@pytest.fixture
+def base(network, tmp_path):
+    return write_base(tmp_path / "base", network)
+
+
+def in_catalogue(monkeypatch, name: str, network: str) -> dict:
+    """Give a name of the catalogue the sizes of a small network, and return how a configuration says so."""
+    config = small_model(network, **SIZES[network]).config
+    monkeypatch.setitem(
+        CATALOG, name, replace(CATALOG[name], sizes={k: getattr(config, k) for k in CATALOG[name].sizes})
+    )
+    return {"published_as": name}
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_the_card_of_a_variant_says_what_was_done(base, network, name, tmp_path):
+    record = create_variant(base, tmp_path / "out", ASKED[name])
+    text, changed = card_of(tmp_path / "out"), changed_in(tmp_path / "out", base)
+    facts, rows, stored = facts_of(text), rules_of(text), weights_of(tmp_path / "out")
+    assert facts["base"] == "`base`"
+    assert (facts["method"], facts["seed"], facts["rules"]) == (record.method, str(record.seed), record.rules)
+    assert (facts["base digest"], facts["digest of the weights"]) == (record.base.digest, record.digest)
+    assert facts["tensors changed"] == f"{len(changed)} of {len(stored)}"
+    parameters = {key: value.numel() for key, value in stored.items() if not key.endswith((".inv_freq", "_tensor"))}
+    assert facts["parameters"] == f"{sum(parameters.values()):,}"
+    assert ("axis" in facts) == (record.method == "resample")
+    for key in ("include", "exclude", "scope"):
+        assert (key in facts) == bool(getattr(record, key))
+        assert all(f"`{said}`" in facts[key] for said in getattr(record, key))
+    assert sum(named for _, _, named in rows.values()) == len(stored)
+    assert sum(count for _, count, _ in rows.values()) == len(changed)
+    assert all((action != "keep") >= (count > 0) for action, count, _ in rows.values())
+    for said in (STUDY, f"torch {torch.__version__}", f"hf_perturb {hf_perturb.__version__}", "not a predictor"):
+        assert said in text
+    assert str(tmp_path) not in text
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_the_metadata_of_a_variant_is_valid(base, network, name, tmp_path):
+    create_variant(base, tmp_path / "out", ASKED[name])
+    family = "carp" if network == "carp" else "fair_esm"
+    assert header_of(card_of(tmp_path / "out")) == {
+        "library_name": "transformers",
+        "pipeline_tag": "fill-mask",
+        "tags": ["hf-perturb", "protein", "control", ASKED[name].method, family],
+    }
+
+
+def test_tensors_that_came_out_the_same_are_named(tmp_path):
+    model = small_model("esm1b")
+    with torch.no_grad():
+        for layer in model.layers:
+            layer.self_attn.out_proj.bias.zero_()
+    model.save_pretrained(tmp_path / "base")
+    create_variant(tmp_path / "base", tmp_path / "out", "reinit")
+    text = card_of(tmp_path / "out")
+    assert rules_of(text)["layers.*.self_attn.out_proj.bias"] == ("0", 0, 3)
+    assert "values that they had before: `layers.*.self_attn.out_proj.bias` (3 tensors).\n" in text
+    create_variant(tmp_path / "base", tmp_path / "all", Perturbation("reinit", exclude=["*.out_proj.bias"]))
+    assert "had before" not in card_of(tmp_path / "all")
+
+
+@pytest.mark.parametrize("rules", ["documented", "published"])
+def test_a_tied_head_is_explained(rules, tmp_path):
+    base = write_base(tmp_path / "base", "esm1b")
+    create_variant(base, tmp_path / "out", Perturbation("reinit", rules=rules))
+    text, head = card_of(tmp_path / "out"), "`xavier_uniform_()`"
+    rows = rules_of(text)
+    if rules == "documented":
+        assert rows["lm_head.weight"] == (head, 1, 1)
+        assert rows["embed_tokens.weight"] == ("keep", 0, 1)
+        assert "(`tie_word_embeddings` is false)" in text
+        assert "left these as trained: `layers.*.{self_attn,final}_layer_norm.weight`" in text
+    else:
+        assert rows["embed_tokens.weight"] == (f"{head}, as `lm_head.weight`, which is the same tensor", 1, 1)
+        assert "lm_head.weight" not in rows
+        assert "tie_word_embeddings" not in text
+        assert "The rules are those of the study's own code." in text
+    tied = Perturbation("reinit", exclude=["lm_head.weight"])
+    create_variant(base, tmp_path / "tied", tied)
+    assert "tie_word_embeddings" not in card_of(tmp_path / "tied")
+
+
+@pytest.mark.parametrize("head", ["Model", "ForSequenceClassification", "ForTokenClassification"])
+def test_other_heads_are_loaded_by_their_own_class(network, head, tmp_path):
+    create_variant(write_base(tmp_path / "base", network, head), tmp_path / "out", "resample")
+    text = card_of(tmp_path / "out")
+    tasks = {"Model": "feature-extraction", "ForSequenceClassification": "text-classification"}
+    assert header_of(text)["pipeline_tag"] == tasks.get(head, "token-classification")
+    assert f"AutoModel{head.removeprefix('Model')}.from_pretrained(" in text
+    assert 'pipeline("fill-mask"' not in text
+
+
+def test_nothing_in_a_name_can_break_a_card(tmp_path):
+    ordinary, hostile = write_base(tmp_path / "base", "carp"), write_base(tmp_path / HOSTILE, "carp")
+    cards = {}
+    for folder in (ordinary, hostile):
+        create_variant(folder, tmp_path / "out", "reinit")
+        hf_perturb.convert_checkpoint(folder, tmp_path / "converted")
+        cards[folder] = [card_of(tmp_path / "out"), card_of(tmp_path / "converted")]
+        for made in ("out", "converted"):
+            (tmp_path / made).rename(tmp_path / f"{made}-{len(cards)}")
+    for plain, odd in zip(cards[ordinary], cards[hostile], strict=True):
+        assert header_of(odd) == header_of(plain)
+        lines = [
+            [(line[:2], line.count("|"), line.count("`") % 2) for line in text.splitlines()] for text in (odd, plain)
+        ]
+        assert lines[0] == lines[1]
+        (said,) = {html.unescape(found) for found in re.findall("<code>(.*?)</code>", odd)}
+        assert said == " ".join(HOSTILE.split()), "all of it, and nothing of it a template"
+
+
+def test_a_recipe_says_that_it_has_no_weights_and_nothing_of_the_disk(base, tmp_path):
+    create_variant(base, tmp_path / "out", "reinit", recipe=True)
+    text = card_of(tmp_path / "out")
+    assert str(tmp_path) not in text
+    assert "a control without weights" in text
+    assert "trust_remote_code" not in text
+    assert 'hf-perturb create "this-folder"' in text
+
+
+# where weights come from
+
+
+@pytest.mark.parametrize("network", PUBLISHED)
+@pytest.mark.parametrize("known", [True, False])
+def test_licence_and_citation_come_with_the_name(network, known, tmp_path, monkeypatch):
+    """But not with a name that is of other sizes, or of no checkpoint."""
+    name = PUBLISHED[network]
+    said = in_catalogue(monkeypatch, name, network) if known else {"published_as": name}
+    write_base(tmp_path / "base", network, **said)
+    hf_perturb.convert_checkpoint(tmp_path / "base", tmp_path / "converted")
+    create_variant(tmp_path / "base", tmp_path / "control", "resample")
+    for folder in ("converted", "control"):
+        text, entry = card_of(tmp_path / folder), CATALOG[name]
+        for fact in (entry.licence, entry.citation, entry.url):
+            assert (fact in text) == known
+        header, licence = header_of(text), "mit" if entry.licence == "MIT" else "other"
+        assert header.get("license") == (licence if known else None)
+        assert ("license_link" in header) == (known and network == "carp")
+        stock = entry.stock if known and folder == "control" else None
+        assert header.get("base_model") == stock
+        assert header.get("base_model_relation") == ("finetune" if stock else None)
+        assert (f"{name}: {entry.errata}." in text) == bool(known and entry.errata and folder == "control")
+
+
+def test_errata_are_told(tmp_path, monkeypatch):
+    said = in_catalogue(monkeypatch, "carp_640M", "carp")
+    create_variant(write_base(tmp_path / "base", "carp", **said), tmp_path / "out", "reinit")
+    assert f"- Of carp_640M: {CATALOG['carp_640M'].errata}.\n" in card_of(tmp_path / "out")
+    base = write_base(tmp_path / "esm1v", "esm1b", contact_head=False)
+    create_variant(base, tmp_path / "control", "reinit")
+    assert "- The contact head is absent: it came without weights" in card_of(tmp_path / "control")
+    for source in (base, tmp_path / "control"):
+        hf_perturb.export_checkpoint(source, tmp_path / f"{source.name}-out", "transformers")
+        assert "absent: its weights are zeros, which predict 0.5" in card_of(tmp_path / f"{source.name}-out")
+
+
+def test_the_demo_base_is_known_by_its_digest(tmp_path):
+    create_variant("demo", tmp_path / "control", "reinit")
+    hf_perturb.convert_checkpoint("demo", tmp_path / "base")
+    create_variant(tmp_path / "base", tmp_path / "other", "reinit")
+    write_base(tmp_path / "demo", "carp")
+    create_variant(tmp_path / "demo", tmp_path / "impostor", "reinit")
+    for folder in ("control", "base", "other", "impostor"):
+        licence = None if folder == "impostor" else "cc-by-4.0"
+        assert header_of(card_of(tmp_path / folder)).get("license") == licence
+        assert ("The UniProt Consortium" in card_of(tmp_path / folder)) == (licence is not None)
+
+
+@pytest.mark.parametrize("recipe", [False, True])
+def test_a_name_of_the_hub_goes_from_the_base_to_its_variants(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    name = PUBLISHED["esm2"]
+    in_catalogue(monkeypatch, name, "esm2")
+    write_base(tmp_path / "ours", "esm2")
+    hf_perturb.export_checkpoint(tmp_path / "ours", tmp_path / "copy", "transformers")
+    in_hub_cache(tmp_path / "cache", CATALOG[name].stock, tmp_path / "copy", 40 * "b")
+    record = create_variant(CATALOG[name].stock, tmp_path / "out", "reinit", recipe=recipe)
+    config = FairEsmConfig.from_pretrained(tmp_path / "out")
+    assert config.published_as == name
+    header, text = header_of(card_of(tmp_path / "out")), card_of(tmp_path / "out")
+    assert (header["base_model"], header["license"]) == (CATALOG[name].stock, "mit")
+    assert facts_of(text)["base revision"] == f"`{record.base.revision}`" == f"`{40 * 'b'}`"
+    if recipe:
+        create_variant(tmp_path / "out", tmp_path / "whole", None)
+        assert FairEsmConfig.from_pretrained(tmp_path / "whole").published_as == name
+    else:
+        hf_perturb.export_checkpoint(tmp_path / "out", tmp_path / "exported", "transformers")
+        assert FairEsmConfig.from_pretrained(tmp_path / "exported").published_as == name
+        assert header_of(card_of(tmp_path / "exported")) == header
+    found = hf_perturb.verify_variant(tmp_path / "out", tmp_path / "ours")
+    assert found.ok, "who published the base is no part of it"
+
+
+def test_a_name_that_nobody_knows_is_ignored(tmp_path):
+    for said in ("nobody", "esm1b_t33_650M_UR50S", "carp_600k"):
+        assert published(FairEsmConfig(published_as=said, num_hidden_layers=2)) is None
+    assert published(FairEsmConfig(published_as="esm1b_t33_650M_UR50S")).name == "esm1b_t33_650M_UR50S"
+    assert "published_as" not in FairEsmConfig().to_dict()
+
+
+# what convert writes
+
+
+def test_a_converted_variant_has_the_facts_of_the_variant(base, tmp_path):
+    record = create_variant(base, tmp_path / "out", {"method": "resample", "seed": 5})
+    hf_perturb.convert_checkpoint(tmp_path / "out", tmp_path / "again")
+    texts = [card_of(tmp_path / folder) for folder in ("out", "again")]
+    facts, again = map(facts_of, texts)
+    touched = again.pop("tensors perturbed")
+    assert {**again, "tensors changed": facts["tensors changed"]} == facts
+    assert sum(count for _, count, _ in rules_of(texts[1]).values()) == int(touched.split()[0])
+    assert header_of(texts[0]) == header_of(texts[1])
+    assert record.digest in texts[1]
+
+
+# snippets
+
+
+def run_snippets(folder: Path, monkeypatch, capsys) -> int:
+    """Run what a card shows, where its folder is; return how many blocks ran."""
+    monkeypatch.chdir(folder.parent)
+    ran = 0
+    for language, code in re.findall(r"^```(\w+)\n(.*?)^```$", card_of(folder), flags=re.DOTALL | re.MULTILINE):
+        assert '"this-folder"' in code
+        if "trust_remote_code" in code:
+            continue
+        code = code.replace("this-folder", folder.name)
+        if language == "python":
+            exec(compile(code, folder.name, "exec"), {})
+        else:
+            for line in code.splitlines():
+                assert main(shlex.split(line)[1:]) == 0, capsys.readouterr().err
+        ran += 1
+    return ran
+
+
+@pytest.mark.parametrize("recipe", [False, True])
+def test_the_snippets_of_a_variant_run(base, recipe, tmp_path, monkeypatch, capsys):
+    create_variant(base, tmp_path / "control", "reinit", recipe=recipe)
+    assert run_snippets(tmp_path / "control", monkeypatch, capsys) == 3 + recipe
+    assert "reinit (seed 42, rules documented)" in capsys.readouterr().out
+    assert ("trust_remote_code=True" in card_of(tmp_path / "control")) is not recipe
+
+
+def test_the_snippets_of_a_base_run(base, tmp_path, monkeypatch, capsys):
+    hf_perturb.convert_checkpoint(base, tmp_path / "converted")
+    assert run_snippets(tmp_path / "converted", monkeypatch, capsys) == 3
+    assert (tmp_path / "my-resample").is_dir()
+
+
+@pytest.mark.parametrize("network", ["esm1b", "esm2"])
+def test_the_snippets_of_what_is_exported_run(base, tmp_path, monkeypatch, capsys):
+    create_variant(base, tmp_path / "control", "resample")
+    for source in ("base", "control"):
+        hf_perturb.export_checkpoint(tmp_path / source, tmp_path / f"{source}-out", "transformers")
+        text = card_of(tmp_path / f"{source}-out")
+        assert "import hf_perturb" not in text
+        assert "trust_remote_code" not in text
+        assert "stored as EsmForMaskedLM" in text
+        assert header_of(text)["pipeline_tag"] == "fill-mask"
+        assert run_snippets(tmp_path / f"{source}-out", monkeypatch, capsys) == 3
+    assert "'seed': 42" in capsys.readouterr().out
+
+
+# the cards of the documented checkpoints
+
+
+@pytest.mark.parametrize("entry", DOCUMENTED, ids=[entry.name for entry in DOCUMENTED])
+def test_the_card_of_a_documented_checkpoint(entry):
+    text = published_card(entry)
+    assert (ROOT / "model_cards" / f"{entry.name}.md").read_text(encoding="utf-8") == text, "run scripts/render.py"
+    header = header_of(text)
+    assert header["license"] == ("mit" if entry.licence == "MIT" else "other")
+    for fact in (entry.url, entry.licence, entry.citation, entry.errata, entry.sha256 or "none is", STUDY):
+        assert fact in text
+    assert f"| parameters | {entry.parameters:,} |" in text
+    rows = re.findall(r"^\| `\S+` \| (\d+) \| (.+) \| (.+) \| (.+) \|$", text, flags=re.MULTILINE)
+    shapes = layout(entry.config(), ("Carp" if entry.family == "carp" else "FairEsm") + "ForMaskedLM")
+    for column, method in ((1, "reinit"), (2, "resample")):
+        touched = sum(int(row[0]) for row in rows if row[column] != "keep")
+        assert touched == len(make_plan(entry.family, shapes, Perturbation(method)).steps)
+        assert f"each method perturbs {touched} of the {len(shapes)} tensors" in text
+    other = len(make_plan(entry.family, shapes, Perturbation("reinit", rules="published")).steps)
+    own = [(int(n), old if new == "the same" else new) for n, old, _, new in rows if not new.startswith("as `lm_head")]
+    assert other == sum(n for n, new in own if new != "keep")
+    assert len(rows) - len(own) == int(entry.sizes.get("model_version") == "ESM-1b")
+    assert f"reinit perturbs {other}." in text
+
+
+def test_an_installed_package_has_the_templates(tmp_path):
+    pytest.importorskip("hatchling")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    held = set(zipfile.ZipFile(wheel).namelist())
+    assert {f"hf_perturb/model_cards/{file.name}" for file in (ROOT / "model_cards").glob("*.md")} <= held
+    assert not {name for name in held if name.startswith("model_cards/")}

@@ -1,0 +1,43 @@
+"""Small networks that every test may use, and what is put into them."""
+
+from __future__ import annotations
+
+import torch
+
+import hf_perturb
+from hf_perturb.checkpoints.tokenizers import CARP, ESM1, ESM1B, ESM2
+
+ESM_SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
+CARP_SIZES = {"hidden_size": 32, "num_hidden_layers": 9, "slim": True}
+
+CONFIGS = {
+    "esm1": lambda **kw: hf_perturb.FairEsmConfig(model_version="ESM-1", **(ESM_SIZES | kw)),
+    "esm1b": lambda **kw: hf_perturb.FairEsmConfig(model_version="ESM-1b", **(ESM_SIZES | kw)),
+    "esm2": lambda **kw: hf_perturb.FairEsmConfig(model_version="ESM-2", **(ESM_SIZES | kw)),
+    "carp": lambda **kw: hf_perturb.CarpConfig(**(CARP_SIZES | kw)),
+}
+TIED = ("esm1b", "esm2")  # the language head is the embedding
+HEADS = ("Model", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification")
+
+
+def model_class(network: str, head: str = "ForMaskedLM"):
+    """Return the class of a head: `model_class("esm1", "Model")` is `FairEsmModel`."""
+    return getattr(hf_perturb, ("Carp" if network == "carp" else "FairEsm") + head)
+
+
+def small_model(network: str, head: str = "ForMaskedLM", seed: int = 0, **config):
+    """Return a small network whose every weight is a draw of its own, as if trained."""
+    torch.manual_seed(seed)
+    model = model_class(network, head)(CONFIGS[network](**config)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    return model
+
+
+ALPHABETS = {"esm1": ESM1, "esm1b": ESM1B, "esm2": ESM2, "carp": CARP}
+SEQUENCES = ["MKTAYIAKQRQISFVKSHFSRQ", "MKT", "ACDEFGHIKLMNPQRSTVWY"]
+
+
+def layers_of(model):
+    return model.model.embedder.layers if model.config.model_type == "carp" else model.layers

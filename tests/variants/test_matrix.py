@@ -1,0 +1,249 @@
+"""Many variants in one pass over their base are those that are made one at a time, or none of them is made."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from support.models import CONFIGS
+from support.streamed import METHODS, SIZES, contents, counted_reads, no_waiting, weights_of, write_base, write_bases
+
+import hf_perturb
+from hf_perturb import Perturbation, PerturbationError
+from hf_perturb.cli import main
+from hf_perturb.variants import create as variants
+from hf_perturb.variants.create import create_variant, create_variants
+from hf_perturb.variants.matrix import folder_name, folders, matrix
+
+NAMES = {
+    "reinit-seed42": Perturbation("reinit"),
+    "reinit-seed7": Perturbation("reinit", seed=7),
+    "resample-rows-seed42": Perturbation("resample", axis="rows"),
+    "resample-rows-seed7": Perturbation("resample", seed=7, axis="rows"),
+    "resample-all-seed42": Perturbation("resample", axis="all"),
+    "resample-all-seed7": Perturbation("resample", seed=7, axis="all"),
+}
+WORDS = [f"--{key}={value}" for key, value in [("method", "reinit"), ("method", "resample"), ("seed", 42), ("seed", 7)]]
+AXES = ["--axis=rows", "--axis=all"]
+
+
+waiting = pytest.fixture(no_waiting, autouse=True)
+bases = pytest.fixture(write_bases, scope="module")
+
+
+@pytest.fixture
+def base(bases, network) -> Path:
+    return bases[network]
+
+
+def tree(folder: Path) -> dict[str, dict[str, bytes]]:
+    """Return the files of every folder in a folder."""
+    return {inner.name: contents(inner) for inner in folder.iterdir()}
+
+
+@pytest.mark.parametrize(("recipe", "jobs"), [(False, 1), (False, 3), (True, 3)])
+def test_a_matrix_is_its_variants_one_at_a_time(base, recipe, jobs, tmp_path):
+    wanted = folders(tmp_path / "at-once", matrix(["reinit", "resample"], [42, 7], ["rows", "all"]))
+    published = [Perturbation(method, rules="published") for method in ("reinit", "resample")]
+    wanted.update(folders(tmp_path / "at-once", published))
+    records = create_variants(base, wanted, recipe=recipe, jobs=jobs)
+    assert list(records) == list(wanted)
+    for out, asked in wanted.items():
+        assert create_variant(base, tmp_path / "single" / out.name, asked, recipe=recipe) == records[out] == asked
+    made = tree(tmp_path / "at-once")
+    assert made.keys() == {*NAMES, "reinit-published-seed42", "resample-published-seed42"}
+    assert made == tree(tmp_path / "single")
+    digests = {record.digest for record in records.values()}
+    assert len(digests) == 8, "each is another network"
+    assert {file for files in made.values() for file in files} >= {"README.md", "config.json", "tokenizer.json"}
+
+
+@pytest.mark.parametrize("rules", ["documented", "published"])
+def test_each_tensor_of_the_base_is_read_once(base, rules, tmp_path, monkeypatch):
+    asked = matrix(["reinit", "resample"], [42, 7], ["rows", "all"] if rules == "documented" else [], rules=rules)
+    checkpoint = variants.open_base(str(base))
+    sources = variants.sources_of(checkpoint)
+    expected = dict.fromkeys(sources.tensors, 1)
+    regions = {name: sources.region(name) for name in expected}
+    counts = counted_reads(monkeypatch)
+    create_variants(base, folders(tmp_path / "out", asked))
+    assert counts == {(regions[name].path.name, regions[name].begin): count for name, count in expected.items()}
+
+
+def test_progress_covers_every_variant(base, tmp_path):
+    calls: list[tuple[int, int]] = []
+    wanted = folders(tmp_path / "out", matrix(["reinit", "resample"], [42, 7]))
+    create_variants(base, wanted, progress=lambda *call: calls.append(call))
+    size = sum(tensor.nbytes for tensor in variants.open_base(str(base)).tensors.values())
+    done, totals = zip(*calls, strict=True)
+    written = sum(tensor.nbytes for out in wanted for tensor in weights_of(out).values())
+    assert set(totals) == {size + written}
+    assert done[-1] == size + written
+    assert list(done) == sorted(set(done))
+
+
+def test_one_folder_that_exists_refuses_all(base, tmp_path, monkeypatch):
+    wanted = folders(tmp_path / "out", NAMES.values())
+    (tmp_path / "out" / "resample-rows-seed7").mkdir(parents=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(variants, "open_base", lambda *arguments: pytest.fail("the base was opened"))
+        with pytest.raises(hf_perturb.FolderExistsError, match=r"resample-rows-seed7 exists already"):
+            create_variants(base, wanted)
+    assert os.listdir(tmp_path / "out") == ["resample-rows-seed7"]
+    assert os.listdir(tmp_path / "out" / "resample-rows-seed7") == []
+
+
+@pytest.mark.parametrize(
+    ("last", "message"),
+    [
+        (Perturbation("reinit", include=["nothing.*"]), "matches no parameter"),
+        (Perturbation("resample", axis="rows", include=["contact_head.regression.bias"]), "leaves nothing to perturb"),
+        (Perturbation("reinit", include=["layers.0.self_attn_layer_norm.weight"]), "changes no tensor"),
+    ],
+)
+def test_one_that_cannot_be_made_refuses_all(last, message, tmp_path):
+    """The last of these is known only when all are written."""
+    model = hf_perturb.FairEsmForMaskedLM(CONFIGS["esm2"](**SIZES["esm2"]))
+    model.layers[0].self_attn_layer_norm.weight.data.fill_(1)
+    model.save_pretrained(tmp_path / "base")
+    wanted = {tmp_path / "out" / "first": Perturbation("reinit"), tmp_path / "out" / "last": last}
+    with pytest.raises(PerturbationError, match=message):
+        create_variants(tmp_path / "base", wanted)
+    assert os.listdir(tmp_path) == ["base"]
+
+
+def test_a_failure_on_the_way_leaves_none_and_keeps_the_old(bases, tmp_path, monkeypatch):
+    wanted = folders(tmp_path / "out", NAMES.values())
+    create_variant(bases["esm2"], tmp_path / "out" / "reinit-seed7", {"method": "reinit", "seed": 1})
+    before = tree(tmp_path / "out")
+    pwrite, turns = os.pwrite, iter(range(1000))
+
+    def fills_up(*arguments):
+        if next(turns) > 100:
+            raise OSError(28, "No space left on device")
+        return pwrite(*arguments)
+
+    monkeypatch.setattr(os, "pwrite", fills_up)
+    with pytest.raises(hf_perturb.CheckpointError, match=r"and 5 more: nothing was written, because .*No space left"):
+        create_variants(bases["esm2"], wanted, force=True)
+    assert tree(tmp_path / "out") == before
+
+
+def test_names_of_folders():
+    assert {folder_name(perturbation): perturbation for perturbation in NAMES.values()} == NAMES
+    scoped = Perturbation("reinit", seed=0, scope=["top:4", "keep_layer_norms"])
+    assert folder_name(scoped) == "reinit-keep-layer-norms-top4-seed0"
+    assert folder_name(Perturbation("reinit", scope="layers:0-11")) == "reinit-layers0-11-seed42"
+    assert folder_name(Perturbation("resample", rules="published", seed=2**63 - 1)) == (
+        "resample-published-seed9223372036854775807"
+    )
+    assert len({folder_name(perturbation) for perturbation in METHODS.values()}) == len(METHODS)
+    assert folders(Path("out"), [scoped]) == {Path("out/reinit-keep-layer-norms-top4-seed0"): scoped}
+
+
+def test_a_matrix_is_every_combination_and_an_axis_is_for_resample():
+    assert matrix(["reinit", "resample"], [42, 7], ["rows", "all"]) == [
+        NAMES[name]
+        for name in (
+            "reinit-seed42",
+            "reinit-seed7",
+            "resample-rows-seed42",
+            "resample-all-seed42",
+            "resample-rows-seed7",
+            "resample-all-seed7",
+        )
+    ]
+    assert matrix(["resample"], [42]) == [Perturbation("resample")]
+    scopes = [["top:1"], ["top:2", "attention"]]
+    assert matrix(["reinit"], [3], scopes=scopes, exclude=["*.bias"]) == [
+        Perturbation("reinit", 3, scope=scope, exclude=["*.bias"]) for scope in scopes
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((["reinit"], [42, 42]), r"reinit \(seed 42, .* is asked for twice"),
+        ((["resample", "resample"], [42]), "asked for twice"),
+        ((["resample"], [42], ["all", "all"]), "asked for twice"),
+        ((["reinit"], [42], ["all"]), "axis: got 'all'; allowed: nothing with method 'reinit'"),
+        ((["reinit"], [42], [], [["top:1"], ["top:1"]]), "asked for twice"),
+        ((["reinit", "shuffle"], [42]), "method: got 'shuffle'"),
+        ((["reinit"], [-1]), "seed: got -1"),
+    ],
+)
+def test_what_is_no_matrix_is_refused(arguments, message):
+    with pytest.raises(PerturbationError, match=message):
+        matrix(*arguments)
+
+
+def test_create_makes_a_matrix(bases, tmp_path, capsys):
+    base = str(bases["esm1"])
+    assert main(["create", base, str(tmp_path / "out"), *WORDS, *AXES, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {Path(row["path"]).name: Perturbation.parse(row["perturbation"]) for row in rows} == NAMES
+    create_variants(base, folders(tmp_path / "expected", NAMES.values()))
+    assert tree(tmp_path / "out") == tree(tmp_path / "expected")
+    # one more seed: what is there is in the way, as it is for one variant
+    assert main(["create", base, str(tmp_path / "out"), *WORDS, *AXES, "--seed=8"]) == 1
+    streams = capsys.readouterr()
+    assert "reinit-seed42 exists already" in streams.err
+    assert streams.out == ""
+    assert tree(tmp_path / "out") == tree(tmp_path / "expected")
+    assert main(["create", base, str(tmp_path / "out"), *WORDS, *AXES, "--seed=8", "--force"]) == 0
+    assert tree(tmp_path / "out").keys() == {*NAMES, "reinit-seed8", "resample-rows-seed8", "resample-all-seed8"}
+
+
+def test_create_with_one_of_each_writes_the_folder_itself(bases, tmp_path, capsys):
+    words = ["--method=resample", "--seed=7", "--axis=rows", "--json"]
+    assert main(["create", str(bases["esm1"]), str(tmp_path / "out"), *words]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert row["path"] == str(tmp_path / "out")
+    assert Perturbation.parse(row["perturbation"]) == NAMES["resample-rows-seed7"]
+    assert "model.safetensors" in contents(tmp_path / "out")
+
+
+@pytest.mark.parametrize(("direction", "scope"), [("top-down", "top"), ("bottom-up", "bottom")])
+def test_create_makes_a_cascade(base, network, direction, scope, tmp_path, capsys):
+    words = ["--method=reinit", "--seed=3", "--scope=feed_forward", "--cascade", direction, "--json"]
+    assert main(["create", str(base), str(tmp_path / "out"), *words]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    depth = SIZES[network]["num_hidden_layers"]
+    # scopes are named in the order of the alphabet
+    parts = ["-".join(sorted(["feed-forward", f"{scope}{count}"])) for count in range(1, depth + 1)]
+    names = [f"reinit-{part}-seed3" for part in parts]
+    assert [Path(row["path"]).name for row in rows] == names
+    digests = []
+    for count, name in enumerate(names, 1):
+        asked = Perturbation("reinit", 3, scope=["feed_forward", f"{scope}:{count}"])
+        record = create_variant(base, tmp_path / "single" / name, asked)
+        assert record == Perturbation.parse(rows[count - 1]["perturbation"]) == asked
+        digests.append(record.digest)
+    assert len(set(digests)) == depth
+    assert tree(tmp_path / "out") == tree(tmp_path / "single")
+
+
+def test_a_cascade_of_one_depth_has_a_folder_of_its_own(tmp_path):
+    write_base(tmp_path / "base", "esm1", num_hidden_layers=1)
+    assert main(["create", str(tmp_path / "base"), str(tmp_path / "out"), "--method=reinit", "--cascade=top-down"]) == 0
+    assert os.listdir(tmp_path / "out") == ["reinit-top1-seed42"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--method=reinit", "--seed=1", "--seed=1"], "asked for twice"),
+        (["--method=reinit", "--axis=all", "--axis=rows"], "an axis is for 'resample'"),
+        (["--method=reinit", "--method=resample", "--rules=published", "--axis=all"], "axis: got 'all'"),
+        (["--method=reinit", "--cascade=sideways"], "invalid choice: 'sideways'"),
+        (["--method=reinit", "--cascade=top-down", "--rules=published"], "scope: got"),
+    ],
+)
+def test_what_is_no_matrix_is_wrong_usage(words, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["create", "demo", str(tmp_path / "out"), *words])
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+    assert os.listdir(tmp_path) == []

@@ -1,0 +1,145 @@
+"""The same seed gives the same bits: against a second implementation, and however a plan is run."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from support.models import HEADS, small_model
+from support.spec_table import copied, differing, fans, own_generator, rule, same_bits
+from torch.nn import init
+
+from hf_perturb import Perturbation
+from hf_perturb.perturbation import apply_plan, make_plan
+
+METHODS = ("reinit", "resample")
+
+
+def shapes_of_tensors(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize("seed", [0, 42, 2**63 - 1])
+def test_every_tensor_is_drawn_by_torch_from_its_own_seed(network, seed):
+    """A second implementation of the documented rules, a line for each initialiser, agrees to the bit."""
+    draw = {
+        "constant": lambda t, g, value: init.constant_(t, value),
+        "normal": lambda t, g, zero_row: init.normal_(t, generator=g)[zero_row].zero_(),
+        "xavier_normal": lambda t, g: init.xavier_normal_(t, generator=g),
+        "xavier_uniform": lambda t, g, gain: init.xavier_uniform_(t, gain, generator=g),
+        "kaiming_uniform": lambda t, g, a: init.kaiming_uniform_(t, a, generator=g),
+    }
+    model = small_model(network)
+    family, expected = model.config.model_type, copied(model)
+    for name, tensor in expected.items():
+        if (initialiser := rule(family, name)) is not None:
+            kernel, arguments = initialiser
+            if kernel == "uniform":
+                bound = 1 / math.sqrt(fans(expected[name.removesuffix("bias") + "weight"].shape)[0])
+                init.uniform_(tensor, -bound, bound, generator=own_generator(seed, name))
+            else:
+                draw[kernel](tensor, own_generator(seed, name), **arguments)
+    assert not differing(copied(model.perturb({"method": "reinit", "seed": seed})), expected)
+
+
+@pytest.mark.parametrize("axis", ["embedding", "all"])
+def test_every_tensor_is_shuffled_by_torch_from_its_own_seed(network, axis):
+    model = small_model(network)
+    expected = copied(model)
+    for name, tensor in expected.items():
+        if rule(model.config.model_type, name) is not None:
+            length = tensor.shape[-1] if axis == "embedding" else tensor.numel()
+            order = torch.randperm(length, generator=own_generator(42, name))
+            expected[name] = tensor[..., order] if axis == "embedding" else tensor.flatten()[order].view(tensor.shape)
+    assert not differing(copied(model.perturb({"method": "resample", "axis": axis})), expected)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_neither_order_nor_company_of_the_tensors_counts(network, method):
+    perturbation = Perturbation(method)
+    model = small_model(network)
+    family, base = model.config.model_type, copied(model)
+    whole = copied(model.perturb(perturbation))
+    backwards = {name: base[name].clone() for name in reversed(base)}
+    apply_plan(make_plan(family, shapes_of_tensors(backwards), perturbation), backwards)
+    assert not differing(backwards, whole)
+    # one tensor at a time, as it is streamed from a file; a bias needs the shape of its weight, not its values
+    plan = make_plan(family, shapes_of_tensors(base), perturbation)
+    for step in plan.steps:
+        assert same_bits(step.run(base[step.name]), whole[step.name])
+        assert same_bits(step.run(base[step.name].bfloat16()), whole[step.name].bfloat16())
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("rules", ["documented", "published"])
+def test_threads_do_not_count(method, rules):
+    """Tensors of some 100 000 entries, which torch spreads over threads where it can."""
+    shapes = {
+        "embed_positions.weight": (1026, 160),
+        "layers.0.fc1.weight": (640, 160),
+        "layers.0.fc1.bias": (640,),
+        "layers.0.self_attn.bias_k": (1, 1, 40_000),
+        "layers.0.self_attn.out_proj.weight": (320, 320),
+    }
+    results, threads = [], torch.get_num_threads()
+    axes = [None] if rules == "published" or method == "reinit" else ["embedding", "rows", "all"]
+    try:
+        for number in (1, 2):
+            torch.set_num_threads(number)
+            for axis in axes:
+                tensors = {name: torch.arange(math.prod(s), dtype=torch.float32).view(s) for name, s in shapes.items()}
+                apply_plan(make_plan("fair_esm", shapes, Perturbation(method, 7, rules, axis)), tensors)
+                results.append(tensors)
+    finally:
+        torch.set_num_threads(threads)
+    for one, two in zip(results[: len(axes)], results[len(axes) :], strict=True):
+        assert not differing(one, two)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("key", ["include", "exclude"])
+def test_one_layer_alone_has_the_bits_that_it_has_in_company(network, method, key):
+    model = small_model(network)
+    base, whole = copied(model), copied(model.perturb(method))
+    glob = "model.embedder.layers.1.*" if network == "carp" else "layers.1.*"
+    inside = {name for name in base if name.startswith(glob[:-1])}
+    assert len(inside) > 10
+    part = copied(small_model(network).perturb({"method": method, key: [glob]}))
+    for name in base:
+        perturbed = (name in inside) == (key == "include")
+        assert same_bits(part[name], (whole if perturbed else base)[name]), name
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_trunk_is_the_same_with_and_without_a_head(network, method):
+    base = copied(small_model(network))
+    results = []
+    for head in HEADS:
+        model = small_model(network, head)
+        model.load_state_dict(base, strict=False)
+        results.append(copied(model.perturb(method)))
+    trunk = set.intersection(*map(set, results))
+    assert len(trunk) > 50
+    for other in results[1:]:
+        assert not differing(*({name: result[name] for name in trunk} for result in (results[0], other)))
+
+
+def test_another_seed_gives_other_bits(network):
+    results = [copied(small_model(network).perturb({"method": "reinit", "seed": seed})) for seed in (0, 1, 2**62)]
+    family = small_model(network).config.model_type
+    drawn = {name for name in results[0] if (rule(family, name) or ("constant",))[0] != "constant"}
+    for i, result in enumerate(results):
+        for other in results[i + 1 :]:
+            assert differing(result, other) == drawn
+
+
+@pytest.mark.parametrize("rules", ["documented", "published"])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_casting_before_or_after_is_the_same(network, method, rules, dtype):
+    perturbation = Perturbation(method, rules=rules)
+    before = small_model(network).to(dtype).perturb(perturbation)
+    after = small_model(network).perturb(perturbation).to(dtype)
+    assert not differing(copied(before), copied(after))
+    assert {parameter.dtype for parameter in before.parameters()} == {dtype}
