@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 
 import torch
+from evaluation import masked_lm_loss
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, pipeline, utils
 
 from hf_perturb import demo
-from hf_perturb.evaluation import masked_lm_loss
 from hf_perturb.variants.create import create_variant
 
 

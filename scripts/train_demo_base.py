@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from evaluation import masked_lm_loss
 from transformers import (
     DataCollatorForLanguageModeling,
     EarlyStoppingCallback,
@@ -29,7 +30,6 @@ from transformers import (
 from hf_perturb import demo
 from hf_perturb.checkpoints.checkpoint import auto_map
 from hf_perturb.checkpoints.tokenizers import CARP, build_tokenizer
-from hf_perturb.evaluation import masked_lm_loss
 from hf_perturb.networks.configuration_carp import CarpConfig
 from hf_perturb.networks.modeling_carp import CarpForMaskedLM
 from hf_perturb.perturbation import digest_of

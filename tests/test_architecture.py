@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "hf_perturb"
 # from the bottom up; a module may import from its own layer and from those before it
 LAYERS = (
     *(("errors",), ("demo",), ("perturbation",), ("networks",), ("storage",), ("loading",), ("checkpoints",)),
-    *(("cards", "variants"), ("compare", "hub", "evaluation"), ("embedding",), ("cli", "__main__")),
+    *(("cards", "variants"), ("compare", "hub"), ("embedding",), ("cli", "__main__")),
 )
 RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem != "__init__")

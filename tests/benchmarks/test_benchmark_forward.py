@@ -6,8 +6,8 @@ import json
 
 import pytest
 import torch
+from support.benchmarks import BENCHMARKS, run_script
 from support.models import small_model
-from support.scripts import SCRIPTS, run_script
 
 import hf_perturb
 from hf_perturb.checkpoints.tokenizers import save_tokenizer
@@ -16,8 +16,8 @@ SEQUENCES = ["MKTAYIAKQR", "GLSDGEWQLVLNVWGKVEADIPGHGQEVLIRLFKGHPETLEKFDKFKHLKS"
 
 
 @pytest.fixture(autouse=True)
-def scripts(monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPTS))
+def benchmarks(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
 
 
 def write_base(folder, network, seed=0):

@@ -14,7 +14,7 @@ from typing import Any
 from benchmarking import (
     CREATE,
     GB,
-    SCRIPTS,
+    HERE,
     SIZES,
     VARIANTS,
     Run,
@@ -29,7 +29,7 @@ from benchmarking import (
     weights_of,
 )
 
-LOAD = [sys.executable, str(SCRIPTS / "load_once.py")]
+LOAD = [sys.executable, str(HERE / "load_once.py")]
 
 
 @contextmanager
@@ -52,7 +52,7 @@ def base_folder(given: Path | None, size: str, work: Path | None, outputs: int) 
         if base is None:
             base = folder / f"base-{size}"
             say(f"making a synthetic base of {size} parameters, {weights / GB:.2f} GB, in {folder}")
-            measure([sys.executable, str(SCRIPTS / "synthetic.py"), size, str(base)])
+            measure([sys.executable, str(HERE / "synthetic.py"), size, str(base)])
         yield base, folder
 
 
@@ -81,7 +81,7 @@ def compare_create(
     study_out, our_out = folder / "study.safetensors", folder / "variant"
     for method, axis in map(VARIANTS.__getitem__, only):
         say(f"create {title(method, axis)}, {repeat} of each")
-        study = [sys.executable, str(SCRIPTS / "study_procedure.py"), method, str(weights), str(study_out)]
+        study = [sys.executable, str(HERE / "study_procedure.py"), method, str(weights), str(study_out)]
         sides = {"study": study} if with_study else {}
         sides["ours"] = create_command(base, our_out, method, axis)
         runs = alternate(sides, repeat, partial(warm, weights), lambda: (remove(study_out), remove(our_out)))

@@ -1,4 +1,4 @@
-"""The scripts of the repository, as processes."""
+"""The programs of `benchmarks`, as processes."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPTS = Path(__file__).parent.parent.parent / "scripts"
+BENCHMARKS = Path(__file__).parent.parent.parent / "benchmarks"
 
 
 def run_script(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPTS / name), *map(str, arguments)]
+    command = [sys.executable, str(BENCHMARKS / name), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)

@@ -20,7 +20,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-SCRIPTS = Path(__file__).parent
+HERE = Path(__file__).parent
 CREATE = [sys.executable, "-m", "hf_perturb", "create"]
 # method and axis by what `--only` calls them; without an axis, the family's default
 VARIANTS = {"reinit": ("reinit", None), "resample": ("resample", None), "resample-all": ("resample", "all")}

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarking import SCRIPTS, demand_room, machine, measure, say
+from benchmarking import HERE, demand_room, machine, measure, say
 from networks import FASTA, NETWORKS, SHOWN
 from option_types import existing, positive
 
@@ -67,7 +67,7 @@ def random_base(size: str, options: Namespace, copies: int) -> Iterator[tuple[Pa
 
 def script(name: str, *arguments: object) -> list[str]:
     """Return the command that runs one of these scripts."""
-    return [sys.executable, str(SCRIPTS / name), *map(str, arguments)]
+    return [sys.executable, str(HERE / name), *map(str, arguments)]
 
 
 def export(base: Path, to: str, out: Path) -> Path:

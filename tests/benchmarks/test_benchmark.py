@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from support.benchmarks import BENCHMARKS, run_script
 from support.models import small_model
-from support.scripts import SCRIPTS, run_script
 
 import hf_perturb
 from hf_perturb.perturbation import digest_of
@@ -57,7 +57,7 @@ def test_the_peer_is_the_procedure_of_the_published_rules(base, tmp_path, method
 
 
 def test_a_synthetic_base_is_a_model(monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend(str(SCRIPTS))
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
     from synthetic import write_base
 
     write_base(hf_perturb.FairEsmConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2), tmp_path / "base")
@@ -67,7 +67,7 @@ def test_a_synthetic_base_is_a_model(monkeypatch, tmp_path):
 
 
 def test_a_full_disk_is_refused_before_anything_is_made(monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend(str(SCRIPTS))
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
     import benchmarking
 
     with pytest.raises(SystemExit, match="GB are needed; give another --work"):

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from statistics import mean
 
-from support.scripts import SCRIPTS, run_script
+from support.benchmarks import BENCHMARKS, run_script
 
 from hf_perturb import demo
 
@@ -32,7 +32,7 @@ def test_training_shows_in_the_probe_and_not_in_the_embedding(tmp_path):
 
 
 def test_every_sequence_has_a_group():
-    with (SCRIPTS / "held_out_groups.tsv").open(newline="") as file:
+    with (BENCHMARKS / "held_out_groups.tsv").open(newline="") as file:
         groups = dict(csv.reader(file, delimiter="\t"))
     records = demo.read_fasta(Path(demo.__file__).parent / "held_out.fasta.gz")
     assert list(groups) == [header.split()[0] for header, _ in records]
