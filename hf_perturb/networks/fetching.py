@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from huggingface_hub import _CACHED_NO_EXIST, constants, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.utils import parse_ratelimit_headers
 from transformers.utils.hub import cached_file
 
 from .record import ModelInputError
@@ -138,8 +139,9 @@ def asked_wait(headers: Mapping[str, str]) -> float | None:
     said = headers.get("Retry-After", "").strip()
     if said.isdecimal():
         return float(said)
-    if left := re.search(r"\bt=(\d+)", headers.get("ratelimit", "")):
-        return float(left.group(1))
+    # that header may come with any answer; as long as requests remain it asks for no patience
+    if (limit := parse_ratelimit_headers(headers)) is not None and limit.remaining == 0:
+        return float(limit.reset_in_seconds)
     try:
         return max(0.0, (parsedate_to_datetime(said) - datetime.now(timezone.utc)).total_seconds())
     except (TypeError, ValueError):

@@ -133,8 +133,10 @@ def test_retry_after_is_honoured(hub, once, naps):
 
 def test_the_hub_s_own_header_is_honoured(hub, once, naps):
     hub.fail("commit", status=429, headers={"ratelimit": '"api";r=0;t=41'})
+    hub.fail("create", status=503, headers={"ratelimit": '"api";r=499;t=290'})
     once()
-    assert 41 in naps
+    assert naps.count(41) == 1
+    assert 290 not in naps, "requests remain"
 
 
 def test_who_is_told_to_wait_for_an_hour_is_told_so(hub, once, naps):
