@@ -25,7 +25,7 @@ from .errors import (
     StackedPerturbationError as StackedPerturbationError,
     UnsupportedModuleError as UnsupportedModuleError,
 )
-from .hub.publishing import Push as Push, push_variant as push_variant
+from .hub.upload import Push as Push, push_variant as push_variant
 from .networks.configuration_carp import CarpConfig as CarpConfig
 from .networks.configuration_fair_esm import FairEsmConfig as FairEsmConfig
 from .networks.modeling_carp import (

@@ -18,8 +18,8 @@ from support.models import small_model
 from support.pushing import REPO, Pusher, built_folders, connect, copied
 
 import hf_perturb
-from hf_perturb.hub.code import travelling_code
-from hf_perturb.hub.refusals import explained
+from hf_perturb.hub.errors import explained
+from hf_perturb.hub.files import travelling_code
 
 pytestmark = quiet_uploads
 hub = pytest.fixture(serve)

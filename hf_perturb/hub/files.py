@@ -2,28 +2,45 @@
 
 from __future__ import annotations
 
-import hashlib
+import ast
+import json
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import CommitOperationAdd
+from huggingface_hub.utils.sha import git_hash
 
+from hf_perturb import networks
 from hf_perturb.errors import CheckpointError
-from hf_perturb.hub.code import code_names
-from hf_perturb.networks.files import shards_of, weight_files
 
-HERE = '"this-folder"'  # what cards call the folder or repository that they are in
+_HERE = b'"this-folder"'  # what cards call the folder or repository that they are in
 _FILES = ("config.json", "README.md", "tokenizer.json", "tokenizer_config.json")
 # what others write beside a tokenizer.json, and tokenizers would put on top of it
 _ALPHABETS = ("special_tokens_map.json", "added_tokens.json", "vocab.txt")
-_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 # all that Transformers may take for weights or their index, also with `variant=`
 _ANY_WEIGHTS = re.compile(r"(pytorch_)?model([.-][\w.-]+)?\.(safetensors|bin)(\.index(\.\w+)?\.json)?")
 _TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}\b")
+_CODE = Path(networks.__file__).parent
+
+
+@dataclass(frozen=True)
+class Change:
+    """What becomes of a file.
+
+    Args:
+        path: in the repository.
+        action: `add`, `replace`, `delete` or `keep`.
+        size: in bytes, 0 for what is deleted.
+    """
+
+    path: str
+    action: str
+    size: int
 
 
 @dataclass(frozen=True)
@@ -42,13 +59,33 @@ class Stage:
     left_out: tuple[str, ...]
     seen: Mapping[Path, tuple[int, ...]]
 
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The content of the `config.json` that is to be there."""
+        return dict(json.loads(self.text("config.json")))
+
     def text(self, name: str) -> bytes:
         """Return the content of a small file."""
         with self.files[name].as_file() as file:
             return file.read()
 
+    def changes(self, there: Mapping[str, str]) -> list[Change]:
+        """Compare what is to be in a repository with what is; files that are not ours stay as they are.
+
+        Args:
+            there: the sum of each file there, by path.
+        """
+        made = []
+        for path, file in self.files.items():
+            action = "add" if path not in there else "keep" if there[path] in self.sums[path] else "replace"
+            made.append(Change(path, action, file.upload_info.size))
+        # what we write, and weights of any kind
+        ours = {*_FILES, *_ALPHABETS, *(path.name for path in _CODE.glob("*.py") if path.stem != "__init__")}
+        gone = sorted(path for path in there if (is_weights(path) or path in ours) and path not in self.files)
+        return made + [Change(path, "delete", 0) for path in gone]
+
     def refuse_changed(self) -> None:
-        """Refuse a folder that somebody writes while it is published: its files would be of two models.
+        """Raise if somebody writes the folder while it is published: its files would be of two models.
 
         Raises:
             CheckpointError: naming the file.
@@ -60,57 +97,56 @@ class Stage:
                 )
 
 
-def stage(folder: Path, repo_id: str, code: Mapping[str, Path]) -> Stage:
+def stage(folder: Path, repo_id: str, weights: Iterable[str], code: Mapping[str, Path]) -> Stage:
     """Choose what belongs in a repository, and read it; the weights are only summed.
 
     Args:
         folder: a variant, a recipe or a base.
         repo_id: the repository, which the card calls itself by.
+        weights: the names of the files with the weights and of their index.
         code: the files of the package that travel with it.
 
     Raises:
         CheckpointError: if a file is missing, is none of the folder's own, or holds a token of the Hub.
     """
-    weights = _weight_names(folder)
     seen = {folder / name: _seen(folder / name) for name in (*_FILES, *weights)}
-    large = {name: folder / name for name in weights if name != _INDEX}
-    small = {name: path.read_bytes() for name, path in code.items()}
-    small |= {path.name: path.read_bytes() for path in seen if path.name not in large}
+    large = {path.name: path for path in seen if path.suffix == ".safetensors"}
+    small = {path.name: path.read_bytes() for path in (*code.values(), *seen) if path.name not in large}
     for name, content in small.items():
         if _TOKEN.search(content):
             raise CheckpointError(f"{folder / name} holds what looks like a token of the Hub: take it out, revoke it")
-    small["README.md"] = small["README.md"].replace(HERE.encode(), f'"{repo_id}"'.encode())
+    small["README.md"] = small["README.md"].replace(_HERE, f'"{repo_id}"'.encode())
     contents: dict[str, Path | bytes] = {**small, **large}
     files = {name: CommitOperationAdd(name, content) for name, content in sorted(contents.items())}
-    sums = {name: (file.upload_info.sha256.hex(), *_git_sum(contents[name])) for name, file in files.items()}
+    # of a large file the Hub has the sha256 alone
+    git = {name: (git_hash(content),) for name, content in small.items()}
+    sums = {name: (file.upload_info.sha256.hex(), *git.get(name, ())) for name, file in files.items()}
     left_out = sorted(path.name for path in folder.iterdir() if path.name not in contents)
     return Stage(files, sums, tuple(left_out), seen)
 
 
-def is_ours(path: str) -> bool:
-    """Whether a file of a repository is one that we may replace or delete: what we write, and weights of any kind."""
-    return is_weights(path) or path in {*_FILES, *_ALPHABETS, *code_names()}
+def travelling_code(family: str) -> dict[str, Path]:
+    """Return the files of the package that a family's `auto_map` needs beside it, by their names in the repository.
+
+    Args:
+        family: `model_type` of the network.
+    """
+    found: dict[str, Path] = {}
+    waiting = [f"configuration_{family}", f"modeling_{family}"]
+    while waiting:
+        path = _CODE / f"{waiting.pop()}.py"
+        if path.name not in found:
+            found[path.name] = path
+            # what it imports from its own folder, wherever in the file, as Transformers looks
+            nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            imports = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 1]
+            waiting += [node.module for node in imports if node.module]
+    return dict(sorted(found.items()))
 
 
 def is_weights(path: str) -> bool:
     """Whether Transformers would take a file for weights, or for their index."""
     return _ANY_WEIGHTS.fullmatch(path) is not None
-
-
-def _weight_names(folder: Path) -> list[str]:
-    """Return the names of the files with the weights, those of a recipe none."""
-    if (folder / _WEIGHTS).exists():
-        return [_WEIGHTS]
-    if (folder / _INDEX).exists():
-        shards = shards_of(folder / _INDEX)
-        if odd := [shard for shard in shards if not _SHARD.fullmatch(shard)]:
-            raise CheckpointError(f"{folder / _INDEX} names {odd[0]!r}; allowed: model-00001-of-00002.safetensors")
-        return [_INDEX, *shards]
-    if other := [name for name in weight_files() if (folder / name).exists()]:
-        raise CheckpointError(
-            f"{folder} has its weights in {other[0]}; only safetensors are published: hf-perturb convert {folder} OUT"
-        )
-    return []
 
 
 def _seen(path: Path) -> tuple[int, ...]:
@@ -124,10 +160,3 @@ def _seen(path: Path) -> tuple[int, ...]:
         what = "a link" if stat.S_ISLNK(found.st_mode) else "no file"
         raise CheckpointError(f"{path} is {what}; what is published is the folder's own: put the file itself there")
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def _git_sum(content: Path | bytes) -> tuple[str, ...]:
-    """Return git's sum of a small file; a large one has its sha256 on the Hub. Source: git's blob objects."""
-    if isinstance(content, Path):
-        return ()
-    return (hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest(),)
