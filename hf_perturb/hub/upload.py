@@ -304,9 +304,6 @@ class _Job:
             # by itself, because the client tries these calls again, and the commit not
             api.preupload_lfs_files(repo_id, files, revision=branch, free_memory=False)
         self.staged.refuse_changed()
-        # sending may take an hour
-        if self.private and not self.look(_SENT.format(branch)).private:
-            raise HubError(f"{repo_id} was made public in between; {branch} is as it was")
         return self._commit(remote, [*files, *gone])
 
     def _commit(self, remote: _Remote, operations: list[CommitOperationAdd | CommitOperationDelete]) -> _Remote:
@@ -320,7 +317,12 @@ class _Job:
             except Exception as error:  # whatever it is, what became of the commit is seen on the branch
                 now = self.look(unknown)
                 if now.head != remote.head:
-                    return self._landed(remote, title)
+                    if not self.left(now):
+                        return now
+                    raise HubError(
+                        f"{self.repo_id}: somebody else changed {self.branch} in between, and it does not hold what was"
+                        " sent; look at it, and run the same command again"
+                    ) from None
                 seconds = pause_after(error, attempt, connections=True)
                 if seconds is None or attempt == ATTEMPTS:
                     with self.trying("the commit", _SENT.format(self.branch)):
@@ -335,27 +337,13 @@ class _Job:
             return done
         raise AssertionError("the last attempt returns or raises")
 
-    def _landed(self, remote: _Remote, title: str) -> _Remote:
-        """Return the state of the commit whose answer was lost, or raise if there is none and it is somebody else's."""
-        what, unknown = "to look at what became of the commit", _UNKNOWN.format(self.branch)
-        list_commits = partial(self.api.list_repo_commits, self.repo_id, revision=self.branch)
-        for commit in self.ask(what, unknown, list_commits):
-            if commit.commit_id == remote.head:
-                break
-            if commit.title == title and not self.left(state := self.look(unknown, commit.commit_id)):
-                return state
-        raise HubError(
-            f"{self.repo_id}: somebody else changed {self.branch} in between, and nothing of ours is in it; look at it,"
-            " and run the same command again"
-        )
-
     def name(self, remote: _Remote) -> None:
         """Give the commit its name."""
         if (tag := self.tag) is None or tag in remote.tags:
             return
         options: dict[str, Any] = {"tag": tag, "revision": remote.head, "exist_ok": True}
         self.ask(f"to set the tag {tag}", _THERE, lambda: self.api.create_tag(self.repo_id, **options))
-        # a lost answer is asked for again, so that it is there already says nothing about whose it is
+        # one that is there already is accepted: it may be ours, its answer lost, or that of another job
         if (now := self.look(_THERE).tags.get(tag)) != remote.head:
             raise HubError(f"{self.repo_id}: somebody else gave the tag {tag} to {now} in between; choose another name")
 
