@@ -14,7 +14,6 @@ import torch
 from support.hub_client import connected, environment, quiet_uploads
 from support.hub_server import HubServer
 from support.models import HEADS, model_class
-from support.pushing import built_folders
 from support.worlds import OURS, World
 
 import hf_perturb
@@ -22,7 +21,6 @@ from hf_perturb.loading.auto import AUTO_CLASSES
 from hf_perturb.perturbation import digest
 
 pytestmark = quiet_uploads
-folders = pytest.fixture(built_folders, scope="module")
 
 NETWORKS = ("carp", "esm1", "esm1b", "esm2")
 STOCK = ("esm1b", "esm2")

@@ -16,7 +16,7 @@ REPO = "lab/control"
 
 
 def built_folders(tmp_path_factory) -> Path:
-    """Return a folder of folders to publish, which nobody may change; a fixture of scope `module`."""
+    """Return a folder of folders to publish, which nobody may change; a fixture of scope `session`."""
     out = tmp_path_factory.mktemp("to_publish")
     create_variant("demo", out / "carp", "reinit")
     create_variant("demo", out / "other", {"method": "reinit", "seed": 0})

@@ -9,16 +9,12 @@ from contextlib import suppress
 import pytest
 from support import hub_repos
 from support.hub_client import connected, environment, quiet_uploads
-from support.hub_server import serve
-from support.pushing import REPO, Pusher, built_folders, connect, copied
+from support.pushing import REPO, copied
 
 import hf_perturb
 from hf_perturb import HubError
 
-pytestmark = quiet_uploads
-hub = pytest.fixture(serve)
-naps = pytest.fixture(connect, autouse=True)
-folders = pytest.fixture(built_folders, scope="module")
+pytestmark = [quiet_uploads, pytest.mark.usefixtures("naps")]
 
 # what a push asks, when there is a repository and when there is none
 LOOKING = ("info", "tree", "refs")
@@ -33,11 +29,6 @@ FAULTS = {
     "answer lost": {"lost": True},
 }
 OLD = {"config.json": b'{"model_type": "carp"}', "notes.txt": b"old"}
-
-
-@pytest.fixture
-def push(capsys):
-    return Pusher(capsys)
 
 
 @pytest.fixture
