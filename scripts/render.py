@@ -1,4 +1,4 @@
-"""Write the README's tables of rules and scopes and the cards of the documented bases, or check that they are current.
+"""Write the tables of rules and scopes in docs/ and the cards of the documented bases, or check that they are current.
 
 The tables come from `hf_perturb/perturbation`, the cards also from the catalogue and `model_cards/published.md`.
 """
@@ -16,7 +16,7 @@ from hf_perturb.perturbation.rules import FAMILIES, default_axis
 from hf_perturb.perturbation.scopes import PARTS, SPANS
 
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
+DOCS = ROOT / "docs"
 CARDS = ROOT / "model_cards"
 TITLES = {"fair_esm": "ESM (`fair_esm`)", "carp": "CARP (`carp`)"}
 
@@ -24,7 +24,7 @@ TITLES = {"fair_esm": "ESM (`fair_esm`)", "carp": "CARP (`carp`)"}
 def table(family: str) -> str:
     """Return the table of a family."""
     lines = [
-        f"#### {TITLES[family]}, default axis `{default_axis(family)}`",
+        f"## {TITLES[family]}, default axis `{default_axis(family)}`",
         "",
         "| tensors | reinit | resample | reinit, `published` | source |",
         "| --- | --- | --- | --- | --- |",
@@ -50,24 +50,27 @@ def scopes() -> str:
     return "\n".join(lines)
 
 
-def fill(text: str, name: str, tables: str) -> str:
-    """Return a text with tables between the two markers of their name."""
+def fill(page: Path, name: str, tables: str) -> str:
+    """Return the text of a page with tables between the two markers of their name."""
     begin, end = f"<!-- {name}: written by scripts/render.py -->", f"<!-- end of {name} -->"
     pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
+    text = page.read_text(encoding="utf-8")
     if not pattern.search(text):
-        raise SystemExit(f"{README.name}: the marker {begin} is missing")
+        raise SystemExit(f"{page.name}: the marker {begin} is missing")
     return pattern.sub(lambda _: f"{begin}\n\n{tables}\n\n{end}", text)
 
 
-def render(text: str) -> str:
-    """Return the README with the tables of the day."""
-    return fill(fill(text, "rules", "\n\n".join(table(family) for family in FAMILIES)), "scopes", scopes())
+def table_pages() -> dict[Path, str]:
+    """Return the pages of docs/ that hold tables, with the tables of the day."""
+    rules, controls = DOCS / "rules.md", DOCS / "controls.md"
+    filled = fill(rules, "rules", "\n\n".join(table(family) for family in FAMILIES))
+    return {rules: filled, controls: fill(controls, "scopes", scopes())}
 
 
 def pages() -> dict[Path, str]:
     """Return every file that this script writes, with its text of the day."""
     cards = {CARDS / f"{name}.md": published_card(entry) for name, entry in CATALOG.items() if entry.documented}
-    return {README: render(README.read_text(encoding="utf-8")), **cards}
+    return {**table_pages(), **cards}
 
 
 def main() -> int:
