@@ -10,10 +10,14 @@ import re
 import sys
 from pathlib import Path
 
-from hf_perturb.cards.cards import published_card
-from hf_perturb.checkpoints.catalog import CATALOG
-from hf_perturb.perturbation.rules import FAMILIES, default_axis
+from hf_perturb.cards import cards
+from hf_perturb.cards.facts import Stored, origin_of
+from hf_perturb.checkpoints.catalog import CATALOG, Entry
+from hf_perturb.networks.layouts import PREFIXES, language_head, layout, tied
+from hf_perturb.perturbation import Perturbation, make_plan
+from hf_perturb.perturbation.rules import FAMILIES, default_axis, rows_of
 from hf_perturb.perturbation.scopes import PARTS, SPANS
+from hf_perturb.perturbation.spec import RULES
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -50,6 +54,34 @@ def scopes() -> str:
     return "\n".join(lines)
 
 
+def published_card(entry: Entry) -> str:
+    """Return the card of a checkpoint of the catalogue, which nobody needs to have for that."""
+    config, family = entry.config(published_as=entry.name), entry.family
+    architecture = f"{PREFIXES[family]}ForMaskedLM"
+    shapes, ties = layout(config, architecture), tied(config)
+    head = language_head(config)
+    plans = {rules: make_plan(family, shapes, Perturbation("reinit", rules=rules), head) for rules in RULES}
+    rows = []
+    for row in rows_of(family):
+        if named := sum(map(row.names, shapes)):
+            tied_to = next((name for name, source in ties.items() if row.names(source)), None)
+            rows.append({"rule": row, "named": named, "head": tied_to})
+    return cards.render(
+        "published.md",
+        Stored.of(config, architecture),
+        origin_of(config, None),
+        entry=entry,
+        sizes={key: value for key, value in entry.sizes.items() if key != "model_version"},
+        tokens=config.vocab_size,
+        longest=getattr(config, "max_tokens", None),
+        rows=rows,
+        counts={rules: len(plan.steps) for rules, plan in plans.items()},
+        total=len(shapes),
+        axis=default_axis(family),
+        tied=bool(ties),
+    )
+
+
 def fill(page: Path, name: str, tables: str) -> str:
     """Return the text of a page with tables between the two markers of their name."""
     begin, end = f"<!-- {name}: written by scripts/render.py -->", f"<!-- end of {name} -->"
@@ -69,8 +101,8 @@ def table_pages() -> dict[Path, str]:
 
 def pages() -> dict[Path, str]:
     """Return every file that this script writes, with its text of the day."""
-    cards = {CARDS / f"{name}.md": published_card(entry) for name, entry in CATALOG.items() if entry.documented}
-    return {**table_pages(), **cards}
+    documented = {CARDS / f"{name}.md": published_card(entry) for name, entry in CATALOG.items() if entry.documented}
+    return {**table_pages(), **documented}
 
 
 def main() -> int:

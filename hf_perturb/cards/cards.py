@@ -1,93 +1,48 @@
-"""The model cards of bases and variants, rendered from the templates of `model_cards/`."""
+"""Model cards: their metadata, and the templates of `model_cards/` with the facts filled in."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hf_perturb.cards import facts as says
-from hf_perturb.cards.rendering import loading, metadata, render
-from hf_perturb.checkpoints.catalog import Entry
+from huggingface_hub import ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from hf_perturb.cards.facts import STUDY, Origin, Stored, origin_of, variant_facts, versions
 from hf_perturb.checkpoints.checkpoint import Checkpoint
-from hf_perturb.networks.layouts import PREFIXES, is_parameter, language_head, layout, tied
-from hf_perturb.perturbation import Perturbation, default_axis, make_plan, scope_text
-from hf_perturb.perturbation.rules import rows_of
-from hf_perturb.variants.blueprint import Blueprint, make_blueprint
+from hf_perturb.perturbation import Perturbation
 
-_NETWORKS = {
-    "fair_esm": "A transformer, trained to fill in masked residues of protein sequences",
-    "carp": "A convolutional network (CARP), trained to fill in masked residues of protein sequences",
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+_TASKS = {
+    "AutoModel": "feature-extraction",
+    "AutoModelForMaskedLM": "fill-mask",
+    "AutoModelForSequenceClassification": "text-classification",
+    "AutoModelForTokenClassification": "token-classification",
 }
 
 
 def variant_card(
-    blueprint: Blueprint, architecture: str, changed: Collection[str] | None, recipe: bool = False, stock: bool = False
+    config: Any, architecture: str, changed: Collection[str] | None, recipe: bool = False, stock: bool = False
 ) -> str:
     """Render the card of a variant.
 
     Args:
-        blueprint: how it was made; its configuration holds the record.
-        architecture: name of the stored model class.
+        config: of the variant; its `perturbation` is the record.
+        architecture: name of our class for it.
         changed: names of the tensors that are not those of the base, `None` where the base is not at hand.
         recipe: whether it is one without weights.
         stock: whether it is stored for Transformers' own ESM.
     """
-    config, outputs, record = blueprint.config, blueprint.outputs, blueprint.config.perturbation
-    family = config.model_type
-    origin = says.origin_of(config, record.base.digest if record.base is not None else None)
-    touched = {name for name, output in outputs.items() if output.step is not None}
-    counted = touched if changed is None else set(changed)
-    parameters = sum(math.prod(shape) for name, (_, shape) in blueprint.shapes.items() if is_parameter(name))
-    facts = {
-        **_base_facts(record, origin),
-        "network": _network(config, architecture, stock),
-        "parameters": f"{parameters:,}",
-        **_record_facts(family, record),
-        f"tensors {'perturbed' if changed is None else 'changed'}": f"{len(counted)} of {len(outputs)}",
-        "digest of the weights": record.digest,
-    }
-    return render(
-        "variant.md",
-        metadata(config, architecture, origin, record),
-        **loading(config, architecture, stock),
-        facts=_given(facts),
-        base=says.base_name(record),
-        record=record,
-        count=len(counted),
-        total=len(outputs),
-        counted="perturbed / all" if changed is None else "changed / all",
-        rows=says.rule_rows(family, outputs, record, counted),
-        alike=says.by_layer(name for name in outputs if name in touched and name not in counted),
-        errata=says.variant_errata(config, outputs, origin, stock),
-        origin=origin,
-        recipe=recipe,
-    )
-
-
-def _base_facts(record: Perturbation, origin: says.Origin | None) -> dict[str, Any]:
-    base = record.base
-    return {
-        "base": says.base_name(record),
-        "base revision": says.code(base.revision) if base is not None and base.revision else None,
-        "published as": f"{origin.name}, at {origin.url}" if origin is not None and origin.name else None,
-        "base digest": base.digest if base is not None else None,
-    }
-
-
-def _record_facts(family: str, record: Perturbation) -> dict[str, Any]:
-    axis = says.axis_of(family, record)
-    scopes = (f"{says.code(name)} ({scope_text(family, name)})" for name in record.scope)
-    return {
-        "method": record.method,
-        "seed": record.seed,
-        "rules": record.rules,
-        "axis": f"{axis} ({says.AXES[axis]})" if axis is not None else None,
-        "include": ", ".join(map(says.code, record.include)) or None,
-        "exclude": ", ".join(map(says.code, record.exclude)) or None,
-        "scope": " and ".join(scopes) or None,
-    }
+    record = config.perturbation
+    origin = origin_of(config, record.base.digest if record.base is not None else None)
+    facts = variant_facts(config, architecture, changed)
+    return render("variant.md", Stored.of(config, architecture, stock), origin, record, recipe=recipe, **facts)
 
 
 def base_card(checkpoint: Checkpoint, stock: bool = False) -> str:
@@ -99,20 +54,20 @@ def base_card(checkpoint: Checkpoint, stock: bool = False) -> str:
     """
     config, architecture = checkpoint.config, checkpoint.architecture
     if config.perturbation is not None:
-        return variant_card(make_blueprint(checkpoint, config.perturbation), architecture, None, stock=stock)
-    origin = says.origin_of(config, config.digest)
-    facts = {
-        "converted from": f"{_source(checkpoint)} ({checkpoint.origin})",
-        **(_origin_facts(origin) if origin is not None else {}),
-        "network": _network(config, architecture, stock),
-        "parameters": f"{checkpoint.parameters:,}",
-        "contact head": says.no_contacts(config, stock),
-        f"digest of the weights{' under the names of fair-esm' if stock else ''}": config.digest,
-    }
-    name = origin.name if origin is not None and origin.name else Path(checkpoint.what).name.removesuffix(".pt")
-    values = {"name": says.code(name), "facts": _given(facts), "origin": origin}
-    header = metadata(config, architecture, origin, None)
-    return render("base.md", header, **loading(config, architecture, stock), **values)
+        return variant_card(config, architecture, None, stock=stock)
+    origin, file = origin_of(config, config.digest), Path(checkpoint.what).name
+    return render(
+        "base.md",
+        Stored.of(config, architecture, stock),
+        origin,
+        name=origin.name if origin is not None and origin.name else file.removesuffix(".pt"),
+        # of what is on disk its name alone, of the Hub its id and commit
+        source=file if checkpoint.revision is None else checkpoint.what,
+        revision=checkpoint.revision,
+        format=checkpoint.origin,
+        parameters=checkpoint.parameters,
+        digest=config.digest,
+    )
 
 
 def stock_card(checkpoint: Checkpoint) -> str:
@@ -120,78 +75,66 @@ def stock_card(checkpoint: Checkpoint) -> str:
     return base_card(checkpoint, stock=True)
 
 
-def published_card(entry: Entry) -> str:
-    """Render the card of a checkpoint of the catalogue, which nobody needs to have for that."""
-    config, family = entry.config(), entry.family
-    architecture = f"{PREFIXES[family]}ForMaskedLM"
-    shapes = layout(config, architecture)
-    asked = (Perturbation("reinit"), Perturbation("reinit", rules="published"))
-    counts = [len(make_plan(family, shapes, each, language_head(config)).steps) for each in asked]
-    rows = []
-    for row in rows_of(family):
-        if named := sum(map(row.names, shapes)):
-            other = "the same" if row.published == "same" else row.action("reinit", "published")
-            for head in (head for head, source in tied(config).items() if row.names(source)):
-                other = f"as `{head}`, which is the same tensor"
-            actions = {"reinit": row.action("reinit"), "resample": row.action("resample"), "published": other}
-            rows.append({"tensors": says.code(row.pattern), "named": named, **actions})
-    origin = says.origin_of(entry.config(published_as=entry.name), None)
-    return render(
-        "published.md",
-        metadata(config, architecture, origin, None),
-        entry=entry,
-        facts=_given(_entry_facts(entry, config)),
-        family_text=_NETWORKS[family],
-        rows=rows,
-        count=counts[0],
-        published_count=counts[1],
-        total=len(shapes),
-        axis=default_axis(family),
-        axis_text=says.AXES[default_axis(family)],
-        tied=bool(tied(config)),
-        package=says.PACKAGES[family],
+def render(
+    template: str, network: Stored, origin: Origin | None, record: Perturbation | None = None, **facts: Any
+) -> str:
+    """Render a card.
+
+    Args:
+        template: name of a file of `model_cards/`.
+        network: what is stored.
+        origin: what is known of the checkpoint that the weights come from.
+        record: what was done to them, `None` for a base.
+        **facts: what else the template names.
+    """
+    card_data = metadata(network, origin, record).to_yaml()
+    common = {"network": network, "origin": origin, "record": record, "study": STUDY, "versions": versions()}
+    return _templates().get_template(template).render({**facts, **common, "card_data": card_data}).rstrip() + "\n"
+
+
+@cache
+def _templates() -> Environment:
+    # only who writes a card pays for the import
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    # inside the package, or in a checkout beside it
+    folders = FileSystemLoader([_PACKAGE / "model_cards", _PACKAGE.parent / "model_cards"])
+    templates = Environment(loader=folders, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    templates.filters["code"] = code
+    return templates
+
+
+def code(value: str) -> str:
+    """Return a text that comes from outside as code on one line, which nothing in it can end, nor a cell around it."""
+    line = " ".join("".join(letter if letter.isprintable() else " " for letter in value).split()) or "?"
+    if not set(line) & set("`|\\"):
+        return f"`{line}`"
+    # no span of Markdown holds a backslash before a bar in a table, so these are spelled as HTML
+    letters = (letter if letter.isalnum() or letter in " -./" else f"&#{ord(letter)};" for letter in line)
+    return f"<code>{''.join(letters)}</code>"
+
+
+def metadata(network: Stored, origin: Origin | None, record: Perturbation | None) -> ModelCardData:
+    """Return the header of a card; the arguments are those of `render`."""
+    tags = ["hf-perturb", "protein", *(("control", record.method) if record is not None else ()), network.family]
+    base = None if record is None else _base_model(origin, record)
+    return ModelCardData(
+        library_name="transformers",
+        pipeline_tag=_TASKS[network.auto_class],
+        tags=tags,
+        base_model=base,
+        # the Hub knows adapter, finetune, merge and quantized; a control is the same network with other weights
+        base_model_relation=None if base is None else "finetune",
+        **(origin.metadata if origin is not None else {}),
     )
 
 
-def _network(config: Any, architecture: str, stock: bool) -> str:
-    version = f" ({config.model_version})" if config.model_type == "fair_esm" else ""
-    return f"{config.model_type}{version}, stored as {architecture.removeprefix('Fair') if stock else architecture}"
-
-
-def _origin_facts(origin: says.Origin) -> dict[str, Any]:
-    return {
-        "published as": origin.name,
-        "published at": origin.url,
-        "licence": origin.licence,
-        "citation": origin.citation,
-        "errata": origin.errata,
-        "copy for Transformers' own ESM": f"`{origin.stock}`" if origin.stock else None,
-    }
-
-
-def _entry_facts(entry: Entry, config: Any) -> dict[str, Any]:
-    sizes = {key: value for key, value in entry.sizes.items() if key != "model_version"}
-    return {
-        "network": f"`{entry.family}`" + (f", {config.model_version}" if entry.family == "fair_esm" else ""),
-        "sizes": ", ".join(f"`{key}` {value}" for key, value in sizes.items()),
-        "parameters": f"{entry.parameters:,}",
-        "alphabet": f"that of {entry.alphabet}, {config.vocab_size} tokens",
-        "longest sequence": f"{config.max_tokens:,} tokens" if getattr(config, "max_tokens", None) else None,
-        "published at": entry.url,
-        "contact regression": entry.regression_url,
-        "sha256": f"`{entry.sha256}`, as the MultiMolecule project keeps it" if entry.sha256 else "none is published",
-        "copy for Transformers' own ESM": f"`{entry.stock}`" if entry.stock else None,
-        "licence": entry.licence,
-        "errata": entry.errata,
-    }
-
-
-def _source(checkpoint: Checkpoint) -> str:
-    """Return where a checkpoint came from: of what is on disk its name alone, of the Hub its id and commit."""
-    if checkpoint.revision is not None:
-        return f"{says.code(checkpoint.what)} at {says.code(checkpoint.revision)}"
-    return says.code(Path(checkpoint.what).name)
-
-
-def _given(facts: dict[str, Any]) -> dict[str, Any]:
-    return {name: fact for name, fact in facts.items() if fact not in (None, "")}
+def _base_model(origin: Origin | None, record: Perturbation) -> str | None:
+    """Return the Hub id of a variant's base: where it came from, or the copy of it that others know."""
+    if record.base is not None and record.base.name and record.base.revision:
+        try:
+            validate_repo_id(record.base.name)
+            return record.base.name
+        except HFValidationError:
+            pass
+    return origin.stock if origin is not None else None

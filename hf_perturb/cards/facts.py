@@ -1,26 +1,24 @@
-"""What model cards say of weights: where they come from, and what was done to which tensors."""
+"""What model cards say of weights: names, numbers and flags; the sentences are in the templates of `model_cards/`."""
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from importlib import import_module
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import torch
-import transformers
-
 from hf_perturb import demo
 from hf_perturb.checkpoints.catalog import LICENCES, YANG_2022, published
-from hf_perturb.perturbation import Perturbation, default_axis
-from hf_perturb.perturbation.rules import Row, rows_of
+from hf_perturb.checkpoints.tokenizers import CARP, ESM1B
+from hf_perturb.networks.layouts import AUTO_CLASSES, PREFIXES, is_parameter, language_head, layout, tied
+from hf_perturb.perturbation import Perturbation, default_axis, make_plan, scope_text
+from hf_perturb.perturbation.rules import rows_of
 from hf_perturb.perturbation.selection import rule_of
-from hf_perturb.variants.stream import Output
 
 STUDY = (
     'Li, Amini, Yue, Yang and Lu 2024, "Feature reuse and scaling: understanding transfer learning with protein'
@@ -28,28 +26,6 @@ STUDY = (
     " whose scr/encoding/README.md is the document that cards speak of"
 )
 PACKAGES = {"fair_esm": "fair-esm", "carp": "sequence-models"}
-AXES = {
-    "embedding": "one permutation of the last dimension, for every row",
-    "rows": "every row permuted on its own",
-    "all": "all entries of a tensor permuted",
-}
-
-
-def code(value: str) -> str:
-    """Return a text that comes from outside as code on one line, which nothing in it can end, nor a cell around it."""
-    line = " ".join("".join(letter if letter.isprintable() else " " for letter in value).split()) or "?"
-    if not set(line) & set("`|\\"):
-        return f"`{line}`"
-    # no span of Markdown holds a backslash before a bar in a table, so these are spelled as HTML
-    letters = (letter if letter.isalnum() or letter in " -./" else f"&#{ord(letter)};" for letter in line)
-    return f"<code>{''.join(letters)}</code>"
-
-
-def base_name(record: Perturbation) -> str:
-    """Return what a card calls the base of a variant."""
-    name = (record.base.name if record.base is not None else None) or "a base without a name"
-    # a recipe has to know whose disk its base is on, its readers have not
-    return code(Path(name).name if Path(name).is_absolute() else name)
 
 
 @dataclass(frozen=True)
@@ -85,109 +61,132 @@ def origin_of(config: Any, digest: str | None) -> Origin | None:
     if (entry := published(config)) is not None:
         found = (entry.licence, LICENCES[entry.licence], entry.citation)
         return Origin(*found, entry.name, entry.url, entry.stock, entry.errata)
-    if digest is not None and digest == _demo_digest():
+    if digest is not None and digest == json.loads((demo.folder() / "config.json").read_text("utf-8"))["digest"]:
         licence = "CC BY 4.0, as UniProtKB, on which the demo base was trained (The UniProt Consortium)"
         citation = f"the demo base that hf_perturb ships, for demonstration alone; its network is that of {YANG_2022}"
         return Origin(licence, {"license": "cc-by-4.0"}, citation)
     return None
 
 
-def _demo_digest() -> Any:
-    return json.loads((demo.folder() / "config.json").read_text(encoding="utf-8"))["digest"]
-
-
-def rule_rows(
-    family: str, outputs: Mapping[str, Output], record: Perturbation, changed: Collection[str]
-) -> list[dict[str, Any]]:
-    """Return a row for each rule that names a tensor of a network: its tensors, what was done, and to how many.
+@dataclass(frozen=True)
+class Stored:
+    """How a network is stored, and what loads it.
 
     Args:
         family: `model_type` of the network.
-        outputs: its tensors, with the step that each went through.
-        record: what was done.
-        changed: the tensors to count.
+        version: which ESM it is, `None` for CARP.
+        architecture: the class that it is stored as.
+        auto_class: the class of Transformers that loads it.
+        mask: the token that hides a residue.
+        contact_head: whether it has one; true where no network of its kind has.
+        stock: whether it is stored for Transformers' own ESM.
     """
+
+    family: str
+    version: str | None
+    architecture: str
+    auto_class: str
+    mask: str
+    contact_head: bool
+    stock: bool
+
+    @classmethod
+    def of(cls, config: Any, architecture: str, stock: bool = False) -> Stored:
+        """Describe a network that is stored as one of our classes, or with `stock` as Transformers' class for it."""
+        family, head = config.model_type, architecture.removeprefix(PREFIXES[config.model_type])
+        return cls(
+            family,
+            getattr(config, "model_version", None),
+            architecture.removeprefix("Fair") if stock else architecture,
+            next(auto for auto, name in AUTO_CLASSES.items() if name == head),
+            (CARP if family == "carp" else ESM1B).mask,
+            getattr(config, "contact_head", True),
+            stock,
+        )
+
+    @property
+    def language(self) -> bool:
+        """Whether it has a language head."""
+        return self.auto_class == "AutoModelForMaskedLM"
+
+    @property
+    def package(self) -> str:
+        """The package that names its tensors."""
+        return PACKAGES[self.family]
+
+
+def variant_facts(config: Any, architecture: str, changed: Collection[str] | None) -> dict[str, Any]:
+    """Return what a card says of what was done to a variant, by the names that its template has for it.
+
+    Args:
+        config: of the variant; its `perturbation` is the record, and its head is untied if that unties it.
+        architecture: name of our class for it.
+        changed: names of the tensors that are not those of the base, `None` where the base is not at hand.
+    """
+    family, record, drawn_as = config.model_type, config.perturbation, _drawn_as(config, architecture)
+    shapes = layout(config, architecture)
+    touched = {name for name, step in drawn_as.items() if step is not None}
+    counted = touched if changed is None else set(changed)
+    # where the study's code left a tensor, its document may say otherwise
+    asked = drawn_as if record.rules == "published" else touched
+    alike = Counter(re.sub(r"\blayers\.\d+\.", "layers.*.", name) for name in drawn_as if name in touched - counted)
+    return {
+        "base": _base_name(record),
+        "axis": _axis(family, record),
+        "scopes": {name: scope_text(family, name) for name in record.scope},
+        "parameters": sum(math.prod(shapes[name]) for name in drawn_as if is_parameter(name)),
+        "compared": changed is not None,
+        "count": len(counted),
+        "total": len(drawn_as),
+        "rows": _rule_rows(family, record, drawn_as, counted),
+        "alike": alike,
+        "head_split_off": "lm_head.weight" in touched,
+        "differing": [row for row in rows_of(family) if row.published != "same" and any(map(row.names, asked))],
+    }
+
+
+def _drawn_as(config: Any, architecture: str) -> dict[str, str | None]:
+    """Return for every stored tensor of a variant the name that it was perturbed as, `None` for one that was kept.
+
+    That is its own name, but for a tensor that is tied to the head: the study's rules draw it as the head.
+    """
+    record, ties, shapes = config.perturbation, tied(config), layout(config, architecture)
+    # the study drew a tied head also where the class at hand has none
+    drawn = {**shapes, **{name: shapes[source] for name, source in ties.items() if record.rules == "published"}}
+    names = {step.name for step in make_plan(config.model_type, drawn, record, language_head(config)).steps}
+    stored = {name: name if name in names else None for name in shapes if name not in ties}
+    return stored | {source: name for name, source in ties.items() if name in names}
+
+
+def _rule_rows(
+    family: str, record: Perturbation, drawn_as: Mapping[str, str | None], counted: set[str]
+) -> list[dict[str, Any]]:
+    """Return a row for each rule that names a tensor: what was done to its tensors, and to how many of them."""
     rows = []
     for row in rows_of(family):
-        if names := [name for name in outputs if row.names(name)]:
-            action = _action(family, row, [outputs[name] for name in names], record)
-            count = sum(name in changed for name in names)
-            rows.append({"tensors": code(row.pattern), "action": action, "count": count, "named": len(names)})
+        if names := [name for name in drawn_as if row.names(name)]:
+            done = next(filter(None, map(drawn_as.get, names)), None)
+            rule = row if done is None else rule_of(family, done)
+            action = "keep" if done is None else rule.action(record.method, record.rules)
+            head, count = None if rule is row else done, sum(name in counted for name in names)
+            rows.append({"rule": row, "action": action, "head": head, "count": count, "named": len(names)})
     return rows
 
 
-def _action(family: str, row: Row, outputs: Iterable[Output], record: Perturbation) -> str:
-    done = next((output.step for output in outputs if output.step is not None), None)
-    if done is None:
-        return "keep"
-    rule = rule_of(family, done.name)
-    text = rule.action(record.method, record.rules)
-    # under the study's rules a tied tensor is drawn as the head
-    return text if rule is row else f"{text}, as `{done.name}`, which is the same tensor"
+def _base_name(record: Perturbation) -> str | None:
+    name = record.base.name if record.base is not None else None
+    # a recipe has to know whose disk its base is on, its readers have not
+    return Path(name).name if name and Path(name).is_absolute() else name
 
 
-def by_layer(names: Iterable[str]) -> str:
-    """Return names as a list for readers, those that differ in the number of the layer as one with their count."""
-    counts = Counter(re.sub(r"\blayers\.\d+\.", "layers.*.", name) for name in names)
-    return ", ".join(code(name) + (f" ({count} tensors)" if count > 1 else "") for name, count in counts.items())
-
-
-def no_contacts(config: Any, stock: bool) -> str | None:
-    """Say that a network lacks its contact head, `None` for one that has it, or whose kind has none."""
-    if getattr(config, "contact_head", True):
-        return None
-    return "absent: " + ("its weights are zeros, which predict 0.5 everywhere" if stock else "it came without weights")
-
-
-def axis_of(family: str, record: Perturbation) -> str | None:
-    """Return the axis that a variant was shuffled along, `None` for one that was not."""
+def _axis(family: str, record: Perturbation) -> str | None:
     if record.method != "resample":
         return None
     return "all" if record.rules == "published" else record.axis or default_axis(family)
 
 
-def variant_errata(config: Any, outputs: Mapping[str, Output], origin: Origin | None, stock: bool) -> list[str]:
-    """Return what a reader of a variant's card should know of its base, and of how the study did it."""
-    family, record, lines = config.model_type, config.perturbation, []
-    if origin is not None and origin.errata:
-        lines.append(f"Of {origin.name}: {origin.errata}.")
-    if (absent := no_contacts(config, stock)) is not None:
-        lines.append(f"The contact head is {absent}.")
-    head = outputs.get("lm_head.weight")
-    if head is not None and head.step is not None and config.model_version != "ESM-1":
-        lines.append(
-            "As published, `lm_head.weight` and `embed_tokens.weight` are one tensor in this network. Here the first is"
-            " perturbed and the second is kept, so they are two (`tie_word_embeddings` is false)."
-        )
-    if record.method == "reinit":
-        names = [name for name in outputs if outputs[name].step is not None or record.rules == "published"]
-        lines += _other_draws(family, names, record.rules)
-    elif record.rules == "documented" and axis_of(family, record) != "all":
-        lines.append("The study's own code shuffled all entries of a tensor (the rules `published`).")
-    return lines
-
-
-def _other_draws(family: str, names: list[str], rules: str) -> list[str]:
-    """Say where the study's code draws otherwise than its document, for tensors that this makes a difference to."""
-    differs = [row for row in rows_of(family) if row.published != "same" and any(map(row.names, names))]
-    if not differs:
-        return []
-    if rules == "published":
-        said = ", ".join(f"{code(row.pattern)} ({row.action('reinit')})" for row in differs)
-        return [f"The rules are those of the study's own code. Its document draws these too, or otherwise: {said}."]
-    kept = ", ".join(code(row.pattern) for row in differs if row.published is None)
-    drawn = [f"{code(row.pattern)} is {row.action('reinit', 'published')} there" for row in differs if row.published]
-    left = [f"left these as trained: {kept}"] if kept else []
-    return [
-        "The study's own code (the rules `published`) differs from its document, which this control follows: it "
-        + "; ".join([*left, *drawn] if left else [f"draws otherwise: {drawn[0]}"])
-        + "."
-    ]
-
-
 def versions() -> str:
     """Return the libraries that wrote a card, with their versions."""
-    # the top module is above this one
-    ours = import_module("hf_perturb").__version__
-    theirs = (torch, transformers, safetensors)
-    return ", ".join([f"hf_perturb {ours}", *(f"{module.__name__} {module.__version__}" for module in theirs)])
+    # the top module is above this one, and torch says more than its package does
+    ours = [f"{name} {import_module(name).__version__}" for name in ("hf_perturb", "torch")]
+    return ", ".join([*ours, *(f"{name} {metadata.version(name)}" for name in ("transformers", "safetensors"))])

@@ -207,7 +207,7 @@ def _finish(checkpoint: Checkpoint, sources: Sources, variant: _Variant, base: B
     config.dtype, config.torch_version = next(iter(sources.dtypes.values())), torch.__version__
     config.save_pretrained(variant.folder)
     save_tokenizer(config, variant.folder)
-    card = variant_card(variant.blueprint, architecture, changed, order.recipe)
+    card = variant_card(config, architecture, changed, order.recipe)
     (variant.folder / "README.md").write_text(card, encoding="utf-8")
     if variant.shards is not None:
         variant.shards.finish(_metadata(record))

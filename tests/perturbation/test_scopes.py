@@ -359,7 +359,7 @@ def test_the_card_says_what_a_scope_is():
     def row(family: str, scope: object) -> list[str]:
         blueprint = make_blueprint(bases[family], Perturbation("reinit", scope=scope))
         blueprint.config.perturbation = Perturbation("reinit", scope=scope)
-        card = variant_card(blueprint, bases[family].architecture, None)
+        card = variant_card(blueprint.config, bases[family].architecture, None)
         return [line for line in card.splitlines() if line.startswith("| scope |")]
 
     assert row("carp", "top:4") == ["| scope | `top:4` (the 4 layers nearest the output) |"]
