@@ -3,10 +3,14 @@
 # Licensed under the MIT License: see the LICENSE file at the root of the repository.
 """Downstream heads and losses, the same for every family. No rule of a perturbation touches `classifier.*`."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
+from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput, TokenClassifierOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .inputs import sequence_mask
 
@@ -102,3 +106,71 @@ def sequence_classification_loss(config: Any, logits: torch.Tensor, labels: torc
     if problem == "single_label_classification":
         return nn.functional.cross_entropy(logits.float(), labels.view(-1))
     return nn.functional.binary_cross_entropy_with_logits(logits.float(), labels.float())
+
+
+class SequenceClassificationMixin:
+    """What a network with a `SequenceClassificationHead` as its `classifier` computes."""
+
+    accepts_loss_kwargs = False  # the loss is a mean over the batch at hand
+    config: Any
+    classifier: nn.Module
+    encode: Callable[..., BaseModelOutput]
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SequenceClassifierOutput:
+        r"""Classify sequences; the other arguments are those of the `forward` of the family's class without a head.
+
+        Args:
+            labels: class ids `(batch,)`, or targets `(batch,)` or `(batch, num_labels)`.
+
+        Returns:
+            `logits` `(batch, num_labels)` and, with `labels`, the loss of `config.problem_type`.
+        """
+        outputs = self.encode(input_ids, attention_mask, inputs_embeds, return_dict=True, **kwargs)
+        logits = self.classifier(outputs.last_hidden_state, input_ids, attention_mask)
+        return SequenceClassifierOutput(
+            loss=sequence_classification_loss(self.config, logits, labels),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class TokenClassificationMixin:
+    """What a network with a `TokenClassificationHead` as its `classifier` computes."""
+
+    classifier: nn.Module
+    encode: Callable[..., BaseModelOutput]
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> TokenClassifierOutput:
+        r"""Classify residues; the other arguments are those of the `forward` of the family's class without a head.
+
+        Args:
+            labels: class ids, `(batch, length)`; positions with -100 do not count in the loss.
+
+        Returns:
+            `logits` `(batch, length, num_labels)` and, with `labels`, the mean cross-entropy in nats.
+        """
+        outputs = self.encode(input_ids, attention_mask, inputs_embeds, return_dict=True, **kwargs)
+        logits = self.classifier(outputs.last_hidden_state)
+        return TokenClassifierOutput(
+            loss=token_loss(logits, labels, **kwargs),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )

@@ -15,12 +15,7 @@ from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import (
-    BaseModelOutput,
-    MaskedLMOutput,
-    SequenceClassifierOutput,
-    TokenClassifierOutput,
-)
+from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
@@ -28,7 +23,13 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_carp import CarpConfig
 from .convolution import gathered_convolution, packed_convolution
 from .encoder import EncoderPreTrainedModel, Visit
-from .heads import SequenceClassificationHead, TokenClassificationHead, sequence_classification_loss, token_loss
+from .heads import (
+    SequenceClassificationHead,
+    SequenceClassificationMixin,
+    TokenClassificationHead,
+    TokenClassificationMixin,
+    token_loss,
+)
 from .inputs import check_inputs, sequence_mask
 from .packing import Packing, can_pack, in_one_piece
 
@@ -277,10 +278,8 @@ class CarpForMaskedLM(CarpPreTrainedModel):
         )
 
 
-class CarpForSequenceClassification(CarpPreTrainedModel):
+class CarpForSequenceClassification(SequenceClassificationMixin, CarpPreTrainedModel):
     """CARP with a classifier or a regression on the mean over residues."""
-
-    accepts_loss_kwargs = False  # the loss is a mean over the batch at hand
 
     _keys_to_ignore_on_load_unexpected = _LANGUAGE_HEAD
 
@@ -290,33 +289,8 @@ class CarpForSequenceClassification(CarpPreTrainedModel):
         self.classifier = SequenceClassificationHead(self.config)
         self.post_init()
 
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> SequenceClassifierOutput:
-        r"""Classify sequences; the arguments are those of `CarpModel.forward`.
 
-        Args:
-            labels: class ids `(batch,)`, or targets `(batch,)` or `(batch, num_labels)`.
-
-        Returns:
-            `logits` `(batch, num_labels)` and, with `labels`, the loss of `config.problem_type`.
-        """
-        outputs = self.encode(input_ids, attention_mask, inputs_embeds, return_dict=True, **kwargs)
-        logits = self.classifier(outputs.last_hidden_state, input_ids, attention_mask)
-        return SequenceClassifierOutput(
-            loss=sequence_classification_loss(self.config, logits, labels),
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-        )
-
-
-class CarpForTokenClassification(CarpPreTrainedModel):
+class CarpForTokenClassification(TokenClassificationMixin, CarpPreTrainedModel):
     """CARP with a classifier on every residue."""
 
     _keys_to_ignore_on_load_unexpected = _LANGUAGE_HEAD
@@ -326,31 +300,6 @@ class CarpForTokenClassification(CarpPreTrainedModel):
         self.model = CarpNetwork(self.config, language_head=False)
         self.classifier = TokenClassificationHead(self.config)
         self.post_init()
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> TokenClassifierOutput:
-        r"""Classify residues; the arguments are those of `CarpModel.forward`.
-
-        Args:
-            labels: class ids, `(batch, length)`; positions with -100 do not count in the loss.
-
-        Returns:
-            `logits` `(batch, length, num_labels)` and, with `labels`, the mean cross-entropy.
-        """
-        outputs = self.encode(input_ids, attention_mask, inputs_embeds, return_dict=True, **kwargs)
-        logits = self.classifier(outputs.last_hidden_state)
-        return TokenClassifierOutput(
-            loss=token_loss(logits, labels, **kwargs),
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-        )
 
 
 __all__ = [

@@ -16,19 +16,20 @@ import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
-from transformers.modeling_outputs import (
-    BaseModelOutput,
-    MaskedLMOutput,
-    SequenceClassifierOutput,
-    TokenClassifierOutput,
-)
+from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_fair_esm import FairEsmConfig
 from .encoder import EncoderPreTrainedModel, Visit
-from .heads import SequenceClassificationHead, TokenClassificationHead, sequence_classification_loss, token_loss
+from .heads import (
+    SequenceClassificationHead,
+    SequenceClassificationMixin,
+    TokenClassificationHead,
+    TokenClassificationMixin,
+    token_loss,
+)
 from .inputs import check_inputs, sequence_mask
 from .layers_fair_esm import (
     FairEsmAttention,
@@ -354,10 +355,8 @@ class FairEsmForMaskedLM(FairEsmPreTrainedModel):
         )
 
 
-class FairEsmForSequenceClassification(FairEsmPreTrainedModel):
+class FairEsmForSequenceClassification(SequenceClassificationMixin, FairEsmPreTrainedModel):
     """ESM with a classifier or a regression on the mean over residues."""
-
-    accepts_loss_kwargs = False  # the loss is a mean over the batch at hand
 
     _keys_to_ignore_on_load_unexpected = _LANGUAGE_HEAD
 
@@ -367,34 +366,8 @@ class FairEsmForSequenceClassification(FairEsmPreTrainedModel):
         self.classifier = SequenceClassificationHead(self.config)
         self.post_init()
 
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> SequenceClassifierOutput:
-        r"""Classify sequences; the arguments are those of `FairEsmModel.forward`.
 
-        Args:
-            labels: class ids `(batch,)`, or targets `(batch,)` or `(batch, num_labels)`.
-
-        Returns:
-            `logits` `(batch, num_labels)` and, with `labels`, the loss of `config.problem_type`.
-        """
-        outputs = self.encode(input_ids, attention_mask, inputs_embeds, return_dict=True, **kwargs)
-        logits = self.classifier(outputs.last_hidden_state, input_ids, attention_mask)
-        return SequenceClassifierOutput(
-            loss=sequence_classification_loss(self.config, logits, labels),
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
-
-
-class FairEsmForTokenClassification(FairEsmPreTrainedModel):
+class FairEsmForTokenClassification(TokenClassificationMixin, FairEsmPreTrainedModel):
     """ESM with a classifier on every residue."""
 
     _keys_to_ignore_on_load_unexpected = _LANGUAGE_HEAD
@@ -404,32 +377,6 @@ class FairEsmForTokenClassification(FairEsmPreTrainedModel):
         self.build_trunk(self.config)
         self.classifier = TokenClassificationHead(self.config)
         self.post_init()
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> TokenClassifierOutput:
-        r"""Classify residues; the arguments are those of `FairEsmModel.forward`.
-
-        Args:
-            labels: class ids, `(batch, length)`; positions with -100 do not count in the loss.
-
-        Returns:
-            `logits` `(batch, length, num_labels)` and, with `labels`, the mean cross-entropy.
-        """
-        outputs = self.encode(input_ids, attention_mask, inputs_embeds, return_dict=True, **kwargs)
-        logits = self.classifier(outputs.last_hidden_state)
-        return TokenClassifierOutput(
-            loss=token_loss(logits, labels, **kwargs),
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
 
 
 __all__ = [
