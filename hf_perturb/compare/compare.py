@@ -2,38 +2,225 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import reduce
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, reduce
 from operator import add
 from pathlib import Path
-from threading import Lock
+from typing import Any
 
 import torch
 
 from hf_perturb.checkpoints.bases import open_checkpoint
 from hf_perturb.checkpoints.checkpoint import Checkpoint
-from hf_perturb.compare.histograms import BINS, Histogram, bit_counts
-from hf_perturb.compare.rows import Comparison, Group, Row, Side, comparison_table
-from hf_perturb.compare.statistics import PairStatistics, chunks
+from hf_perturb.compare.statistics import BINS, Histogram, PairStatistics, bin_counts, bin_width
 from hf_perturb.errors import CheckpointError
 from hf_perturb.networks.layouts import is_parameter, layout, listed, tied
+from hf_perturb.networks.weights import Region, read_region, region_of
+from hf_perturb.perturbation import Perturbation
 from hf_perturb.perturbation.parallel import for_each
 from hf_perturb.variants.progress import Progress, counter
 
-__all__ = ["Comparison", "compare_checkpoints", "comparison_table"]
-
+CHUNK = 1 << 16  # elements: in float64 a pair fits into a core's cache, and larger buffers come from the system anew
+SAMPLE = 1 << 18  # elements of a network that say how wide the bins of its histogram are
+SIDES = ("a", "b")
 _BIAS = re.compile(r"bias(_[kv])?$")
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+_PARTS = {"weights": ("weight",), "vectors": ("bias", "norm")}
+_MOMENTS = [(what, side) for what in ("mean", "std", "norm") for side in SIDES]
+# the keys of JSON, and the titles of a table
+_TITLES = {
+    "differing": "differing",
+    **{f"{what}_{side}": f"{what} {side.upper()}" for what, side in _MOMENTS},
+    "relative_distance": "distance",
+    "cosine": "cosine",
+}
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two checkpoints.
+
+    Args:
+        name: its folder's or file's name, or its Hub id.
+        revision: the commit on the Hub.
+        perturbation: its record, `None` for a base.
+    """
+
+    name: str
+    revision: str | None = None
+    perturbation: Perturbation | None = None
+
+    def __str__(self) -> str:
+        record = self.perturbation
+        if record is None:
+            return self.name
+        rules = "" if record.rules == "documented" else f", rules {record.rules}"
+        return f"{self.name}, {record.method} (seed {record.seed}{rules})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready data."""
+        return {**vars(self), "perturbation": self.perturbation and self.perturbation.to_dict()}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One tensor.
+
+    Args:
+        name: its document name.
+        layer: the number of its layer, `None` outside of the layers.
+        kind: `weight`, `bias`, `norm` (weight or bias of one) or `buffer`.
+        elements: in it.
+        dtype_a: its type in A, `None` where A lacks it.
+        dtype_b: its type in B, `None` where B lacks it.
+        tied: of the sides where it is tied, the tensor that was read in its place.
+        statistics: `None` where one side lacks it.
+    """
+
+    name: str
+    layer: int | None
+    kind: str
+    elements: int
+    dtype_a: str | None
+    dtype_b: str | None
+    tied: dict[str, str]
+    statistics: PairStatistics | None = None
+
+    @property
+    def only_in(self) -> str | None:
+        """The one side that has it, `a` or `b`; `None` if both do."""
+        return "a" if self.dtype_b is None else "b" if self.dtype_a is None else None
+
+    @property
+    def changed(self) -> bool | None:
+        """Whether an element differs; `None` where there is nothing to compare."""
+        return None if self.statistics is None else self.statistics.differing > 0
+
+    @property
+    def note(self) -> str:
+        """What a reader of the table should know."""
+        notes = [f"{side.upper()}: tied, {source}" for side, source in self.tied.items()]
+        if self.only_in is None and self.dtype_a != self.dtype_b:
+            notes.append(f"{self.dtype_a} and {self.dtype_b}, by value")
+        return "; ".join(notes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready data."""
+        facts = {key: value for key, value in vars(self).items() if key != "statistics"}
+        return {**facts, "only_in": self.only_in, "changed": self.changed, **_numbers(self.statistics)}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tensors of a layer, of a module outside of the layers, or all of them.
+
+    Args:
+        name: `layers.N`, the module, or `total`.
+        rows: its tensors.
+    """
+
+    name: str
+    rows: tuple[Row, ...]
+
+    @property
+    def layer(self) -> int | None:
+        """The number of the layer, or `None`."""
+        return int(self.name.partition(".")[2]) if self.name.startswith("layers.") else None
+
+    @property
+    def tensors(self) -> int:
+        """How many were compared."""
+        return sum(row.statistics is not None for row in self.rows)
+
+    @property
+    def changed_tensors(self) -> int:
+        """How many of these have an element that differs."""
+        return sum(bool(row.changed) for row in self.rows)
+
+    @property
+    def only_in_a(self) -> int:
+        """How many B lacks."""
+        return sum(row.only_in == "a" for row in self.rows)
+
+    @property
+    def only_in_b(self) -> int:
+        """How many A lacks."""
+        return sum(row.only_in == "b" for row in self.rows)
+
+    @cached_property
+    def statistics(self) -> PairStatistics | None:
+        """Of those compared as if they were one vector, `None` if there are none."""
+        compared = [row.statistics for row in self.rows if row.statistics is not None]
+        return reduce(add, compared) if compared else None
+
+    @cached_property
+    def parts(self) -> dict[str, Group]:
+        """Its weights, and its vectors: pooled, layer-norm gains near 1 would hide what became of the weights."""
+        kept = {part: tuple(row for row in self.rows if row.kind in kinds) for part, kinds in _PARTS.items()}
+        return {part: Group(self.name, rows) for part, rows in kept.items()}
+
+    @property
+    def note(self) -> str:
+        """What a reader of the table should know."""
+        alone = ((self.only_in_a, "A"), (self.only_in_b, "B"))
+        return "; ".join(f"{count} only in {side}" for count, side in alone if count)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready data: of all tensors, and under `weights` and `vectors` of these."""
+        facts = {key: getattr(self, key) for key in ("name", "layer", "only_in_a", "only_in_b")}
+        return {**facts, **self._counts(), **{name: part._counts() for name, part in self.parts.items()}}
+
+    def _counts(self) -> dict[str, Any]:
+        elements = 0 if self.statistics is None else self.statistics.elements
+        counts = {"tensors": self.tensors, "changed_tensors": self.changed_tensors, "elements": elements}
+        return {**counts, **_numbers(self.statistics)}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two checkpoints, side by side.
+
+    Args:
+        a: the first, which distances are relative to.
+        b: the second.
+        tensors: a row a tensor, in the order of A's original class; those that only B has come last.
+        layers: one a layer, and one for every module outside of the layers.
+        total: all tensors; a tied tensor that was compared with a head counts once more.
+        histogram: of the values of all tensors that were compared, without buffers.
+    """
+
+    a: Side
+    b: Side
+    tensors: tuple[Row, ...]
+    layers: tuple[Group, ...]
+    total: Group
+    histogram: Histogram
+
+    @property
+    def changed(self) -> bool:
+        """Whether the checkpoints hold other weights: an element differs, or one lacks a tensor."""
+        return self.total.changed_tensors + self.total.only_in_a + self.total.only_in_b > 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready data; `None` for what is not a number, such as a relative distance from zero."""
+        return {
+            **{side: getattr(self, side).to_dict() for side in SIDES},
+            "changed": self.changed,
+            "total": self.total.to_dict(),
+            "layers": [group.to_dict() for group in self.layers],
+            "tensors": [row.to_dict() for row in self.tensors],
+            "histogram": asdict(self.histogram),
+        }
+
+
+_Pair = tuple[Row, torch.Tensor | None, torch.Tensor | None]
 
 
 def compare_checkpoints(
-    a: str | Path,
-    b: str | Path,
-    *,
-    jobs: int | None = None,
-    progress: Progress | None = None,
+    a: str | Path, b: str | Path, *, jobs: int | None = None, progress: Progress | None = None
 ) -> Comparison:
     """Compare two checkpoints of one network, reading both once and holding a few chunks at a time.
 
@@ -54,9 +241,64 @@ def compare_checkpoints(
         raise CheckpointError(f"jobs: got {jobs}; allowed: 1 or more")
     one, other = (open_checkpoint(str(name)).check() for name in (a, b))
     pairs = _pairs(one, other)
-    found, histogram = _stream(pairs, jobs, progress)
-    rows = tuple(pair.row(found.get(pair.name)) for pair in pairs)
-    return Comparison(_side(one), _side(other), rows, _layers(rows), _group("total", rows), histogram)
+    found, histogram = _statistics(pairs, jobs, progress)
+    rows = tuple(replace(row, statistics=found.get(row.name)) for row, *_ in pairs)
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(_group_name(row), []).append(row)
+    layers = tuple(Group(name, tuple(members)) for name, members in groups.items())
+    return Comparison(_side(one), _side(other), rows, layers, Group("total", rows), histogram)
+
+
+def comparison_table(comparison: Comparison, per: str = "layer") -> list[dict[str, str]]:
+    """Return the rows of a table to print, the last of the whole network; `note` is left out where there is none.
+
+    Args:
+        comparison: what to show.
+        per: `"layer"`, with the standard deviation of its weights, and distance and cosine of weights and of vectors
+            (biases and layer norms); or `"tensor"`, the last two rows being all weights and all vectors.
+
+    Raises:
+        ValueError: if `per` is anything else.
+    """
+    if per == "layer":
+        rows = [_layer_cells(group) for group in (*comparison.layers, comparison.total)]
+    elif per == "tensor":
+        totals = {f"total {name}": part for name, part in comparison.total.parts.items()}
+        named: dict[str, Row | Group] = {**{row.name: row for row in comparison.tensors}, **totals}
+        rows = [{"tensor": name, "changed": _changed(of), **_cells(of), "note": of.note} for name, of in named.items()]
+    else:
+        raise ValueError(f"per: got {per!r}; allowed: layer, tensor")
+    noted = any(row["note"] for row in rows)
+    return [{title: cell for title, cell in row.items() if noted or title != "note"} for row in rows]
+
+
+def _layer_cells(group: Group) -> dict[str, str]:
+    parts = {name: _cells(part) for name, part in group.parts.items()}
+    stds = {title: parts["weights"][title] for title in ("std A", "std B")}
+    split = {f"{what} {name}": cells[what] for name, cells in parts.items() for what in ("distance", "cosine")}
+    return {"layer": group.name, "changed": _changed(group), **stds, **split, "note": group.note}
+
+
+def _changed(of: Row | Group) -> str:
+    if isinstance(of, Group):
+        return f"{of.changed_tensors} of {of.tensors}"
+    return f"only in {of.only_in.upper()}" if of.only_in else "yes" if of.changed else "no"
+
+
+def _cells(of: Row | Group) -> dict[str, str]:
+    numbers = _numbers(of.statistics)
+    cells = {title: "-" if (number := numbers[key]) is None else f"{number:.4g}" for key, title in _TITLES.items()}
+    return {**cells, "differing": "-" if of.statistics is None else str(of.statistics.differing)}
+
+
+def _numbers(found: PairStatistics | None) -> dict[str, float | None]:
+    """Return the statistics as JSON can write them."""
+    if found is None or not found.elements:
+        return dict.fromkeys(_TITLES)
+    moments = (getattr(getattr(found, side), what) for what, side in _MOMENTS)
+    numbers = (found.differing, *moments, found.distance, found.cosine)
+    return {key: number if math.isfinite(number) else None for key, number in zip(_TITLES, numbers, strict=True)}
 
 
 def _side(checkpoint: Checkpoint) -> Side:
@@ -65,119 +307,100 @@ def _side(checkpoint: Checkpoint) -> Side:
     return Side(name, checkpoint.revision, checkpoint.config.perturbation)
 
 
-@dataclass(frozen=True)
-class _Pair:
-    """A tensor and where it is: on both sides, or on one."""
-
-    name: str
-    kind: str
-    a: torch.Tensor | None
-    b: torch.Tensor | None
-    tied: dict[str, str] = field(default_factory=dict)
-
-    def row(self, statistics: PairStatistics | None) -> Row:
-        layer = _LAYER.search(self.name)
-        present = [tensor for tensor in (self.a, self.b) if tensor is not None]
-        return Row(
-            name=self.name,
-            layer=int(layer[1]) if layer else None,
-            kind=self.kind,
-            elements=present[0].numel(),
-            dtype_a=None if self.a is None else str(self.a.dtype).removeprefix("torch."),
-            dtype_b=None if self.b is None else str(self.b.dtype).removeprefix("torch."),
-            tied=self.tied,
-            statistics=statistics,
-        )
-
-
 def _pairs(a: Checkpoint, b: Checkpoint) -> list[_Pair]:
-    """Pair the tensors of two checkpoints, in the order of the first."""
+    """Pair the tensors of two checkpoints, in the order of the first; one that a side lacks is `None`."""
     if a.config.model_type != b.config.model_type:
         kinds = f"{a.what!r} is a {a.config.model_type}, {b.what!r} a {b.config.model_type}"
         raise CheckpointError(f"{kinds}; allowed: two checkpoints of one family")
-    names = list(dict.fromkeys([*a.tensors, *b.tensors]))
-    sides = {"a": dict(a.tensors), "b": dict(b.tensors)}
-    sources: dict[str, dict[str, str]] = {}
-    for side, checkpoint in (("a", a), ("b", b)):
-        for name, source in tied(checkpoint.config).items():
-            # a network without a head has none that could be tied
-            if name in layout(checkpoint.config, checkpoint.architecture):
-                sides[side][name] = checkpoint.tensors[source]
-                sources.setdefault(name, {})[side] = source
-    shapes = {name: [tuple(side[name].shape) for side in sides.values() if name in side] for name in names}
-    if odd := [f"{name} {found[0]} and {found[1]}" for name, found in shapes.items() if len(set(found)) > 1]:
+    heads, sides = {}, {}
+    for side, of in zip(SIDES, (a, b), strict=True):
+        # a network without a head has none that could be tied
+        named = layout(of.config, of.architecture)
+        heads[side] = {name: source for name, source in tied(of.config).items() if name in named}
+        sides[side] = {**of.tensors, **{name: of.tensors[source] for name, source in heads[side].items()}}
+    # a head that is tied in both is compared as what it is tied to
+    pairs = {name: tuple(sides[side].get(name) for side in SIDES) for name in {**a.tensors, **b.tensors}}
+    shapes = {name: [tuple(x.shape) for x in pair if x is not None] for name, pair in pairs.items()}
+    if odd := [f"{name} {found[0]} and {found[1]}" for name, found in shapes.items() if found[0] != found[-1]]:
         raise CheckpointError(f"{a.what!r} and {b.what!r} are different networks; tensors of two shapes: {listed(odd)}")
-    return [
-        _Pair(name, _kind(name, shapes), sides["a"].get(name), sides["b"].get(name), sources.get(name, {}))
-        for name in names
-    ]
+    return [(_row(name, (x, y), shapes, heads), x, y) for name, (x, y) in pairs.items()]
 
 
-def _kind(name: str, shapes: dict[str, list[tuple[int, ...]]]) -> str:
-    """Tell weights, biases, norms and buffers apart: in these networks only a norm's weight is a vector."""
-    if not is_parameter(name):
-        return "buffer"
-    if len(shapes.get(f"{name.rpartition('.')[0]}.weight", [()])[0]) == 1:
-        return "norm"
-    return "bias" if _BIAS.search(name) else "weight"
-
-
-def _group_name(name: str) -> str:
-    """Return `layers.N`, or the module that a tensor outside of the layers belongs to."""
-    if found := _LAYER.search(name):
-        return f"layers.{found[1]}"
-    parts = name.split(".")
-    return ".".join(parts[:2]) if parts[0] == "model" else parts[0]
-
-
-def _layers(rows: tuple[Row, ...]) -> tuple[Group, ...]:
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(_group_name(row.name), []).append(row)
-    return tuple(_group(name, tuple(members)) for name, members in groups.items())
-
-
-def _group(name: str, rows: tuple[Row, ...]) -> Group:
-    compared = [row.statistics for row in rows if row.statistics is not None]
-    return Group(
+def _row(
+    name: str,
+    pair: tuple[torch.Tensor | None, torch.Tensor | None],
+    shapes: dict[str, list[tuple[int, ...]]],
+    heads: dict[str, dict[str, str]],
+) -> Row:
+    dtype_a, dtype_b = (None if tensor is None else str(tensor.dtype).removeprefix("torch.") for tensor in pair)
+    # in these networks only a norm's weight is a vector
+    norm = len(shapes.get(f"{name.rpartition('.')[0]}.weight", [()])[0]) == 1
+    kind = "norm" if norm else "bias" if _BIAS.search(name) else "weight"
+    layer = _LAYER.search(name)
+    return Row(
         name=name,
-        layer=int(name.partition(".")[2]) if name.startswith("layers.") else None,
-        tensors=len(compared),
-        changed_tensors=sum(bool(found.differing) for found in compared),
-        only_in_a=sum(row.only_in == "a" for row in rows),
-        only_in_b=sum(row.only_in == "b" for row in rows),
-        statistics=reduce(add, compared, PairStatistics()) if compared else None,
+        layer=int(layer[1]) if layer else None,
+        kind=kind if is_parameter(name) else "buffer",
+        elements=math.prod(shapes[name][0]),
+        dtype_a=dtype_a,
+        dtype_b=dtype_b,
+        tied={side: sources[name] for side, sources in heads.items() if name in sources},
     )
 
 
-def _stream(
+def _group_name(row: Row) -> str:
+    """Return `layers.N`, or the module that a tensor outside of the layers belongs to."""
+    if row.layer is not None:
+        return f"layers.{row.layer}"
+    return ".".join(row.name.split(".")[: 2 if row.name.startswith("model.") else 1])
+
+
+def _statistics(
     pairs: list[_Pair], jobs: int | None, progress: Progress | None
 ) -> tuple[dict[str, PairStatistics], Histogram]:
-    """Read every pair once, several at a time, and return what was found by name."""
-    both = [(pair, pair.a, pair.b) for pair in pairs if pair.a is not None and pair.b is not None]
+    """Read every pair once, several at a time, and return the statistics by name, and the histogram of all."""
+    both = [(row, a, b) for row, a, b in pairs if a is not None and b is not None]
+    parameters = [(a, b) for row, a, b in both if row.kind != "buffer"]
+    width = bin_width(_sample(tensors) for tensors in zip(*parameters, strict=True))
     count = counter(sum(a.nbytes + b.nbytes for _, a, b in both), progress)
     found: dict[str, PairStatistics] = {}
-    counts = torch.zeros(2, BINS, dtype=torch.int64)
-    lock = Lock()
+    bins: dict[str, torch.Tensor] = {}
 
-    def compare(job: tuple[_Pair, torch.Tensor, torch.Tensor]) -> None:
-        pair, a, b = job
-        counted = torch.zeros_like(counts)
-        found[pair.name] = _compare(a, b, counted, count)
-        if pair.kind != "buffer":
-            with lock:
-                counts.add_(counted)
+    def compare(job: tuple[Row, torch.Tensor, torch.Tensor]) -> None:
+        row, a, b = job
+        statistics, counts = PairStatistics(), torch.zeros(2, BINS + 2, dtype=torch.int64)
+        for part in chunks(a, b):
+            statistics += PairStatistics.of(*part)
+            if row.kind != "buffer":
+                counts += torch.stack([bin_counts(values, width) for values in part])
+            count(sum(values.nbytes for values in part))
+        found[row.name], bins[row.name] = statistics, counts
 
     for_each(compare, both, jobs)
-    return found, Histogram.of(counts[0], counts[1])
+    return found, Histogram.of(width, *torch.stack(list(bins.values())).sum(0))
 
 
-def _compare(a: torch.Tensor, b: torch.Tensor, counts: torch.Tensor, count: Callable[[int], None]) -> PairStatistics:
-    """Read a pair of tensors, and add to the counts of their bits."""
-    statistics = PairStatistics()
-    for part in chunks(a, b):
-        statistics += PairStatistics.of(*part)
-        for side, values in enumerate(part):
-            counts[side] += bit_counts(values)
-        count(sum(values.nbytes for values in part))
-    return statistics
+def chunks(a: torch.Tensor, b: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Read two tensors of one shape, of any types, as pairs of vectors of at most `CHUNK` elements."""
+    readers = (_reader(a), _reader(b))
+    for start in range(0, a.numel(), CHUNK):
+        first, second = (read(start, min(CHUNK, a.numel() - start)) for read in readers)
+        yield first, second
+
+
+def _sample(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Read the middle of each tensor, as much as is its share in the network: some `SAMPLE` elements in all."""
+    share = min(1.0, SAMPLE / sum(tensor.numel() for tensor in tensors))
+    sizes = [math.ceil(share * tensor.numel()) for tensor in tensors]
+    parts = [_reader(tensor)((tensor.numel() - size) // 2, size) for tensor, size in zip(tensors, sizes, strict=True)]
+    return torch.cat([part.float() for part in parts])
+
+
+def _reader(tensor: torch.Tensor) -> Callable[[int, int], torch.Tensor]:
+    """Return what reads so many elements from one on, as a vector; of a mapped file no page stays in memory."""
+    region, width = region_of(tensor), tensor.element_size()
+    if region is None:
+        flat = tensor.detach().reshape(-1)
+        return lambda start, size: flat[start : start + size]
+    path, begin = region.path, region.begin
+    return lambda start, size: read_region(Region(path, begin + start * width, size * width)).view(tensor.dtype)

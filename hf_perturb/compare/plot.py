@@ -6,51 +6,30 @@ import math
 import os
 import tempfile
 import warnings
-from functools import reduce
-from operator import add
 from pathlib import Path
 from typing import Any
 
-from hf_perturb.compare.histograms import Histogram
-from hf_perturb.compare.rows import Comparison, Row, Side
-from hf_perturb.compare.statistics import PairStatistics
+from hf_perturb.compare.compare import Comparison, Group, Row, Side
+from hf_perturb.compare.statistics import Histogram
 from hf_perturb.errors import CheckpointError
 
 # what each format would record of the day it was written, left out: the same numbers give the same file
 _FORMATS: dict[str, dict[str, Any]] = {".png": {}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
 _SIZE, _DOTS_PER_INCH = (7.0, 3.2), 200  # inches, the width of two columns of print
-_STYLE = {
-    "font.size": 8,
-    "font.family": "sans-serif",
-    "axes.linewidth": 0.6,
-    "pdf.fonttype": 42,  # letters stay letters
-    "svg.hashsalt": "hf_perturb",
-}
+# 42: letters of a PDF stay letters; the salt: an SVG names its parts alike every time
+_STYLE = {"font.size": 8, "axes.linewidth": 0.6, "pdf.fonttype": 42, "svg.hashsalt": "hf_perturb"}
 # told apart by marker, filling and line, so that a copy in black and white says as much; the smaller lie on the larger
 _KINDS: dict[str, dict[str, Any]] = {
-    "norm": {
-        "label": "layer norms",
-        "marker": "^",
-        "linestyle": ":",
-        "color": "0.5",
-        "markersize": 6,
-        "markerfacecolor": "white",
-    },
-    "bias": {
-        "label": "biases",
-        "marker": "s",
-        "linestyle": "--",
-        "color": "0.35",
-        "markersize": 4.5,
-        "markerfacecolor": "white",
-    },
-    "weight": {"label": "weights", "marker": "o", "linestyle": "-", "color": "black", "markersize": 2.5},
+    "norm": {"label": "layer norms", "marker": "^", "ls": ":", "color": "0.5", "ms": 6, "mfc": "white"},
+    "bias": {"label": "biases", "marker": "s", "ls": "--", "color": "0.35", "ms": 4.5, "mfc": "white"},
+    "weight": {"label": "weights", "marker": "o", "ls": "-", "color": "black", "ms": 2.5},
 }
 _LEGEND = {"frameon": False, "loc": "lower left", "bbox_to_anchor": (0, 1), "borderpad": 0, "borderaxespad": 0.5}
 _UNRELATED = math.sqrt(2)
 _STRETCH = 20  # how many times the smallest distance the largest may be on a linear axis
-_PAD = 32  # points between a title and its axes, for two lines of a legend
+_TITLE: dict[str, Any] = {"loc": "left", "pad": 32}  # points between a title and its axes, for two lines of a legend
 _STEPS = (1, 2, 5, 10, 20)  # layers between ticks
+_BEFORE = ("embed_tokens", "embed_positions", "emb_layer_norm_before", "model.embedder")  # the layers
 _NAME = 30  # letters of a checkpoint's name that there is room for
 
 
@@ -84,7 +63,7 @@ def plot_comparison(comparison: Comparison, path: str | Path) -> None:
         CheckpointError: as `check_picture` does, or if the file cannot be written.
     """
     check_picture(path)
-    path = Path(path)
+    path, suffix = Path(path), Path(path).suffix.lower()
     matplotlib = _matplotlib()
     try:
         with matplotlib.rc_context(), warnings.catch_warnings():
@@ -93,7 +72,10 @@ def plot_comparison(comparison: Comparison, path: str | Path) -> None:
             matplotlib.rcParams.update(_STYLE)
             warnings.filterwarnings("ignore", message="Glyph")  # a name may have letters that the font lacks
             figure = _figure(comparison)
-            _write(figure, path)
+            with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
+                fresh = Path(scratch) / f"new{suffix}"
+                figure.savefig(fresh, dpi=_DOTS_PER_INCH, metadata=_FORMATS[suffix])
+                os.replace(fresh, path)
     except OSError as error:
         raise CheckpointError(f"{path}: nothing was written, because {error}") from error
 
@@ -104,14 +86,6 @@ def _matplotlib() -> Any:
     except ImportError as error:
         raise CheckpointError("a picture needs matplotlib: pip install 'hf-perturb[plot]'") from error
     return matplotlib
-
-
-def _write(figure: Any, path: Path) -> None:
-    suffix = path.suffix.lower()
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
-        fresh = Path(scratch) / f"new{suffix}"
-        figure.savefig(fresh, dpi=_DOTS_PER_INCH, metadata=_FORMATS[suffix])
-        os.replace(fresh, path)
 
 
 def _figure(comparison: Comparison) -> Any:
@@ -133,18 +107,17 @@ def _draw_distances(axes: Any, comparison: Comparison) -> None:
     found = _distances(comparison)
     axes.axhline(_UNRELATED, color="0.75", linewidth=2, zorder=1, label=r"$\sqrt{2}$: unrelated, same norm")
     for kind, style in _KINDS.items():
-        size = style["markersize"] * (1 if len(layers) <= 40 else 0.75)
+        size = style["ms"] * (1 if len(layers) <= 40 else 0.75)
         # markers at zero lie half outside
-        look = {**style, "markersize": size, "linewidth": 0.8, "clip_on": False, "zorder": 3}
-        heights = [found.get((layer, kind), math.nan) for layer in layers]
-        axes.plot(layers, heights, **look)
+        look = {**style, "ms": size, "lw": 0.8, "clip_on": False, "zorder": 3}
+        axes.plot(layers, [found.get((layer, kind), math.nan) for layer in layers], **look)
         heights = [found.get((place, kind), math.nan) for place in outside]
-        axes.plot(list(outside.values()), heights, **{**look, "linestyle": "none", "label": None})
+        axes.plot(list(outside.values()), heights, **{**look, "ls": "none", "label": None})
     _scale(axes, [value for value in found.values() if value > 0])
     step = next((step for step in _STEPS if len(layers) <= 8 * step), _STEPS[-1])
     axes.set_xticks([outside["in"], *layers[::step], outside["out"]], ["in", *map(str, layers[::step]), "out"])
     axes.set(xlabel="layer", ylabel=r"relative distance $\|B-A\|\;/\;\|A\|$")
-    axes.set_title("Distance by layer", loc="left", pad=_PAD)
+    axes.set_title("Distance by layer", **_TITLE)
     line, *kinds = axes.get_legend_handles_labels()[0]
     axes.legend(handles=[*reversed(kinds), line], ncols=2, columnspacing=1.5, **_LEGEND)
 
@@ -162,19 +135,12 @@ def _scale(axes: Any, some: list[float]) -> None:
 
 def _distances(comparison: Comparison) -> dict[tuple[Any, str], float]:
     """Return the relative distance by place (`in`, a layer, `out`) and kind of tensor, where it is a number."""
-    found: dict[tuple[Any, str], list[PairStatistics]] = {}
+    rows: dict[tuple[Any, str], list[Row]] = {}
     for row in comparison.tensors:
-        if row.statistics is not None and row.kind in _KINDS:
-            found.setdefault((_place(row), row.kind), []).append(row.statistics)
-    distances = {key: reduce(add, parts).distance for key, parts in found.items()}
-    return {key: distance for key, distance in distances.items() if math.isfinite(distance)}
-
-
-def _place(row: Row) -> Any:
-    if row.layer is not None:
-        return row.layer
-    before = ("embed_tokens", "embed_positions", "emb_layer_norm_before", "model.embedder")
-    return "in" if row.name.startswith(before) else "out"
+        outside = "in" if row.name.startswith(_BEFORE) else "out"
+        rows.setdefault((outside if row.layer is None else row.layer, row.kind), []).append(row)
+    found = {key: Group("", tuple(members)).statistics for key, members in rows.items() if key[1] in _KINDS}
+    return {key: each.distance for key, each in found.items() if each is not None and math.isfinite(each.distance)}
 
 
 def _draw_histograms(axes: Any, comparison: Comparison) -> None:
@@ -184,9 +150,10 @@ def _draw_histograms(axes: Any, comparison: Comparison) -> None:
     axes.set_yscale("log")
     axes.set_ylim(bottom=0.5)
     axes.margins(x=0.02)
+    axes.xaxis.set_major_formatter("{x:g}")  # a factor of its own would lie on the label
     axes.set_xlabel("parameter" + _beyond(histogram))
-    axes.set(ylabel=f"parameters per bin of {histogram.edges[1] - histogram.edges[0]:.1g}")
-    axes.set_title("Histogram of parameters", loc="left", pad=_PAD)
+    axes.set(ylabel=f"parameters per bin of {histogram.edges[1] - histogram.edges[0]:.2g}")
+    axes.set_title("Histogram of parameters", **_TITLE)
     names = [f"{side}: {_short(of)}" for side, of in (("A", comparison.a), ("B", comparison.b))]
     legend = axes.legend([filled, outline], names, **_LEGEND)
     for text in legend.get_texts():

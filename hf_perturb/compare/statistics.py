@@ -1,21 +1,17 @@
-"""Statistics of two tensors side by side, a chunk at a time, in float64.
-
-What two chunks have is added up with Chan's formula for the mean and the sum of squared deviations, so nothing is lost
-to cancellation, and no tensor is ever held whole.
-"""
+"""What two sets of values have in common, element by element, as numbers and as histograms."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
 
-from hf_perturb.networks.weights import Region, read_region, region_of
 from hf_perturb.perturbation.kernels import as_integers
 
-CHUNK = 1 << 16  # elements: in float64 a pair fits into a core's cache, and larger buffers come from the system anew
+BINS = 201  # odd, so that one is about zero
+_TAIL, _BULK, _SPREAD = 0.9999, 0.9, 15.0
 
 
 @dataclass(frozen=True)
@@ -25,7 +21,7 @@ class Moments:
     Args:
         count: number of values.
         mean: of the values.
-        deviations: sum of the squared deviations from the mean.
+        deviations: sum of the squared deviations from the mean; a sum of squares would cancel where the mean is large.
     """
 
     count: int = 0
@@ -60,7 +56,7 @@ class Moments:
 
 @dataclass(frozen=True)
 class PairStatistics:
-    """What two sets of values have in common, element by element.
+    """What two sets of values have in common; the sum of two is that of both pairs, one after the other.
 
     Args:
         a: moments of the first.
@@ -82,24 +78,14 @@ class PairStatistics:
         if not a.numel():
             return cls()
         x, y = a.double(), b.double()
-        difference = y - x
-        return cls(
-            Moments.of(x),
-            Moments.of(y),
-            _differing(a, b),
-            torch.dot(x, y).item(),
-            torch.dot(difference, difference).item(),
-        )
+        differ = as_integers(a) != as_integers(b) if a.dtype == b.dtype else (x != y) & ~(x.isnan() & y.isnan())
+        change = y - x
+        product, squares = torch.dot(x, y).item(), torch.dot(change, change).item()
+        return cls(Moments.of(x), Moments.of(y), int(torch.count_nonzero(differ)), product, squares)
 
     def __add__(self, other: PairStatistics) -> PairStatistics:
-        """Return the statistics of both pairs, one after the other."""
-        return PairStatistics(
-            self.a + other.a,
-            self.b + other.b,
-            self.differing + other.differing,
-            self.product + other.product,
-            self.squares + other.squares,
-        )
+        differing, product = self.differing + other.differing, self.product + other.product
+        return PairStatistics(self.a + other.a, self.b + other.b, differing, product, self.squares + other.squares)
 
     @property
     def elements(self) -> int:
@@ -127,36 +113,56 @@ class PairStatistics:
         return math.copysign(1.0, cosine) if abs(cosine) > 1 else cosine
 
 
-def _differing(a: torch.Tensor, b: torch.Tensor) -> int:
-    """Count the elements that differ: by bits where the types are one, else by value, NaN for NaN."""
-    if a.dtype == b.dtype:
-        return int(torch.count_nonzero(as_integers(a) != as_integers(b)))
-    x, y = a.double(), b.double()
-    return int(torch.count_nonzero((x != y) & ~(x.isnan() & y.isnan())))
-
-
-def chunks(a: torch.Tensor, b: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Read two tensors of one shape as pairs of vectors of at most `CHUNK` elements.
+@dataclass(frozen=True)
+class Histogram:
+    """Counts of the weights of two networks over the same equal bins, which are symmetric about zero.
 
     Args:
-        a: mapped from a file, or in memory.
-        b: of the same shape, of any type.
+        edges: of the bins, one more than there are of these.
+        a: weights of the first in each bin.
+        b: weights of the second in each bin.
+        beyond_a: weights of the first outside of all bins, or not finite.
+        beyond_b: weights of the second outside of all bins, or not finite.
     """
-    readers = [_reader(a), _reader(b)]
-    for start in range(0, a.numel(), CHUNK):
-        first, second = (read(start) for read in readers)
-        yield first, second
+
+    edges: tuple[float, ...]
+    a: tuple[int, ...]
+    b: tuple[int, ...]
+    beyond_a: int
+    beyond_b: int
+
+    @classmethod
+    def of(cls, width: float, a: torch.Tensor, b: torch.Tensor) -> Histogram:
+        """Draw up what `bin_counts` counted over bins of this width."""
+        edges = tuple(width * (edge - BINS / 2) for edge in range(BINS + 1))
+        (below_a, *shown_a, above_a), (below_b, *shown_b, above_b) = a.tolist(), b.tolist()
+        return cls(edges, tuple(shown_a), tuple(shown_b), below_a + above_a, below_b + above_b)
 
 
-def _reader(tensor: torch.Tensor) -> Callable[[int], torch.Tensor]:
-    """Return what reads a chunk from an element on; of a mapped file no page stays in memory."""
-    region, width = region_of(tensor), tensor.element_size()
-    if region is None:
-        flat = tensor.detach().reshape(-1)
-        return lambda start: flat[start : start + CHUNK]
+def bin_width(samples: Iterable[torch.Tensor]) -> float:
+    """Return the width of `BINS` equal bins about zero in which all but a few of the values lie.
 
-    def read(start: int) -> torch.Tensor:
-        size = min(CHUNK, tensor.numel() - start) * width
-        return read_region(Region(region.path, region.begin + start * width, size)).view(tensor.dtype)
+    Weights of networks differ by orders of magnitude, so a sample says how far the bins reach: to all but one in ten
+    thousand values, so that layer-norm gains near 1 are seen beside weights of 0.02, but no farther than 15 times what
+    nine in ten values stay below, so that outliers do not crowd the others into one bin.
 
-    return read
+    Args:
+        samples: vectors of some values, one for each network.
+    """
+    reaches = [0.0]
+    for sample in samples:
+        sizes = sample.float().abs()
+        sizes = sizes[sizes.isfinite()].sort().values
+        if count := len(sizes):
+            tail, bulk = (sizes[math.ceil(part * count) - 1].item() for part in (_TAIL, _BULK))
+            # no bulk to make room for where nine in ten values are zero
+            reaches.append(min(tail, _SPREAD * bulk) if bulk else tail)
+    # the farthest value is in the middle of the last bin
+    return (max(reaches) or 1.0) / (BINS // 2)
+
+
+def bin_counts(values: torch.Tensor, width: float) -> torch.Tensor:
+    """Count values over `BINS` bins of a width, `(BINS + 2,)`: what is beyond them comes first and last."""
+    # several times as fast as histc; a NaN counts as beyond
+    bins = (values.double() / width).add_(BINS / 2 + 1).nan_to_num_(nan=0.0).clamp_(0, BINS + 1)
+    return torch.bincount(bins.int(), minlength=BINS + 2)

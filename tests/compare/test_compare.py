@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 
+import numpy
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
@@ -13,10 +14,9 @@ from support.models import model_class, small_model
 from support.refusals import edited
 
 import hf_perturb
-from hf_perturb.compare import statistics
-from hf_perturb.compare.compare import compare_checkpoints, comparison_table
-from hf_perturb.compare.histograms import Histogram, bit_counts
-from hf_perturb.compare.statistics import PairStatistics, chunks
+from hf_perturb.compare import compare as comparing
+from hf_perturb.compare.compare import chunks, compare_checkpoints, comparison_table
+from hf_perturb.compare.statistics import BINS, Histogram, PairStatistics, bin_counts, bin_width
 from hf_perturb.variants.create import create_variant
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -75,7 +75,7 @@ def test_chunks_add_up_to_the_whole(size, chunk, dtypes, mean, seed):
     a, b = (mean + torch.randn(size, generator=generator, dtype=torch.float64) for _ in range(2))
     a, b = a.to(dtypes[0]), b.to(dtypes[1])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(statistics, "CHUNK", chunk)
+        patch.setattr(comparing, "CHUNK", chunk)
         found = sum((PairStatistics.of(*part) for part in chunks(a, b)), PairStatistics())
     values = {
         **{f"{what}_{side}": getattr(getattr(found, side), what) for what in ("mean", "std", "norm") for side in "ab"},
@@ -89,7 +89,7 @@ def test_chunks_add_up_to_the_whole(size, chunk, dtypes, mean, seed):
 
 
 def test_a_tensor_in_memory_need_not_be_contiguous(monkeypatch):
-    monkeypatch.setattr(statistics, "CHUNK", 5)
+    monkeypatch.setattr(comparing, "CHUNK", 5)
     a = torch.randn(4, 6)
     found = sum((PairStatistics.of(*part) for part in chunks(a.T, a.T.contiguous())), PairStatistics())
     assert (found.elements, found.differing, found.distance) == (24, 0, 0.0)
@@ -158,6 +158,19 @@ def test_every_tensor_and_layer_of_a_variant(network, tmp_path):
         assert values["changed_tensors"] == sum(not torch.equal(one[name], other[name]) for name in names)
         for key, value in expected(x, y).items():
             assert values[key] == about(value), (group.name, key)
+        kinds = {row["name"]: row["kind"] for row in rows if row["name"] in names}
+        for part, allowed in (("weights", {"weight"}), ("vectors", {"bias", "norm"})):
+            chosen = [name for name in names if kinds[name] in allowed]
+            found = values[part]
+            assert found["tensors"] == len(chosen)
+            assert found["changed_tensors"] == sum(not torch.equal(one[name], other[name]) for name in chosen)
+            assert found["elements"] == sum(one[name].numel() for name in chosen)
+            if not chosen:
+                assert {found["norm_a"], found["relative_distance"], found["differing"]} == {None}
+                continue
+            x, y = (torch.cat([side[name].flatten() for name in chosen]) for side in (one, other))
+            for key, value in expected(x, y).items():
+                assert found[key] == about(value), (group.name, part, key)
 
 
 GROUPS = {
@@ -195,7 +208,7 @@ def test_a_base_is_itself():
     assert {row.statistics.distance for row in comparison.tensors} == {0.0}
     assert {row.statistics.cosine for row in comparison.tensors} == {1.0}
     assert comparison.histogram.a == comparison.histogram.b
-    assert {row["changed"] for row in comparison_table(comparison, "tensor")[:-1]} == {"no"}
+    assert {row["changed"] for row in comparison_table(comparison, "tensor")[:-2]} == {"no"}
 
 
 def test_resample_keeps_the_statistics_and_reinit_does_not(tmp_path):
@@ -256,7 +269,7 @@ def test_what_only_one_has_is_said_and_not_compared(tmp_path, turned):
     table = comparison_table(comparison)
     assert table[-1]["changed"] == f"0 of {len(comparison.tensors) - 5}"
     assert table[-1]["note"] == head.note
-    assert comparison_table(comparison, "tensor")[-2]["changed"] == f"only in {'A' if turned else 'B'}"
+    assert comparison_table(comparison, "tensor")[-3]["changed"] == f"only in {'A' if turned else 'B'}"
     json.dumps(comparison.to_dict(), allow_nan=False)
 
 
@@ -340,7 +353,7 @@ def test_jobs_and_chunks_change_nothing(tmp_path, monkeypatch):
     base = saved(tmp_path / "base")
     create_variant(base, tmp_path / "variant", "reinit")
     whole = compare_checkpoints(base, tmp_path / "variant", jobs=1).to_dict()
-    monkeypatch.setattr(statistics, "CHUNK", 100)
+    monkeypatch.setattr(comparing, "CHUNK", 100)
     one, many = (compare_checkpoints(base, tmp_path / "variant", jobs=jobs).to_dict() for jobs in (1, 4))
     assert one == many, "to the last digit"
     assert one["histogram"] == whole["histogram"]
@@ -351,37 +364,57 @@ def test_jobs_and_chunks_change_nothing(tmp_path, monkeypatch):
 
 def test_no_more_than_a_chunk_is_read_at_a_time(tmp_path, monkeypatch):
     base = saved(tmp_path / "base")
-    read, sizes = statistics.read_region, []
-    monkeypatch.setattr(statistics, "CHUNK", 100)
-    monkeypatch.setattr(statistics, "read_region", lambda region: sizes.append(region.size) or read(region))
+    read, sizes = comparing.read_region, []
+    monkeypatch.setattr(comparing, "CHUNK", 100)
+    monkeypatch.setattr(comparing, "SAMPLE", 100)
+    monkeypatch.setattr(comparing, "read_region", lambda region: sizes.append(region.size) or read(region))
     seen = []
     comparison = compare_checkpoints(base, base, jobs=2, progress=lambda done, total: seen.append((done, total)))
     elements = sum(row.elements for row in comparison.tensors)
     assert max(sizes) == 400, "bytes"
-    assert sum(sizes) == 8 * elements, "both are read once, and no page of a mapped file is touched"
-    assert max(seen) == (8 * elements, 8 * elements)
-    assert len(seen) == len(sizes) / 2
+    sampled = [row for row in comparison.tensors if row.kind != "buffer"]
+    assert 800 <= sum(sizes) - 8 * elements <= 8 * (100 + len(sampled)), "both are read once, but for a sample"
+    assert max(seen) == (8 * elements, 8 * elements), "and no page of a mapped file is touched"
+    assert len(seen) == len(sizes) / 2 - len(sampled)
 
 
 def test_a_table_is_text(tmp_path):
     create_variant("demo", tmp_path / "drawn", {"method": "reinit", "include": ["model.embedder.layers.3.conv.*"]})
     comparison = compare_checkpoints("demo", tmp_path / "drawn")
     table = comparison_table(comparison)
-    titles = ["layer", "changed", "differing", "mean A", "mean B", "std A", "std B", "norm A", "norm B"]
-    assert list(table[0]) == [*titles, "distance", "cosine", "note"]
+    parts = [f"{what} {part}" for part in ("weights", "vectors") for what in ("distance", "cosine")]
+    assert list(table[0]) == ["layer", "changed", "std A", "std B", *parts]
     assert all(isinstance(cell, str) for row in table for cell in row.values())
     rows = {row["layer"]: row for row in table}
     assert rows["layers.3"]["changed"] == "2 of 12"
-    assert (rows["layers.2"]["changed"], rows["layers.2"]["distance"]) == ("0 of 12", "0")
+    assert (rows["layers.2"]["changed"], rows["layers.2"]["distance weights"]) == ("0 of 12", "0")
     assert list(rows)[-1] == "total"
     assert rows["total"]["changed"] == f"2 of {len(comparison.tensors)}"
+    titles = ["tensor", "changed", "differing", "mean A", "mean B", "std A", "std B", "norm A", "norm B"]
+    table = comparison_table(comparison, "tensor")
+    assert list(table[0]) == [*titles, "distance", "cosine"]
+    assert [(row["tensor"], row["changed"]) for row in table[-2:]] == [
+        ("total weights", "1 of 51"),
+        ("total vectors", "1 of 148"),
+    ]
     with pytest.raises(ValueError, match="per: got 'head'; allowed: layer, tensor"):
         comparison_table(comparison, "head")
 
 
-def histogram_of(values):
-    counts = bit_counts(values)
-    return Histogram.of(counts, counts)
+def test_a_table_does_not_pool_a_shuffle_with_gains_near_one(tmp_path):
+    create_variant("demo", tmp_path / "shuffled", "resample")
+    comparison = compare_checkpoints("demo", tmp_path / "shuffled")
+    rows = [row for row in comparison_table(comparison) if row["layer"].startswith("layers.")]
+    assert all(abs(float(row["cosine weights"])) < 0.05 for row in rows)
+    assert all(float(row["cosine vectors"]) > 0.95 for row in rows)
+    assert all(row["std A"] == row["std B"] == row["std A"].strip("-") for row in rows)
+    assert all(len("  ".join(row.values())) <= 120 for row in rows)
+
+
+def histogram_of(values, sample=None):
+    width = bin_width([values if sample is None else sample])
+    counts = bin_counts(values, width)
+    return Histogram.of(width, counts, counts)
 
 
 @settings(max_examples=40, deadline=None)
@@ -391,29 +424,37 @@ def histogram_of(values):
     scale=st.sampled_from((1e-30, 1e-3, 1.0, 1e20)),
     dtype=st.sampled_from(DTYPES[2:]),
 )
-def test_a_histogram_counts_as_one_over_the_values_would(seed, size, scale, dtype):
+def test_a_histogram_is_that_of_numpy(seed, size, scale, dtype):
     generator = torch.Generator().manual_seed(seed)
     values = (scale * torch.randn(size, generator=generator, dtype=torch.float64)).to(dtype)
     histogram = histogram_of(values)
+    assert list(histogram.a) == numpy.histogram(values.numpy(), histogram.edges)[0].tolist()
+    assert len(histogram.a) == len(histogram.edges) - 1 == BINS
     assert sum(histogram.a) + histogram.beyond_a == size
     assert histogram.beyond_a <= max(1, size / 1000)
-    edges = torch.tensor(histogram.edges, dtype=torch.float64)
-    below = torch.tensor([0, *histogram.a]).cumsum(0)
-    exact = (values.float().double()[:, None] < edges).sum(0)
-    exact = exact - exact[0]
-    # only the bin of the bits that an edge divides may be shared out otherwise, and it is less than 1 % wide
-    wide = edges.abs() / 127 + 1e-40
-    near = ((values.double()[:, None] - edges).abs() <= wide).sum(0)
-    assert ((below - exact).abs() <= near + near[0] + 1).all()
+    assert numpy.allclose(histogram.edges, -numpy.flip(histogram.edges), rtol=1e-15, atol=0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2])
+def test_a_histogram_of_half_a_float_is_that_of_its_values(dtype):
+    values = (0.02 * torch.randn(5000, generator=torch.Generator().manual_seed(0))).to(dtype)
+    assert histogram_of(values) == histogram_of(values.double())
 
 
 def test_what_a_histogram_leaves_out_is_counted():
     bulk = torch.linspace(-0.5, 0.5, 10_001)
-    far = torch.tensor([1000.0, NAN, math.inf, -math.inf])
+    far = torch.tensor([1000.0, NAN, math.inf, -math.inf, -3e38])
     histogram = histogram_of(torch.cat([bulk, far]))
-    assert histogram.beyond_a == 4
+    assert histogram.beyond_a == 5
+    assert sum(histogram.a) == len(bulk)
     assert 0.5 <= histogram.edges[-1] < 10
-    assert len(histogram.a) == len(histogram.edges) - 1
+
+
+def test_layer_norm_gains_have_room_beside_small_weights():
+    generator = torch.Generator().manual_seed(0)
+    weights, gains = 0.05 * torch.randn(100_000, generator=generator), 1 + 0.01 * torch.randn(500, generator=generator)
+    assert 1 < histogram_of(torch.cat([weights, gains])).edges[-1] < 1.3
+    assert histogram_of(weights).edges[-1] < 0.3
 
 
 def test_zeros_are_about_zero():
@@ -423,3 +464,19 @@ def test_zeros_are_about_zero():
     assert histogram.edges[middle] < 0 < histogram.edges[middle + 1]
     assert histogram_of(torch.zeros(3)).a[middle] == 3
     assert sum(histogram_of(torch.tensor([NAN])).a) == 0
+    assert histogram_of(torch.ones(3)).a[-1] == 3, "the farthest is in a bin"
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_a_sample_of_a_network_finds_its_range(tmp_path, monkeypatch, scale):
+    def scaled(tensors):
+        for tensor in tensors.values():
+            tensor.mul_(scale)
+
+    base = saved(tmp_path / "base", edit=scaled)
+    whole = compare_checkpoints(base, base).histogram
+    monkeypatch.setattr(comparing, "SAMPLE", 2000)
+    some = compare_checkpoints(base, base).histogram
+    assert 0.5 < some.edges[-1] / whole.edges[-1] < 2
+    assert some.beyond_a + sum(some.a) == whole.beyond_a + sum(whole.a)
+    assert some.beyond_a < 0.01 * sum(some.a)
