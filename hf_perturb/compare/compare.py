@@ -24,7 +24,7 @@ from hf_perturb.perturbation.parallel import for_each
 from hf_perturb.variants.progress import Progress, counter
 
 CHUNK = 1 << 16  # elements: in float64 a pair fits into a core's cache, and larger buffers come from the system anew
-SAMPLE = 1 << 18  # elements of a network that say how wide the bins of its histogram are
+SAMPLE = 1 << 16  # elements of a network that say how wide the bins of its histogram are
 SIDES = ("a", "b")
 _BIAS = re.compile(r"bias(_[kv])?$")
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
@@ -222,7 +222,7 @@ _Pair = tuple[Row, torch.Tensor | None, torch.Tensor | None]
 def compare_checkpoints(
     a: str | Path, b: str | Path, *, jobs: int | None = None, progress: Progress | None = None
 ) -> Comparison:
-    """Compare two checkpoints of one network, reading both once and holding a few chunks at a time.
+    """Compare two checkpoints of one network, reading both once, a chunk at a time.
 
     Tensors of one type count as changed by their bits, so that 0.0 is not -0.0 and one NaN is not another. Tensors of
     two types are compared by value: a cast changes the values that it rounds, and no others. Where one checkpoint has
@@ -243,10 +243,13 @@ def compare_checkpoints(
     pairs = _pairs(one, other)
     found, histogram = _statistics(pairs, jobs, progress)
     rows = tuple(replace(row, statistics=found.get(row.name)) for row, *_ in pairs)
-    groups: dict[str, list[Row]] = {}
+    groups: dict[str, tuple[Row, ...]] = {}
     for row in rows:
-        groups.setdefault(_group_name(row), []).append(row)
-    layers = tuple(Group(name, tuple(members)) for name, members in groups.items())
+        # a module outside of the layers is named by its first word, CARP's by the first two
+        module = ".".join(row.name.split(".")[: 2 if row.name.startswith("model.") else 1])
+        name = module if row.layer is None else f"layers.{row.layer}"
+        groups[name] = (*groups.get(name, ()), row)
+    layers = tuple(Group(name, members) for name, members in groups.items())
     return Comparison(_side(one), _side(other), rows, layers, Group("total", rows), histogram)
 
 
@@ -319,40 +322,21 @@ def _pairs(a: Checkpoint, b: Checkpoint) -> list[_Pair]:
         heads[side] = {name: source for name, source in tied(of.config).items() if name in named}
         sides[side] = {**of.tensors, **{name: of.tensors[source] for name, source in heads[side].items()}}
     # a head that is tied in both is compared as what it is tied to
-    pairs = {name: tuple(sides[side].get(name) for side in SIDES) for name in {**a.tensors, **b.tensors}}
+    pairs = {name: (sides["a"].get(name), sides["b"].get(name)) for name in {**a.tensors, **b.tensors}}
     shapes = {name: [tuple(x.shape) for x in pair if x is not None] for name, pair in pairs.items()}
     if odd := [f"{name} {found[0]} and {found[1]}" for name, found in shapes.items() if found[0] != found[-1]]:
         raise CheckpointError(f"{a.what!r} and {b.what!r} are different networks; tensors of two shapes: {listed(odd)}")
-    return [(_row(name, (x, y), shapes, heads), x, y) for name, (x, y) in pairs.items()]
-
-
-def _row(
-    name: str,
-    pair: tuple[torch.Tensor | None, torch.Tensor | None],
-    shapes: dict[str, list[tuple[int, ...]]],
-    heads: dict[str, dict[str, str]],
-) -> Row:
-    dtype_a, dtype_b = (None if tensor is None else str(tensor.dtype).removeprefix("torch.") for tensor in pair)
-    # in these networks only a norm's weight is a vector
-    norm = len(shapes.get(f"{name.rpartition('.')[0]}.weight", [()])[0]) == 1
-    kind = "norm" if norm else "bias" if _BIAS.search(name) else "weight"
-    layer = _LAYER.search(name)
-    return Row(
-        name=name,
-        layer=int(layer[1]) if layer else None,
-        kind=kind if is_parameter(name) else "buffer",
-        elements=math.prod(shapes[name][0]),
-        dtype_a=dtype_a,
-        dtype_b=dtype_b,
-        tied={side: sources[name] for side, sources in heads.items() if name in sources},
-    )
-
-
-def _group_name(row: Row) -> str:
-    """Return `layers.N`, or the module that a tensor outside of the layers belongs to."""
-    if row.layer is not None:
-        return f"layers.{row.layer}"
-    return ".".join(row.name.split(".")[: 2 if row.name.startswith("model.") else 1])
+    paired: list[_Pair] = []
+    for name, (x, y) in pairs.items():
+        dtype_a, dtype_b = (None if of is None else str(of.dtype).removeprefix("torch.") for of in (x, y))
+        # in these networks only a norm's weight is a vector
+        norm = len(shapes.get(f"{name.rpartition('.')[0]}.weight", [()])[0]) == 1
+        kind = "norm" if norm else "bias" if _BIAS.search(name) else "weight"
+        layer = int(found[1]) if (found := _LAYER.search(name)) else None
+        elements, sources = math.prod(shapes[name][0]), {side: of[name] for side, of in heads.items() if name in of}
+        kind = kind if is_parameter(name) else "buffer"
+        paired.append((Row(name, layer, kind, elements, dtype_a, dtype_b, sources), x, y))
+    return paired
 
 
 def _statistics(
