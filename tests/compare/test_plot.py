@@ -133,6 +133,19 @@ def test_histograms_are_those_of_the_comparison(comparison):
 
 
 @needs_matplotlib
+def test_ticks_of_tiny_weights_say_all_of_it(tmp_path):
+    edited(tmp_path, "esm2", lambda name, tensor: tensor.mul_(1e-6))
+    tiny = compare_checkpoints(tmp_path / "b", tmp_path / "b")
+    figure = plots._figure(tiny)
+    figure.draw_without_rendering()
+    axis = figure.axes[1].xaxis
+    assert axis.get_offset_text().get_text() == ""
+    labels = [float(label.get_text()) for label in axis.get_ticklabels()]
+    assert 0 < max(labels) < 1e-4
+    assert len({*labels}) == len(labels) > 2
+
+
+@needs_matplotlib
 def test_small_and_large_distances_share_an_axis(tmp_path):
     def edit(name, tensor):
         tensor.mul_(1 + 1e-6 if name.startswith("layers.0") else 1 if name.startswith("layers.1") else 1000)
