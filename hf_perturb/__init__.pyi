@@ -7,9 +7,8 @@ from . import (
     perturbation as perturbation,
 )
 from .compare.compare import Comparison as Comparison, compare_checkpoints as compare_checkpoints
-from .embedding.reading import read_embeddings as read_embeddings
-from .embedding.run import embed as embed, embed_variants as embed_variants
-from .embedding.work import Embeddings as Embeddings
+from .embedding.read import read_embeddings as read_embeddings
+from .embedding.run import Embeddings as Embeddings, embed as embed, embed_variants as embed_variants
 from .errors import (
     CheckpointError as CheckpointError,
     DigestError as DigestError,

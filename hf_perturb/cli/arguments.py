@@ -7,8 +7,8 @@ from typing import Any, NoReturn
 
 import hf_perturb
 from hf_perturb.checkpoints.formats import DTYPES, FORMATS
-from hf_perturb.embedding.choices import LONG, POOLS
-from hf_perturb.embedding.launch import launched
+from hf_perturb.embedding.options import LONG, POOLS
+from hf_perturb.embedding.ranks import launched
 from hf_perturb.hub.formats import FORMATS as PUSH_FORMATS
 from hf_perturb.perturbation import scopes, spec
 

@@ -149,9 +149,9 @@ def run_compare(options: argparse.Namespace) -> None:
 
 def run_embed(options: argparse.Namespace) -> int:
     """Embed a FASTA, with a network or with variants of it; of several processes, one has the word."""
-    from hf_perturb.embedding.launch import launched
+    from hf_perturb.embedding.ranks import launched
 
-    rank, _ = launched()
+    rank, *_ = launched()
     if rank:
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     from hf_perturb.embedding.ranks import SaidElsewhereError

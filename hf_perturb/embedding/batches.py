@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from hf_perturb.checkpoints.tokenizers import build_tokenizer_of
-from hf_perturb.embedding.choices import Choices
 from hf_perturb.embedding.fasta import Record
+from hf_perturb.embedding.options import Choices
 
 
 @dataclass(frozen=True)

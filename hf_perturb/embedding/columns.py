@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from hf_perturb.embedding.manifest import Manifest, Schema, Shard
+from hf_perturb.embedding.manifest import EMBEDDED, Manifest, Schema, Shard
 from hf_perturb.errors import EmbeddingsError
 
 if TYPE_CHECKING:
@@ -41,20 +42,23 @@ def arrow() -> tuple[Any, Any]:
     return pyarrow, pyarrow.parquet
 
 
-def write_columns(
-    file: BinaryIO, manifest: Manifest, shard: Shard, columns: Mapping[str, Any], nulls: NDArray[np.bool_]
-) -> None:
+def write_columns(file: BinaryIO, manifest: Manifest, shard: Shard, columns: Mapping[str, Any]) -> None:
     """Write a Parquet file.
 
     Args:
         file: to write to.
         manifest: of the folder.
         shard: which file it is.
-        columns: as `Store.write` takes them, checked.
-        nulls: `(records,)`, the records without vectors.
+        columns: as `Store.write` takes them.
+
+    Raises:
+        EmbeddingsError: if vectors have another width, or are not as many as a record has residues.
+        ValueError: if columns are not of one length.
     """
     pa, parquet = arrow()
     wanted = manifest.schema
+    _check_shapes(wanted, shard, columns)
+    nulls = columns["length"] == 0
     fields = [pa.field("id", pa.string(), nullable=False)]
     fields += [pa.field(name, pa.int32(), nullable=False) for name in ("length", *wanted.integers)]
     # no pyarrow before 26 reads a list of fixed size that is null; the offsets of a plain list end at 2**31
@@ -75,6 +79,19 @@ def write_columns(
             arrays += [_vectors(columns[name][rows], nulls[rows], wanted.nullable) for name in wanted.vectors]
             arrays += [_residues(columns[name][rows], nulls[rows], width) for name, width in wanted.residues.items()]
             writer.write_table(pa.Table.from_arrays(arrays, schema=schema), row_group_size=rows.stop - rows.start)
+
+
+def _check_shapes(schema: Schema, shard: Shard, columns: Mapping[str, Any]) -> None:
+    """Raise if vectors have other shapes than the schema says: a list of another size would be written all the same."""
+    lengths = columns[EMBEDDED if EMBEDDED in schema.integers else "length"].tolist()
+    found = {name: [columns[name].shape] for name in schema.vectors}
+    wanted = {name: [(shard.records, width)] for name, width in schema.vectors.items()}
+    found |= {name: [row.shape for row in columns[name]] for name in schema.residues}
+    wanted |= {name: [(length, width) for length in lengths] for name, width in schema.residues.items()}
+    for name in found:
+        for got, allowed in zip_longest(found[name], wanted[name]):
+            if got != allowed:
+                raise EmbeddingsError(f"{shard.file}: {name}: got {got}; allowed: {allowed}")
 
 
 def is_whole(path: Path, manifest: Manifest, shard: Shard) -> bool:

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hf_perturb.embedding.placing import MANIFEST, placed
 from hf_perturb.errors import EmbeddingsError, FolderExistsError
 
+MANIFEST = "_manifest.json"
 FORMAT = "hf_perturb embeddings/1"
 EMBEDDED = "embedded"  # column of how many residues of a record have vectors, where not all may
 _SHOWN = 60  # characters of a value in a message
@@ -58,11 +58,6 @@ class Schema:
     residues: Mapping[str, int] = field(default_factory=dict)
     nullable: bool = False
 
-    @property
-    def names(self) -> list[str]:
-        """Every column."""
-        return ["id", "length", *self.integers, *self.vectors, *self.residues]
-
 
 @dataclass(frozen=True)
 class Manifest:
@@ -89,6 +84,23 @@ class Manifest:
         """The digest of the inputs."""
         return "sha256:" + hashlib.sha256(canonical(self.inputs).encode()).hexdigest()
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return what the file says."""
+        shards = [{"file": shard.file, **asdict(shard)} for shard in self.shards]
+        return {
+            "format": FORMAT,
+            "complete": self.complete,
+            "fingerprint": self.fingerprint,
+            "inputs": self.inputs,
+            "described": self.described,
+            "columns": asdict(self.schema),
+            "shards": [
+                {key: value for key, value in entry.items() if key != "number" and value is not None}
+                for entry in shards
+            ],
+            "report": self.report,
+        }
+
     def differences(self, other: Manifest) -> list[str]:
         """Say where another manifest wants something else than this one, which is in the folder."""
         here, there = dict(_leaves(self.inputs)), dict(_leaves(other.inputs))
@@ -112,29 +124,6 @@ def canonical(content: Any) -> str:
         TypeError: if it is no JSON.
     """
     return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def write_manifest(out: Path, manifest: Manifest) -> None:
-    """Write the manifest of a folder, whole or not at all.
-
-    Raises:
-        EmbeddingsError: if it cannot be written.
-    """
-    shards = [{"file": shard.file, **asdict(shard)} for shard in manifest.shards]
-    content = {
-        "format": FORMAT,
-        "complete": manifest.complete,
-        "fingerprint": manifest.fingerprint,
-        "inputs": manifest.inputs,
-        "described": manifest.described,
-        "columns": asdict(manifest.schema),
-        "shards": [
-            {key: entry[key] for key in entry if key != "number" and entry[key] is not None} for entry in shards
-        ],
-        "report": manifest.report,
-    }
-    with placed(out / MANIFEST) as file:
-        file.write((json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def read_manifest(out: Path) -> Manifest:

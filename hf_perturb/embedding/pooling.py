@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from hf_perturb.embedding.batches import Encoder, Unit
-from hf_perturb.embedding.choices import Choices
-from hf_perturb.embedding.devices import memory_told
+from hf_perturb.embedding.model import memory_told
+from hf_perturb.embedding.options import Choices
 
 
 def embed_batch(

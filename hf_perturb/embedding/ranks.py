@@ -1,4 +1,4 @@
-"""The processes of a run: one, or those that `accelerate launch` or `torchrun` started."""
+"""The processes of a run: one, or those that `accelerate launch`, `torchrun` or MPI started. Imports without torch."""
 
 from __future__ import annotations
 
@@ -8,15 +8,21 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import cache
-from heapq import heapify, heapreplace
-from typing import Any, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
-import torch
-
-from hf_perturb.embedding.launch import launched
 from hf_perturb.embedding.manifest import Shard
 from hf_perturb.errors import EmbeddingsError
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+# torchrun and `accelerate launch`, and what MPI starts: number of the process, on its machine, and of all
+_NAMES = (
+    ("RANK", "LOCAL_RANK", "WORLD_SIZE"),
+    ("PMI_RANK", "MPI_LOCALRANKID", "PMI_SIZE"),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_SIZE"),
+    ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_SIZE"),
+)
 # ranks wait for the slowest, which may have hours of work left
 _PATIENCE = timedelta(days=30)
 _LOOK = 0.05  # seconds between two looks whether the others are there
@@ -29,27 +35,39 @@ class SaidElsewhereError(EmbeddingsError):
 
 
 class Ranks:
-    """One process by itself.
+    """The processes of a run; by default this one by itself.
 
     Args:
         rank: the number of this one.
         size: how many there are.
         device: that of this process, `None` to choose freely.
+        group: through which they talk; they have words to exchange, and no tensors.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1, device: str | None = None):
-        self.rank, self.size, self.device = rank, size, device
-
-    def wait(self) -> None:
-        """Wait until every process is here.
-
-        Raises:
-            EmbeddingsError: if one will not come any more.
-        """
+    def __init__(self, rank: int = 0, size: int = 1, device: str | None = None, group: ProcessGroup | None = None):
+        self.rank, self.size, self.device, self._group = rank, size, device, group
 
     def gather(self, value: Any) -> list[Any]:
-        """Return the values of all processes, by rank."""
-        return [value]
+        """Wait for every process, and return the values of all, by rank.
+
+        Raises:
+            EmbeddingsError: if one will not come any more; a `SaidElsewhereError` in all processes but the first.
+        """
+        if self.size == 1:
+            return [value]
+        from torch import distributed
+
+        values: list[Any] = [None] * self.size
+        try:
+            there = distributed.barrier(group=self._group, async_op=True)
+            # inside a blocking wait, no signal would be heard
+            while not there.is_completed():
+                time.sleep(_LOOK)
+            there.wait()
+            distributed.all_gather_object(values, value, group=self._group)
+        except RuntimeError as error:
+            self._lost(error)
+        return values
 
     def together(self, do: Callable[[], Result], first_only: bool = False) -> Result:
         """Do something in every process; it fails everywhere if it fails anywhere.
@@ -76,50 +94,6 @@ class Ranks:
             raise failure
         return cast(Result, outcomes[0][1] if first_only else value)
 
-
-class _Launched(Ranks):
-    """Processes that talk through gloo, whatever their devices: they have words to exchange, and no tensors."""
-
-    def __init__(self, size: int, cpu: bool):
-        try:
-            from accelerate import PartialState
-        except ImportError as error:
-            raise EmbeddingsError(
-                f"several processes need accelerate ({error}): pip install 'hf-perturb[accelerate]'"
-            ) from error
-        begun = torch.distributed.is_initialized()
-        # accelerate takes processes without an accelerator for strangers, unless it is told
-        cpu = cpu or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" or not torch.accelerator.is_available()
-        state = PartialState(cpu=cpu, timeout=_PATIENCE)
-        if state.num_processes != size or not torch.distributed.is_initialized():
-            raise EmbeddingsError(
-                f"{size} processes were started, and accelerate finds {state.num_processes}; give --device cpu, start"
-                " them with `accelerate launch --multi_gpu` or torchrun (on CPUs too), or start one"
-            )
-        if not begun:  # or torch complains at the end
-            atexit.register(state.destroy_process_group)
-        super().__init__(state.process_index, size, str(state.device))
-        self._group = torch.distributed.new_group(backend="gloo", timeout=_PATIENCE)
-
-    def wait(self) -> None:
-        try:
-            there = torch.distributed.barrier(group=self._group, async_op=True)
-            # inside a blocking wait, no signal would be heard
-            while not there.is_completed():
-                time.sleep(_LOOK)
-            there.wait()
-        except RuntimeError as error:
-            self._lost(error)
-
-    def gather(self, value: Any) -> list[Any]:
-        self.wait()
-        values: list[Any] = [None] * self.size
-        try:
-            torch.distributed.all_gather_object(values, value, group=self._group)
-        except RuntimeError as error:
-            self._lost(error)
-        return values
-
     def _lost(self, error: RuntimeError) -> NoReturn:
         if self.rank:
             raise SaidElsewhereError("another process ended before its work was done") from error
@@ -129,22 +103,49 @@ class _Launched(Ranks):
         ) from error
 
 
+def launched() -> tuple[int, int, int]:
+    """Return the number of this process, that on its machine, and how many there are in all."""
+    for names in _NAMES:
+        rank, local, size = (os.environ.get(name, "") for name in names)
+        if rank.isdecimal() and size.isdecimal() and int(size) > 1:
+            return int(rank), int(local if local.isdecimal() else rank), int(size)
+    return 0, 0, 1
+
+
 @cache
-def _launched(size: int, cpu: bool) -> Ranks:
-    return _Launched(size, cpu)
-
-
 def find_ranks(cpu: bool) -> Ranks:
-    """Return the processes that this one belongs to.
+    """Return the processes that this one belongs to, once they have found each other.
 
     Args:
         cpu: whether they are to work on CPUs, whatever the machine has.
 
     Raises:
-        EmbeddingsError: if there are several and accelerate is not installed, or does not know them.
+        EmbeddingsError: if they cannot find each other.
     """
-    _, size = launched()
-    return _launched(size, cpu) if size > 1 else Ranks()
+    rank, local, size = launched()
+    if size == 1:
+        return Ranks()
+    import torch
+    from torch import distributed
+
+    try:
+        if not distributed.is_initialized():
+            os.environ.setdefault("MASTER_PORT", "29500")  # MPI names none
+            distributed.init_process_group("gloo", rank=rank, world_size=size)
+            atexit.register(distributed.destroy_process_group)  # or torch complains at the end
+        group = distributed.new_group(backend="gloo", timeout=_PATIENCE)  # whatever the devices are
+    except (RuntimeError, ValueError) as error:
+        raise EmbeddingsError(
+            f"{size} processes were started, and process {rank} cannot find the others: {error}; start them with"
+            " `accelerate launch --multi_gpu` or torchrun (on CPUs too), or start one"
+        ) from error
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    device = "cpu"
+    if accelerator and not cpu and os.environ.get("ACCELERATE_USE_CPU", "").lower() != "true":
+        index = local % torch.accelerator.device_count()
+        torch.accelerator.set_device_index(index)
+        device = f"{accelerator.type}:{index}"
+    return Ranks(rank, size, device, group)
 
 
 def split(work: Sequence[Shard], size: int) -> list[list[Shard]]:
@@ -157,11 +158,10 @@ def split(work: Sequence[Shard], size: int) -> list[list[Shard]]:
     Returns:
         What each has to do, in order.
     """
-    parts: list[list[int]] = [[] for _ in range(size)]
-    loads = [(0, number) for number in range(size)]
-    heapify(loads)
-    for place in sorted(range(len(work)), key=lambda place: -work[place].residues):
-        load, number = loads[0]
-        parts[number].append(place)
-        heapreplace(loads, (load + work[place].residues, number))
-    return [[work[place] for place in sorted(part)] for part in parts]
+    parts: list[list[Shard]] = [[] for _ in range(size)]
+    loads = [0] * size
+    for shard in sorted(work, key=lambda shard: -shard.residues):
+        least = loads.index(min(loads))
+        parts[least].append(shard)
+        loads[least] += shard.residues
+    return [sorted(part, key=lambda shard: shard.number) for part in parts]

@@ -1,24 +1,27 @@
-"""FASTA to embeddings, with one network or with variants of it."""
+"""FASTA to folders of embeddings, with one network or with variants of it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, fields
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hf_perturb.embedding.choices import Choices, make_choices
-from hf_perturb.embedding.devices import choose_device, choose_dtype
-from hf_perturb.embedding.fasta import file_of
-from hf_perturb.embedding.networks import Network, open_network
-from hf_perturb.embedding.placing import MANIFEST
-from hf_perturb.embedding.ranks import Ranks, find_ranks
-from hf_perturb.embedding.store import refuse_foreign
-from hf_perturb.embedding.survey import ShardLimits, Survey, stamp_of, survey
-from hf_perturb.embedding.work import Embeddings, Progress, Work
-from hf_perturb.errors import FastaError, FolderExistsError, ModelInputError, PerturbationError
+from hf_perturb.embedding.batches import Encoder, Unit, batches, units_of
+from hf_perturb.embedding.fasta import Record, file_of
+from hf_perturb.embedding.manifest import EMBEDDED, MANIFEST, Manifest, Schema, Shard
+from hf_perturb.embedding.model import Embedder, choose_device, choose_dtype, open_embedder
+from hf_perturb.embedding.options import Choices, EmbedOptions, with_options
+from hf_perturb.embedding.pooling import embed_batch
+from hf_perturb.embedding.ranks import Ranks, find_ranks, split
+from hf_perturb.embedding.store import Store, open_store, refuse_foreign, store_lock
+from hf_perturb.embedding.survey import ShardLimits, Survey, iterate_shards, stamp_of, survey
+from hf_perturb.errors import EmbeddingsError, FastaError, FolderExistsError, ModelInputError, PerturbationError
 from hf_perturb.perturbation import Perturbation
 from hf_perturb.variants.matrix import folder_name
 
@@ -26,26 +29,52 @@ if TYPE_CHECKING:
     from hf_perturb.networks.perturbable import PerturbablePreTrainedModel
 
 BASE = "base"  # the folder of what is not perturbed, beside those of its variants
+# what a shard holds at most, and so what is in memory
 _SHARD = {"records": 65_536, "residues": 262_144, "bytes": 128 * 2**20}
+# on a core, ESM-2 and CARP are as fast with 1,024 to 8,192, within a tenth
+_TOKENS_ON_CPU = 4_096
+_TOKENS_ELSEWHERE = 32_768
+_LATE = 90.0  # seconds until a node sees what another has written to a shared disk
 
 
+@dataclass(frozen=True)
+class Embeddings:
+    """What a run left behind.
+
+    Args:
+        path: the folder.
+        columns: names of those with vectors.
+        records: rows, one for each record of the FASTA.
+        residues: how many the records have.
+        fingerprint: digest of what decides the embeddings: weights, FASTA and options.
+        computed: residues that this run had to do; 0 if the folder was complete.
+        findings: what was odd in the FASTA, by kind: `records` and the `first` of them.
+        notes: the same in words.
+    """
+
+    path: Path
+    columns: tuple[str, ...]
+    records: int
+    residues: int
+    fingerprint: str
+    computed: int
+    findings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the same as JSON has it."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return values | {"path": str(self.path), "columns": list(self.columns), "notes": list(self.notes)}
+
+
+@with_options
 def embed(
     model: str | Path | PerturbablePreTrainedModel,
     fasta: str | Path,
     out: str | Path,
     *,
-    layers: str | int | Iterable[int] = "last",
-    pool: str | Iterable[str] = "mean",
-    per_residue: bool = False,
-    dtype: str | torch.dtype | None = None,
-    device: str | None = None,
-    tokens: int | None = None,
-    long: str = "refuse",
-    overlap: int | None = None,
-    revision: str | None = None,
-    perturbation: Any = None,
-    force: bool = False,
-    progress: Progress | None = None,
+    perturbation: Perturbation | Mapping[str, Any] | str | None = None,
+    **options: Any,
 ) -> Embeddings:
     """Embed the sequences of a FASTA, to a folder of Parquet; an interrupted run is continued by the same call.
 
@@ -55,51 +84,28 @@ def embed(
         model: a folder, a Hub id, an original `.pt`, `demo`, or a model of this package.
         fasta: the FASTA, plain or packed with gzip; `-` for standard input.
         out: the folder; `read_embeddings` reads it, and so does whatever reads Parquet.
-        layers: which representations: `"last"`, `"all"`, or numbers counted as in the originals, 0 for the embedding.
-        pool: how the residues of a record become one vector: `"mean"`, `"max"`, `"cls"` (the token that begins a
-            sequence, in ESM), or several of them. Special tokens are no residues, and padding is not there.
-        per_residue: keep the vector of every residue too (`pool=()` for these alone).
-        dtype: of weights and arithmetic; that of the checkpoint if `None`. Pooling is in float32, and so is what is
-            stored.
-        device: as torch names it; `"auto"` to spread the network over all there are; a GPU if there is one if `None`.
-        tokens: most tokens of a batch, padding included; `None` for 4,096 on the CPU and 32,768 elsewhere.
-        long: what to make of records of more residues than a network with learned positions takes: `"refuse"` them,
-            `"truncate"` them, or slide a `"window"` along, whose representations are averaged where windows overlap.
-        overlap: residues that neighbouring windows share; `None` for a quarter of a window.
-        revision: of a Hub id.
         perturbation: what to do to the weights first; see `Perturbation`.
-        force: if `out` is a folder of other embeddings, remove them and begin again.
-        progress: called with the residues that are done and those that there are to do.
+        **options: those listed at the end.
 
     Raises:
         FastaError: a `ValueError`: if the FASTA cannot be read, or has records that the network cannot take.
-        ModelInputError: a `ValueError`: if an option is not one that is allowed.
+        ModelInputError: a `ValueError`: if an option has a value that is not allowed.
         EmbeddingsError: an `OSError`: if `out` holds other embeddings, or cannot be written.
         CheckpointError: an `OSError`: if the model cannot be read.
+        TypeError: if there is no such option.
     """
-    run = _Run(layers, pool, per_residue, dtype, device, tokens, long, overlap, force, progress)
-    folder = _path("out", out)
+    asked, folder = EmbedOptions(**options), _path("out", out)
     wanted = {folder: None if perturbation is None else Perturbation.parse(perturbation)}
-    return run.all(model, revision, fasta, wanted)[folder]
+    return _embed_all(model, fasta, wanted, asked)[folder]
 
 
+@with_options
 def embed_variants(
     base: str | Path,
     fasta: str | Path,
     out: str | Path,
-    perturbations: Iterable[Any],
-    *,
-    revision: str | None = None,
-    layers: str | int | Iterable[int] = "last",
-    pool: str | Iterable[str] = "mean",
-    per_residue: bool = False,
-    dtype: str | torch.dtype | None = None,
-    device: str | None = None,
-    tokens: int | None = None,
-    long: str = "refuse",
-    overlap: int | None = None,
-    force: bool = False,
-    progress: Progress | None = None,
+    perturbations: Iterable[Perturbation | Mapping[str, Any] | str] | Perturbation | Mapping[str, Any] | str,
+    **options: Any,
 ) -> dict[str, Embeddings]:
     """Embed the sequences of a FASTA with a base and with variants of it, which are made in memory.
 
@@ -108,27 +114,17 @@ def embed_variants(
         fasta: as for `embed`.
         out: a folder of folders: `base`, and one for each variant, named as `hf-perturb create` names them.
         perturbations: what to do to the base, each a `Perturbation`, its dict, or a method name; or one of them.
-        revision: as for `embed`; so are the others.
-        layers: see there.
-        pool: see there.
-        per_residue: see there.
-        dtype: see there.
-        device: see there.
-        tokens: see there.
-        long: see there.
-        overlap: see there.
-        force: see there.
-        progress: see there; called for one folder after another.
+        **options: those listed at the end.
 
     Returns:
         What was written, by the name of the folder, the base first.
 
     Raises:
         PerturbationError: a `ValueError`: if a perturbation cannot be applied to this base, or comes twice.
-        OSError: as `embed` does; and so are the others.
+        HfPerturbError: for what `embed` raises.
+        TypeError: if there is no such option.
     """
-    run = _Run(layers, pool, per_residue, dtype, device, tokens, long, overlap, force, progress)
-    parent = _path("out", out)
+    asked, parent = EmbedOptions(**options), _path("out", out)
     if (parent / MANIFEST).exists():
         raise FolderExistsError(f"{out} holds embeddings, and is no folder of such folders; choose another")
     wanted: dict[Path, Perturbation | None] = {parent / BASE: None}
@@ -138,79 +134,191 @@ def embed_variants(
         if path in wanted:
             raise PerturbationError(f"two variants would be called {path.name}; embed them in two calls")
         wanted[path] = perturbation
-    return {path.name: done for path, done in run.all(base, revision, fasta, wanted).items()}
+    return {path.name: done for path, done in _embed_all(base, fasta, wanted, asked).items()}
 
 
-@dataclass(frozen=True)
-class _Run:
-    """The options of `embed`, for one folder or several."""
-
-    layers: Any
-    pool: Any
-    per_residue: bool
-    dtype: Any
-    device: str | None
-    tokens: int | None
-    long: str
-    overlap: int | None
-    force: bool
-    progress: Progress | None
-
-    def all(
-        self, model: Any, revision: str | None, fasta: str | Path, wanted: Mapping[Path, Perturbation | None]
-    ) -> dict[Path, Embeddings]:
-        """Embed one FASTA with a network, and with variants of it."""
-        ranks = find_ranks(self.device == "cpu")
-        networks, choices, dtype, device = ranks.together(lambda: self._prepare(model, revision, fasta, wanted, ranks))
-        [network, *_] = networks.values()
-        with file_of(fasta) as path:
-            stamp = ranks.together(lambda: stamp_of(path))
-
-            def look() -> tuple[Survey, str]:
-                for out in wanted:
-                    refuse_foreign(out)
-                found = survey(path, _limits(choices, network.config.hidden_size))
-                choices.refuse_long(found.longest, found.longest_name)
-                return found, network.digest()
-
-            found, weights = ranks.together(look, first_only=True)
-            done = {}
-            for out, each in networks.items():
-                work = Work(out, path, stamp, str(fasta), found, each, weights, choices, dtype, device, ranks)
-                done[out] = work.run(self.tokens, self.force, self.progress)
-            return done
-
-    def _prepare(
-        self,
-        model: Any,
-        revision: str | None,
-        fasta: str | Path,
-        wanted: Mapping[Path, Perturbation | None],
-        ranks: Ranks,
-    ) -> tuple[dict[Path, Network], Choices, torch.dtype, str]:
-        """Check all that can be checked before the FASTA is read."""
-        if self.tokens is not None and (not isinstance(self.tokens, int) or self.tokens < 1):
-            raise ModelInputError(f"tokens: got {self.tokens!r}; allowed: a number of at least 1")
-        _path("fasta", fasta)
-        if ranks.size > 1 and str(fasta) == "-":
-            raise FastaError("fasta: got '-' on several processes, and only one has a standard input; name a file")
-        network = open_network(model, revision)
-        networks = {out: network.perturbed(perturbation) for out, perturbation in wanted.items()}
-        choices = make_choices(network.config, self.layers, self.pool, self.per_residue, self.long, self.overlap)
-        return networks, choices, choose_dtype(self.dtype, network), choose_device(self.device, network, ranks.device)
-
-
-def _path(what: str, given: Any) -> Path:
+def _path(what: str, given: str | Path) -> Path:
     if not isinstance(given, (str, Path)):
         raise ModelInputError(f"{what}: got a {type(given).__name__}; allowed: the path of a file or folder")
     return Path(given)
 
 
+def _embed_all(
+    model: str | Path | PerturbablePreTrainedModel,
+    fasta: str | Path,
+    wanted: Mapping[Path, Perturbation | None],
+    options: EmbedOptions,
+) -> dict[Path, Embeddings]:
+    """Embed a FASTA with a network, and with variants of it, each to a folder."""
+    ranks = find_ranks(options.device == "cpu")
+
+    def prepare() -> tuple[dict[Path, Embedder], Choices, torch.dtype, str]:
+        """Check all that can be checked before the FASTA is read."""
+        _path("fasta", fasta)
+        if ranks.size > 1 and str(fasta) == "-":
+            raise FastaError("fasta: got '-' on several processes, and only one has a standard input; name a file")
+        network = open_embedder(model, options.revision)
+        each = {out: network.perturbed(perturbation) for out, perturbation in wanted.items()}
+        choices = options.choices(network.config)
+        return each, choices, choose_dtype(options.dtype, network), choose_device(options.device, network, ranks.device)
+
+    embedders, choices, dtype, device = ranks.together(prepare)
+    [network, *_] = embedders.values()
+    width = network.config.hidden_size
+    with file_of(fasta) as path:
+        stamp = ranks.together(lambda: stamp_of(path))
+
+        def look() -> tuple[Survey, str]:
+            for out in wanted:
+                refuse_foreign(out)
+            found = survey(path, _limits(choices, width))
+            choices.refuse_long(found.longest, found.longest_name)
+            return found, network.digest()
+
+        found, weights = ranks.together(look, first_only=True)
+        vectors = {name: width for name, _, _ in choices.vectors}
+        residues = {name: width for name, _ in choices.residues}
+        schema = Schema(choices.integers, vectors, residues, nullable="empty" in found.findings.found)
+        run = _Run(options, choices, dtype, device, ranks, path, stamp, str(fasta), found, weights, schema)
+        return {out: run.embed(out, embedder) for out, embedder in embedders.items()}
+
+
 def _limits(choices: Choices, width: int) -> ShardLimits:
-    """Bound what a shard holds, and so what is in memory."""
     vector = 4 * width
     return ShardLimits(
         **_SHARD,
         record_bytes=64 + vector * len(choices.vectors),
         residue_bytes=1 + vector * len(choices.residues),
     )
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One FASTA and what is made of it, in one folder or several.
+
+    Args:
+        options: what was asked for.
+        choices: what that means for this network.
+        dtype: of weights and arithmetic.
+        device: where to compute.
+        ranks: the processes that share the work.
+        fasta: the file.
+        stamp: size and time of it, as they were when it was opened.
+        called: how the user calls it.
+        found: what is known of it.
+        weights: digest of what the network has before it is perturbed.
+        schema: the columns.
+    """
+
+    options: EmbedOptions
+    choices: Choices
+    dtype: torch.dtype
+    device: str
+    ranks: Ranks
+    fasta: Path
+    stamp: tuple[int, int]
+    called: str
+    found: Survey
+    weights: str
+    schema: Schema
+
+    def embed(self, out: Path, embedder: Embedder) -> Embeddings:
+        """Fill one folder: open it, embed what is missing, declare it complete."""
+        inputs, described = self._inputs(embedder), self._described(embedder)
+        with ExitStack() as held:
+
+            def begin() -> tuple[Manifest, list[Shard]]:
+                held.enter_context(store_lock(out))
+                store = open_store(out, inputs, described, self.found.shards, self.schema, self.options.force)
+                return store.manifest, [] if store.complete else store.missing()
+
+            # what is left is settled once, before anybody writes; and told, as another node may see the folder late
+            manifest, left = self.ranks.together(begin, first_only=True)
+            store = Store(out, manifest)
+            mine = split(left, self.ranks.size)[self.ranks.rank]
+            if mine:  # who fails here says so at once, whatever the others still have to do
+                self._write(store, mine, embedder)
+            self.ranks.gather(None)
+            if not store.complete:
+                self.ranks.together(lambda: self._finish(store), first_only=True)
+        return Embeddings(
+            path=out,
+            columns=(*self.schema.vectors, *self.schema.residues),
+            records=self.found.records,
+            residues=self.found.residues,
+            fingerprint=manifest.fingerprint,
+            computed=sum(shard.residues for shard in left),
+            findings=self.found.findings.to_dict(),
+            notes=tuple(self.found.findings.lines()),
+        )
+
+    def _inputs(self, embedder: Embedder) -> dict[str, Any]:
+        """Return what decides the embeddings, as JSON."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        asked = embedder.perturbation
+        model = {"weights": self.weights, "perturbation": None if asked is None else asked.to_dict()}
+        return {"model": model, "fasta": self.found.digest, "dtype": dtype, **self.choices.to_dict()}
+
+    def _described(self, embedder: Embedder) -> dict[str, Any]:
+        """Return what is said of them besides, as JSON."""
+        versions = {name: version(name) for name in ("hf-perturb", "torch", "transformers")}
+        fasta = {"name": Path(self.called).name, "records": self.found.records, "residues": self.found.residues}
+        return {"model": embedder.described(), "fasta": fasta, "versions": versions}
+
+    def _finish(self, store: Store) -> None:
+        # one process by itself sees what it wrote, and `finish` looks anyway
+        until = time.monotonic() + _LATE
+        while self.ranks.size > 1 and time.monotonic() < until and store.missing():
+            time.sleep(1)
+        store.finish({"findings": self.found.findings.to_dict()})
+
+    def _write(self, store: Store, shards: Sequence[Shard], embedder: Embedder) -> None:
+        encoder = Encoder(embedder.config)
+        done, total = 0, sum(shard.residues for shard in shards)
+        advance = self.options.progress or (lambda done, total: None)
+        with embedder.loaded(self.dtype, self.device) as model:
+            advance(0, total)
+            budget = self.options.tokens or (_TOKENS_ON_CPU if model.device.type == "cpu" else _TOKENS_ELSEWHERE)
+            for shard, records in iterate_shards(self.fasta, shards, self.stamp):
+                units = units_of(records, self.choices)
+                columns = self._blank(records, units)
+                for batch in batches(units, budget, encoder.special):
+                    self._fill(columns, records, batch, embed_batch(model, batch, encoder, self.choices, budget))
+                    done += sum(len(unit.sequence) * len(unit.rows) for unit in batch)
+                    advance(done, total)
+                store.write(shard, columns)
+
+    def _fill(
+        self, columns: dict[str, Any], records: Sequence[Record], batch: Sequence[Unit], found: dict[str, list[Any]]
+    ) -> None:
+        """Put what was found for a batch where it belongs, and refuse what is no number."""
+        import numpy as np
+
+        for name, values in found.items():
+            for unit, value in zip(batch, values, strict=True):
+                if not np.isfinite(value).all():
+                    half = self.dtype.itemsize < 4
+                    why = f", or this is too much for {self.dtype}: try --dtype float32" if half else ""
+                    record = records[unit.rows[0]].name
+                    raise EmbeddingsError(f"record {record!r}: {name} is NaN or infinite; so are weights{why}")
+                for row in unit.rows:
+                    columns[name][row] = value
+
+    def _blank(self, records: Sequence[Record], units: Sequence[Unit]) -> dict[str, Any]:
+        """Return the columns of a shard before its vectors are known."""
+        import numpy as np
+
+        schema = self.schema
+        lengths = np.array([len(record.sequence) for record in records], np.int32)
+        columns: dict[str, Any] = {"id": [record.id for record in records], "length": lengths}
+        if EMBEDDED in schema.integers:
+            columns[EMBEDDED] = np.minimum(lengths, self.choices.limit or 0).astype(np.int32)
+        if "windows" in schema.integers:
+            columns["windows"] = np.zeros(len(records), np.int32)
+            for unit in units:
+                columns["windows"][unit.rows] = len(unit.windows)
+        for name, width in schema.vectors.items():
+            columns[name] = np.zeros((len(records), width), np.float32)
+        for name, width in schema.residues.items():
+            columns[name] = [np.zeros((0, width), np.float32)] * len(records)
+        return columns

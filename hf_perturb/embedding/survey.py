@@ -6,13 +6,10 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 
-from hf_perturb.embedding.cleaning import Findings
-from hf_perturb.embedding.fasta import Record, read_records
+from hf_perturb.embedding.fasta import Findings, Record, read_records
 from hf_perturb.embedding.manifest import Shard
-from hf_perturb.embedding.repeats import Repeats
 from hf_perturb.errors import FastaError
 
 # a small FASTA is cut into about as many shards, so that several processes have something to do,
@@ -73,20 +70,18 @@ class Survey:
 
 
 def survey(path: Path, limits: ShardLimits) -> Survey:
-    """Read a FASTA once; memory grows by some bytes a record at most.
+    """Read a FASTA once; memory does not grow with it, but for the plan.
 
     Args:
         path: the FASTA, plain or packed with gzip.
         limits: of each shard. That of the residues is lowered for a small FASTA: see `ShardLimits.in_force`.
 
     Raises:
-        FastaError: as `read_records` does; if there is no room for the temporary files that find repeats.
+        FastaError: as `read_records` does.
     """
     look = _Look()
-    with closing(look):
-        # the limit in force is known at the end: pieces that fit any are cut now, and joined then
-        pieces = list(_join(look.sizes(path), limits.in_force(0)))
-        look.tell_repeats(path)
+    # the limit in force is known at the end: pieces that fit any are cut now, and joined then
+    pieces = list(_join(look.sizes(path), limits.in_force(0)))
     shards, first = [], 0
     for number, (records, residues) in enumerate(_join(pieces, limits.in_force(look.residues))):
         shards.append(Shard(number, first, records, residues))
@@ -165,8 +160,6 @@ class _Look:
     longest_name: str = ""
     hash: hashlib._Hash = field(default_factory=hashlib.sha256)
     findings: Findings = field(default_factory=Findings)
-    ids: Repeats = field(default_factory=Repeats)
-    sequences: Repeats = field(default_factory=Repeats)
 
     def sizes(self, path: Path) -> Iterator[tuple[int, int]]:
         """Read the records; give (1, residues) for each."""
@@ -176,21 +169,4 @@ class _Look:
             self.residues += length
             if length > self.longest:
                 self.longest, self.longest_name = length, record.name
-            self.ids.add(record.id, record.index)
-            self.sequences.add(record.sequence, record.index)
             yield 1, length
-
-    def tell_repeats(self, path: Path) -> None:
-        """Add the repeats to the findings."""
-        for kind, repeats in (("repeated_ids", self.ids), ("repeated_sequences", self.sequences)):
-            records, place = repeats.found()
-            if records:
-                # all names would fill the memory or the disk; a second look, as far as the record, finds this one
-                with closing(read_records(path)) as again:
-                    name = next((record.name for record in islice(again, place, None)), f"record {place + 1}")
-                self.findings.add(kind, name, records)
-
-    def close(self) -> None:
-        """Remove the temporary files."""
-        self.ids.close()
-        self.sequences.close()

@@ -19,8 +19,7 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import example, given, strategies as st
 
-from hf_perturb.embedding.cleaning import Findings, clean
-from hf_perturb.embedding.fasta import Record, read_records, spool_stdin
+from hf_perturb.embedding.fasta import Findings, Record, clean, read_records, spool_stdin
 from hf_perturb.errors import FastaError
 
 
@@ -134,16 +133,17 @@ def test_what_is_met_is_told(read):
 
 def test_sentences():
     findings = Findings()
-    findings.add("repeated_sequences", "b", 1_234)
+    for name in ("b", *["c"] * 1_233):
+        findings.add("without_id", name)
     findings.add("lower_case", "P12345")
     findings.add("lower_case", "P2")
     findings.add("empty", "E1")
     assert findings.lines() == [
         "2 records had lower-case letters, read as upper case (first: 'P12345')",
         "1 record had no residues, and get a row without vectors (first: 'E1')",
-        "1,234 records had the sequence of an earlier record, computed once per shard (first: 'b')",
+        "1,234 records had no id, and keep an empty one (first: 'b')",
     ]
-    assert list(findings.to_dict()) == ["lower_case", "empty", "repeated_sequences"]
+    assert list(findings.to_dict()) == ["lower_case", "empty", "without_id"]
 
 
 @given(st.text() | st.text(string.printable))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import string
+from dataclasses import fields
+from inspect import signature
 from itertools import pairwise
 
 import numpy as np
@@ -18,14 +19,10 @@ from support.embedding import draw, write_carp, write_fasta
 from support.models import CONFIGS, small_model
 
 import hf_perturb
-from hf_perturb.checkpoints.tokenizers import build_tokenizer_of
 from hf_perturb.cli import main
-from hf_perturb.embedding import work
-from hf_perturb.embedding.batches import Encoder, Unit, batches, units_of
-from hf_perturb.embedding.choices import Choices, make_choices, read_layers
-from hf_perturb.embedding.fasta import Record
-from hf_perturb.embedding.manifest import Shard
-from hf_perturb.embedding.ranks import split
+from hf_perturb.embedding import run
+from hf_perturb.embedding.batches import batches
+from hf_perturb.embedding.options import Choices, EmbedOptions, read_layers
 from hf_perturb.errors import (
     EmbeddingsError,
     FolderExistsError,
@@ -103,18 +100,19 @@ def test_other_layers_are_refused(given):
     ],
 )
 def test_choices_that_a_network_does_not_have(network, options, said):
-    given = {"layers": "last", "pool": "mean", "per_residue": False, "long": "refuse", "overlap": None} | options
     with pytest.raises(ModelInputError, match=said):
-        make_choices(ESM1B if network == "esm1b" else CONFIGS[network](), **given)
+        EmbedOptions(**options).choices(ESM1B if network == "esm1b" else CONFIGS[network]())
 
 
-def test_the_encoder_does_what_the_tokenizer_does(network):
-    config = CONFIGS[network]()
-    encoder, tokenizer = Encoder(config), build_tokenizer_of(config)
-    sequences = [string.ascii_uppercase, "M", *string.ascii_uppercase, *draw((7, 40, 3))]
-    theirs = tokenizer(sequences, padding=True, return_tensors="pt")["input_ids"]
-    assert torch.equal(encoder.encode(sequences), theirs)
-    assert encoder.special == theirs.shape[1] - 40
+@pytest.mark.parametrize("function", [hf_perturb.embed, hf_perturb.embed_variants])
+def test_options_are_shown_and_no_others_are_taken(function):
+    shown = signature(function).parameters
+    for option in fields(EmbedOptions):
+        assert shown[option.name].default == option.default
+        assert f"\n    {option.name}: " in function.__doc__
+    assert all(parameter.kind is not parameter.VAR_KEYWORD for parameter in shown.values())
+    with pytest.raises(TypeError, match="'layer'"):
+        function("demo", "a.fasta", "OUT", *(["reinit"] if function is hf_perturb.embed_variants else []), layer=1)
 
 
 @given(st.integers(1, 200), st.integers(1, 40), st.data())
@@ -126,43 +124,6 @@ def test_windows_see_every_residue(length, limit, data):
     for (_, before), (first, _) in pairwise(windows):
         assert before - first >= choices.overlap
     assert len(set(windows)) == len(windows)
-
-
-@given(
-    st.lists(st.integers(0, 80), max_size=40),
-    st.integers(1, 200),
-    st.sampled_from([None, 20]),
-    st.sampled_from(["truncate", "window"]),
-)
-def test_batches_hold_the_budget_and_every_sequence_once(lengths, tokens, limit, long):
-    records = [Record(i, str(i), "A" * length) for i, length in enumerate(lengths)]
-    units = units_of(records, Choices((1,), limit=limit, long=long, overlap=5))
-    assert sorted(row for unit in units for row in unit.rows) == [i for i, length in enumerate(lengths) if length]
-    made = list(batches(units, tokens, special=2))
-    assert sorted(id(unit) for batch in made for unit in batch) == sorted(map(id, units))
-    for batch in made:
-        widths = [last - first + 2 for unit in batch for first, last in unit.windows]
-        assert len(batch) == 1 or len(widths) * max(widths) <= tokens
-    firsts = [len(batch[0].sequence) for batch in made]
-    assert firsts == sorted(firsts, reverse=True)
-
-
-def test_batches_are_no_smaller_than_they_must_be():
-    units = [Unit("A" * length, [length], [(0, length)]) for length in range(1, 101)]
-    assert len(list(batches(units, 1000, special=0))) < 1.5 * sum(range(1, 101)) / 1000 + 1
-
-
-@given(st.lists(st.integers(0, 1000), max_size=60), st.integers(1, 8))
-def test_work_is_divided_by_residues(residues, size):
-    work = [Shard(i, i, 1, n) for i, n in enumerate(residues)]
-    parts = split(work, size)
-    assert len(parts) == size
-    assert sorted((shard for part in parts for shard in part), key=lambda shard: shard.number) == work
-    assert all(part == sorted(part, key=lambda shard: shard.number) for part in parts)
-    loads = [sum(shard.residues for shard in part) for part in parts]
-    for part, load in zip(parts, loads, strict=True):
-        # whoever was given the smallest piece that it has was not ahead of anybody
-        assert load - min((shard.residues for shard in part), default=0) <= min(loads)
 
 
 # the command
@@ -319,10 +280,8 @@ def test_records_without_residues_have_no_vectors(inside):
         "non_letters": 1,
         "empty": 1,
         "without_id": 1,
-        "repeated_ids": 1,
-        "repeated_sequences": 1,
     }
-    assert len(done.notes) == 8
+    assert len(done.notes) == 6
     hf_perturb.embed("carp", "some.fasta", "EACH", per_residue=True, pool=())
     assert [len(row) for row in hf_perturb.read_embeddings("EACH")[1]] == [4, 0, 1, 4, 2]
 
@@ -384,11 +343,11 @@ def test_progress_counts_residues(inside):
 def test_a_budget_is_chosen_for_the_device(inside, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        work, "batches", lambda units, tokens, special: seen.append(tokens) or batches(units, tokens, special)
+        run, "batches", lambda units, tokens, special: seen.append(tokens) or batches(units, tokens, special)
     )
     for device in ("cpu", "cpu:0", "auto"):
         hf_perturb.embed("carp", "a.fasta", f"OUT {device}", device=device)
-    assert seen == [work._TOKENS_ON_CPU] * 3
+    assert seen == [run._TOKENS_ON_CPU] * 3
 
 
 def test_variants_do_not_go_into_a_folder_of_embeddings(inside):

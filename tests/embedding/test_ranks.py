@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given, strategies as st
 
 pytest.importorskip("pyarrow")
 pytest.importorskip("accelerate")
@@ -19,8 +20,8 @@ from support.embedding import assert_same, draw, environment, free_port, write_c
 
 import hf_perturb
 from hf_perturb.cli import main
-from hf_perturb.embedding.launch import launched
-from hf_perturb.embedding.ranks import Ranks, SaidElsewhereError
+from hf_perturb.embedding.manifest import Shard
+from hf_perturb.embedding.ranks import Ranks, SaidElsewhereError, launched, split
 from hf_perturb.embedding.store import Store
 from hf_perturb.errors import EmbeddingsError
 
@@ -232,20 +233,34 @@ def test_one_process_is_alone():
         Ranks().together(fail)
 
 
+@given(st.lists(st.integers(0, 1000), max_size=60), st.integers(1, 8))
+def test_work_is_divided_by_residues(residues, size):
+    work = [Shard(i, i, 1, n) for i, n in enumerate(residues)]
+    parts = split(work, size)
+    assert len(parts) == size
+    assert sorted((shard for part in parts for shard in part), key=lambda shard: shard.number) == work
+    assert all(part == sorted(part, key=lambda shard: shard.number) for part in parts)
+    loads = [sum(shard.residues for shard in part) for part in parts]
+    for part, load in zip(parts, loads, strict=True):
+        # whoever was given the smallest piece that it has was not ahead of anybody
+        assert load - min((shard.residues for shard in part), default=0) <= min(loads)
+
+
 @pytest.mark.parametrize(
     ("variables", "found"),
     [
-        ({}, (0, 1)),
-        ({"RANK": "3"}, (0, 1)),
-        ({"RANK": "0", "WORLD_SIZE": "1"}, (0, 1)),
-        ({"RANK": "3", "WORLD_SIZE": "4"}, (3, 4)),
-        ({"RANK": "", "WORLD_SIZE": ""}, (0, 1)),
-        ({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}, (1, 2)),
-        ({"PMI_RANK": "1", "PMI_SIZE": "2", "WORLD_SIZE": "1"}, (1, 2)),
+        ({}, (0, 0, 1)),
+        ({"RANK": "3"}, (0, 0, 1)),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, (0, 0, 1)),
+        ({"RANK": "3", "WORLD_SIZE": "4"}, (3, 3, 4)),
+        ({"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4"}, (3, 1, 4)),
+        ({"RANK": "", "WORLD_SIZE": ""}, (0, 0, 1)),
+        ({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}, (1, 1, 2)),
+        ({"PMI_RANK": "1", "PMI_SIZE": "2", "WORLD_SIZE": "1"}, (1, 1, 2)),
     ],
 )
 def test_launchers_say_which_process_this_is(monkeypatch, variables, found):
-    for name in ("RANK", "WORLD_SIZE", "PMI_RANK", "PMI_SIZE"):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "PMI_RANK", "PMI_SIZE"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 pytest.importorskip("pyarrow")
-from support.shards import FIXED, RESIDUES, SCHEMA, Schema, content, fill, plan, start
+from support.shards import FIXED, RESIDUES, SCHEMA, content, fill, plan, start
 
 from hf_perturb.embedding import columns as module
-from hf_perturb.embedding.reading import read_embeddings
+from hf_perturb.embedding.manifest import Schema
+from hf_perturb.embedding.read import read_embeddings
 from hf_perturb.errors import EmbeddingsError, FolderExistsError
 
 SIZES = [i % 3 + 1 for i in range(13)]
@@ -60,7 +61,8 @@ def test_nans_and_bits_come_back(tmp_path):
     store, (shard,) = start(tmp_path, 4, schema=ONE), plan(4)
     columns = content(shard, ONE)
     columns["mean"][0] = [np.nan, np.inf, -0.0, 1e-45, 3.4e38]
-    store.write(shard, columns, np.zeros(4, bool))
+    columns["length"][:] = 1
+    store.write(shard, columns)
     store.finish({})
     assert read_embeddings(tmp_path)[1].tobytes() == columns["mean"].tobytes()
 

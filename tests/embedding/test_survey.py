@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import gzip
 import hashlib
 import itertools
@@ -17,7 +16,6 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, settings, strategies as st
 
-from hf_perturb.embedding import repeats
 from hf_perturb.embedding.fasta import read_records
 from hf_perturb.embedding.survey import LEAST_RESIDUES, SHARDS, Shard, ShardLimits, Survey, iterate_shards, survey
 from hf_perturb.errors import FastaError
@@ -114,46 +112,6 @@ def test_content_does_matter(tmp_path):
 def test_small_files_are_cut_for_several_processes(records, length, residues, shards):
     limits = ShardLimits(records=10**9, residues=residues, bytes=10**18)
     assert len(survey_of([length] * records, limits).shards) == shards
-
-
-def test_repeats_are_found_across_batches(tmp_path, monkeypatch):
-    monkeypatch.setattr(repeats, "_BATCH", 3)
-    records = [(f"r{i}", "M" * (i + 1)) for i in range(20)]
-    records += [("r19", "MK"), ("r3", "W"), ("r3", "MMMM"), ("new", "W"), ("", ""), ("", ""), ("r3", "M")]
-    found = survey(write(tmp_path / "a.fasta", records), WIDE).findings.to_dict()
-    assert found == {
-        "empty": {"records": 2, "first": "record 25"},
-        "without_id": {"records": 2, "first": "record 25"},
-        "repeated_ids": {"records": 4, "first": "r19"},
-        "repeated_sequences": {"records": 3, "first": "r3"},
-    }
-
-
-@given(st.lists(st.tuples(st.sampled_from("abcde"), st.sampled_from(["M", "K", "MK", "m"])), min_size=1, max_size=25))
-@settings(deadline=None)
-def test_repeats_are_those_of_a_set(records):
-    expected = {}
-    for kind, texts in {
-        "repeated_ids": [r[0] for r in records],
-        "repeated_sequences": [r[1].upper() for r in records],
-    }.items():
-        again = [i for i, text in enumerate(texts) if text in texts[:i]]
-        if again:
-            expected[kind] = {"records": len(again), "first": records[again[0]][0]}
-    with tempfile.TemporaryDirectory() as folder:
-        found = survey(write(Path(folder, "a.fasta"), records), WIDE).findings.to_dict()
-    found.pop("lower_case", None)
-    assert found == expected
-
-
-@pytest.mark.parametrize(
-    ("file", "told"), [("/dev/full", "No space left on device"), ("/absent/file", "No such file or directory")]
-)
-def test_no_room_for_temporary_files_is_told(tmp_path, monkeypatch, file, told):
-    monkeypatch.setattr(repeats, "_PARTS", 1)
-    monkeypatch.setattr(repeats.tempfile, "TemporaryFile", functools.partial(open, file, "wb"))
-    with pytest.raises(FastaError, match=f"temporary files: .*{told}.*; set TMPDIR"):
-        survey(write(tmp_path / "a.fasta", [(f"r{i}", "MK") for i in range(9)]), WIDE)
 
 
 def test_some_shards_are_read_in_one_pass_that_ends_with_the_last(tmp_path):

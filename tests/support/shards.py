@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from hf_perturb.embedding.manifest import read_manifest
-from hf_perturb.embedding.store import Schema, Shard, Store, open_store, store_lock
+from hf_perturb.embedding.manifest import Schema, Shard, read_manifest
+from hf_perturb.embedding.store import Store, open_store, store_lock
 
 TESTS = Path(__file__).parent.parent
 
@@ -60,5 +60,6 @@ def numbers(shards: list[Shard]) -> list[int]:
 
 def child(code: str, *words: object) -> subprocess.CompletedProcess:
     """Run code in another process that has what is above here."""
-    path = [sys.executable, "-c", f"from support.shards import *\n{code}", *map(str, words)]
+    imports = "import os, signal\nfrom hf_perturb.embedding import columns as module\nfrom support.shards import *\n"
+    path = [sys.executable, "-c", imports + code, *map(str, words)]
     return subprocess.run(path, cwd=TESTS, capture_output=True, text=True, check=False)

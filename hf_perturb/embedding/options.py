@@ -1,0 +1,230 @@
+"""What a run of embeddings is asked for, and what that means for a network. Neither torch nor numpy is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from inspect import Parameter, getdoc, signature
+from operator import index
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+from hf_perturb.embedding.manifest import EMBEDDED
+from hf_perturb.errors import FastaError, ModelInputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from hf_perturb.networks.configuration_carp import CarpConfig
+    from hf_perturb.networks.configuration_fair_esm import FairEsmConfig
+
+POOLS = ("mean", "max", "cls")
+LONG = ("refuse", "truncate", "window")
+
+# called with the residues that are done and those that this process has to do
+Progress = Callable[[int, int], object]
+Config: TypeAlias = "CarpConfig | FairEsmConfig"
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedOptions:
+    """The options of `embed`, `embed_variants` and the command.
+
+    Args:
+        layers: which representations: `"last"`, `"all"`, or numbers (in a string with commas, too) counted as in the
+            originals, 0 for the embedding; negative ones count from the end.
+        pool: how the residues of a record become one vector: `"mean"`, `"max"`, `"cls"` (the token that begins a
+            sequence, in ESM), or several of them. Special tokens are no residues, and padding is not there.
+        per_residue: keep the vector of every residue too (`pool=()` for these alone).
+        dtype: of weights and arithmetic; that of the checkpoint if `None`. Pooling is in float32, and so is what is
+            stored.
+        device: as torch names it; `"auto"` to spread the network over all there are; a GPU if there is one if `None`.
+        tokens: most tokens of a batch, padding included; `None` for 4,096 on the CPU and 32,768 elsewhere.
+        long: what to make of records of more residues than a network with learned positions takes: `"refuse"` them,
+            `"truncate"` them, or slide a `"window"` along, whose representations are averaged where windows overlap.
+        overlap: residues that neighbouring windows share; `None` for a quarter of a window.
+        revision: branch, tag or commit of a Hub id.
+        force: if the folder holds other embeddings, remove them and begin again.
+        progress: called with the residues that are done and those that there are to do, for each folder.
+
+    Raises:
+        ModelInputError: if `tokens` is no number of at least 1.
+    """
+
+    layers: str | int | Iterable[int] = "last"
+    pool: str | Iterable[str] = "mean"
+    per_residue: bool = False
+    dtype: str | torch.dtype | None = None
+    device: str | None = None
+    tokens: int | None = None
+    long: str = "refuse"
+    overlap: int | None = None
+    revision: str | None = None
+    force: bool = False
+    progress: Progress | None = None
+
+    def __post_init__(self) -> None:
+        if self.tokens is not None and (not isinstance(self.tokens, int) or self.tokens < 1):
+            raise ModelInputError(f"tokens: got {self.tokens!r}; allowed: a number of at least 1")
+
+    def choices(self, config: Config) -> Choices:
+        """Say what is made of each record by a network of this configuration.
+
+        Raises:
+            ModelInputError: naming the option, what it got and what is allowed.
+        """
+        pools = self._pools(config)
+        if self.long not in LONG:
+            raise ModelInputError(f"long: got {self.long!r}; allowed: {', '.join(LONG)}")
+        ends = (getattr(config, name, None) for name in ("bos_token_id", "eos_token_id"))
+        tokens, special = getattr(config, "max_tokens", None), sum(end is not None for end in ends)
+        limit = None if tokens is None else tokens - special
+        if limit is not None and limit < 1:
+            raise ModelInputError(f"this network takes {tokens} tokens, and none of them a residue")
+        overlap, layers = self._overlap(limit), read_layers(self.layers, config.num_hidden_layers)
+        return Choices(layers, pools, self.per_residue, limit, self.long, overlap)
+
+    def _pools(self, config: Config) -> tuple[str, ...]:
+        pools = tuple(dict.fromkeys([self.pool] if isinstance(self.pool, str) else self.pool))
+        for name in pools:
+            if name not in POOLS:
+                raise ModelInputError(f"pool: got {name!r}; allowed: {', '.join(POOLS)}")
+        if "cls" in pools and getattr(config, "bos_token_id", None) is None:
+            raise ModelInputError(
+                f"pool: got 'cls'; a {config.model_type} network has no token that begins a sequence; allowed: mean,"
+                " max"
+            )
+        if not pools and not self.per_residue:
+            raise ModelInputError("pool: got none; allowed: at least one of mean, max, cls, or the vectors of residues")
+        return pools
+
+    def _overlap(self, limit: int | None) -> int:
+        if self.overlap is None:
+            return (limit or 0) // 4
+        if limit is None or self.long != "window":
+            why = "records of any length are taken whole" if limit is None else f"long is {self.long!r}"
+            raise ModelInputError(
+                f"overlap: got {self.overlap}, but {why}; it is for networks with a limit and long='window'"
+            )
+        if not 0 <= self.overlap < limit:
+            raise ModelInputError(f"overlap: got {self.overlap}; allowed: 0 to {limit - 1} residues")
+        return self.overlap
+
+
+def with_options(function: Function) -> Function:
+    """Show the options in the signature and the documentation of a function that takes them as `**options`."""
+    own = signature(function)
+    shown = [given for given in own.parameters.values() if given.kind is not Parameter.VAR_KEYWORD]
+    function.__signature__ = own.replace(  # type: ignore[attr-defined]  # it is what `signature` and `help` look for
+        parameters=[*shown, *signature(EmbedOptions).parameters.values()]
+    )
+    options = (getdoc(EmbedOptions) or "").partition("Args:\n")[2].partition("\n\nRaises:")[0]
+    function.__doc__ = f"{getdoc(function)}\n\nOptions:\n{options}"
+    return function
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What is made of each record.
+
+    Args:
+        layers: numbers of the representations, ascending; 0 is the embedding.
+        pools: how the residues of a record become one vector; may be empty.
+        per_residue: whether the vector of every residue is kept too.
+        limit: most residues that the network takes at once, `None` for any number.
+        long: what becomes of longer records, one of `LONG`.
+        overlap: residues that neighbouring windows share.
+    """
+
+    layers: tuple[int, ...]
+    pools: tuple[str, ...] = ("mean",)
+    per_residue: bool = False
+    limit: int | None = None
+    long: str = "refuse"
+    overlap: int = 0
+
+    @property
+    def vectors(self) -> list[tuple[str, str, int]]:
+        """Column, pooling and layer of each vector a record."""
+        return [(f"{pool}_{layer}", pool, layer) for layer in self.layers for pool in self.pools]
+
+    @property
+    def residues(self) -> list[tuple[str, int]]:
+        """Column and layer of each vector a residue."""
+        return [(f"residues_{layer}", layer) for layer in self.layers] if self.per_residue else []
+
+    @property
+    def integers(self) -> tuple[str, ...]:
+        """Columns that say what became of long records."""
+        names = {"truncate": (EMBEDDED,), "window": ("windows",)}
+        return () if self.limit is None else names.get(self.long, ())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what decides the embeddings, as JSON."""
+        long: dict[str, Any] = {"long": self.long, "limit": self.limit, "overlap": self.overlap}
+        kept = {key: value for key, value in long.items() if key != "overlap" or self.long == "window"}
+        return {
+            "layers": list(self.layers),
+            "pool": list(self.pools),
+            "per_residue": self.per_residue,
+            "long_records": None if self.limit is None else kept,
+        }
+
+    def windows(self, length: int) -> list[tuple[int, int]]:
+        """Return which residues the network sees at a time, as (first, after the last).
+
+        All windows are as wide as the network takes; the last ends where the record does, and so may share more with
+        its neighbour than the others do.
+        """
+        if self.limit is None or length <= self.limit:
+            return [(0, length)]
+        if self.long == "truncate":
+            return [(0, self.limit)]
+        starts = range(0, length - self.limit, self.limit - self.overlap)
+        return [(start, start + self.limit) for start in (*starts, length - self.limit)]
+
+    def refuse_long(self, longest: int, name: str) -> None:
+        """Raise if there are records that the network cannot take, and nobody said what to make of them.
+
+        Args:
+            longest: residues of the longest record.
+            name: what messages call it.
+
+        Raises:
+            FastaError: naming the record, the limit and the ways out.
+        """
+        if self.long == "refuse" and self.limit is not None and longest > self.limit:
+            raise FastaError(
+                f"record {name!r} has {longest:,} residues; allowed: at most {self.limit:,}, because this network has"
+                " learned its positions; cut longer ones off with --long truncate, or slide with --long window"
+            )
+
+
+def read_layers(layers: str | int | Iterable[int], depth: int) -> tuple[int, ...]:
+    """Read numbers of representations, counted as fair-esm and sequence-models count them.
+
+    Args:
+        layers: see `EmbedOptions`.
+        depth: layers of the network.
+
+    Raises:
+        ModelInputError: naming what it got and what is allowed.
+    """
+    if isinstance(layers, str) and layers in ("last", "all"):
+        return (depth,) if layers == "last" else tuple(range(depth + 1))
+    given = layers.split(",") if isinstance(layers, str) else layers if isinstance(layers, Iterable) else [layers]
+    found = set()
+    for item in given:
+        try:
+            number = int(item) if isinstance(item, str) else index(item)
+        except (TypeError, ValueError):
+            number = depth + 1
+        if isinstance(item, bool) or not -depth - 1 <= number <= depth:
+            raise ModelInputError(
+                f"layers: got {item!r}; allowed: last, all, or numbers from 0 (the embedding) to {depth}, and from"
+                f" -{depth + 1} to -1 (the last)"
+            )
+        found.add(number % (depth + 1))
+    if not found:
+        raise ModelInputError("layers: got none; allowed: last, all, or at least one number")
+    return tuple(sorted(found))
