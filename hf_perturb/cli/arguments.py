@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 import hf_perturb
 from hf_perturb.checkpoints.formats import DTYPES, FORMATS
-from hf_perturb.embedding.options import LONG, POOLS
+from hf_perturb.embedding.options import LONG, POOLS, EmbedOptions
 from hf_perturb.embedding.ranks import launched
 from hf_perturb.hub.formats import FORMATS as PUSH_FORMATS
 from hf_perturb.perturbation import scopes, spec
@@ -132,7 +132,7 @@ def _add_embed(embed: argparse.ArgumentParser) -> None:
     embed.add_argument("fasta", type=_name, metavar="FASTA", help="plain or packed with gzip; - for standard input")
     embed.add_argument("out", type=_name, metavar="OUT", help="the folder to write")
     numbers = "last (the default), all, or numbers with commas, 0 for the embedding (--layers=-2,-1: the last two)"
-    embed.add_argument("--layers", type=_name, default="last", metavar="WHICH", help=numbers)
+    embed.add_argument("--layers", type=_name, default=EmbedOptions.layers, metavar="WHICH", help=numbers)
     pool = "residues to one vector, repeatable; cls: the token that begins a sequence, in ESM; default: mean"
     embed.add_argument("--pool", choices=POOLS, action="append", help=pool)
     each = "the vector of every residue too; without --pool, these alone"
@@ -143,7 +143,7 @@ def _add_embed(embed: argparse.ArgumentParser) -> None:
     tokens = "most tokens of a batch; default: 4096 on the CPU, 32768 elsewhere"
     embed.add_argument("--tokens", type=_count, metavar="N", help=tokens)
     long = "records longer than ESM-1b and ESM-1v take (1022 residues); default: refuse"
-    embed.add_argument("--long", choices=LONG, default=LONG[0], help=long)
+    embed.add_argument("--long", choices=LONG, default=EmbedOptions.long, help=long)
     shared = "residues that neighbouring windows share, with --long window; default: a quarter of a window"
     embed.add_argument("--overlap", type=int, metavar="N", help=shared)
     embed.add_argument("--revision", type=_name, metavar="NAME", help="branch, tag or commit, if MODEL is a Hub id")

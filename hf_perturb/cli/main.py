@@ -1,24 +1,44 @@
-"""The command `hf-perturb`: parse, call, exit code.
+"""The command `hf-perturb`: parse, call, print the result, exit code. What a command does not need is not imported.
 
-Exit codes: 0 done, 1 the thing failed, 2 wrong usage. Results go to stdout, errors and progress to stderr.
+Exit codes: 0 done, 1 the thing failed, 2 wrong usage, 130 interrupted. Results go to stdout, errors and progress to
+stderr.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, NoReturn
 
 import hf_perturb
 from hf_perturb.cli.arguments import make_parser
+from hf_perturb.cli.output import (
+    print_embeddings,
+    print_json,
+    print_push,
+    print_table,
+    print_verification,
+    progress_bar,
+)
+from hf_perturb.embedding.options import EmbedOptions
+from hf_perturb.embedding.ranks import SaidElsewhereError, launched
+from hf_perturb.perturbation.spec import DEFAULT_SEED, RULES, Perturbation
+from hf_perturb.variants.matrix import folders, matrix
 
 # how things are when a command is interrupted
 _LEFT = {
     "push": "the branch is as it was, or has all of it: the same command completes it, or says so",
     "embed": "every shard that is there is whole: the same command continues",
 }
+
+
+class UsageError(Exception):
+    """Words of the command line that do not go together."""
 
 
 def script() -> NoReturn:
@@ -48,11 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
-        from hf_perturb.cli import commands as calls
-
         try:
-            code = getattr(calls, f"run_{options.command}")(options)
-        except calls.UsageError as error:
+            code = _COMMANDS[options.command](options)
+        except UsageError as error:
             commands[options.command].error(str(error))
         sys.stdout.flush()
     except BrokenPipeError:
@@ -67,3 +85,174 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"hf-perturb {options.command}: interrupted; {left}", file=sys.stderr)
         return 128 + signal.SIGINT
     return code or 0
+
+
+def run_list(options: argparse.Namespace) -> None:
+    """Print the catalogue, or the tensors of a base."""
+    from hf_perturb.variants.listing import catalogue_rows, tensor_rows
+
+    rows = catalogue_rows(options.json) if options.base is None else tensor_rows(options.base)
+    print_json(rows, indent=1) if options.json else print_table(rows)
+
+
+def run_convert(options: argparse.Namespace) -> None:
+    """Make a base, or write another package's format."""
+    if options.to is not None:
+        for given in ("dtype", "force"):
+            if getattr(options, given):
+                raise UsageError(f"argument --{given.replace('_', '-')}: not with --to")
+        nonfinite = options.allow_nonfinite
+        files = hf_perturb.export_checkpoint(
+            options.source, options.out, options.to, allow_nonfinite=nonfinite, on_note=_note
+        )
+        print_json({"files": list(map(str, files))}) if options.json else print("\n".join(map(str, files)))
+        return
+    done = hf_perturb.convert_checkpoint(
+        options.source,
+        Path(options.out),
+        dtype=options.dtype,
+        allow_nonfinite=options.allow_nonfinite,
+        force=options.force,
+    )
+    for note in done.notes:
+        _note(note)
+    if options.json:
+        print_json({"path": options.out, **asdict(done)})
+    else:
+        print(f"{options.out}: {done.architecture} of {done.parameters:,} parameters\n{done.digest}")
+
+
+def run_create(options: argparse.Namespace) -> None:
+    """Build a variant, or a matrix of them."""
+    shared = {"force": options.force, "jobs": options.jobs}
+    if not options.method:
+        _refuse_without_method(options, "BASE is a recipe")
+        with progress_bar() as progress:
+            try:
+                record = hf_perturb.create_variant(options.base, options.out, progress=progress, **shared)
+            except hf_perturb.PerturbationError as error:
+                raise UsageError(str(error)) from error
+        records = {Path(options.out): record}
+    else:
+        asked = _asked(options, options.base)
+        out = Path(options.out)
+        wanted: dict[Any, Any] = {out: asked[0]} if len(asked) == 1 and not options.cascade else folders(out, asked)
+        with progress_bar() as progress:
+            records = hf_perturb.create_variants(
+                options.base, wanted, recipe=options.recipe, progress=progress, **shared
+            )
+    if options.json:
+        rows = [{"path": str(path), "perturbation": record.to_dict()} for path, record in records.items()]
+        print_json(rows[0] if len(rows) == 1 else rows)
+    else:
+        print("\n".join(f"{path}: {record}\n{record.digest}" for path, record in records.items()))
+
+
+def _asked(options: argparse.Namespace, base: str, revision: str | None = None) -> list[Perturbation]:
+    scopes = [options.scope]
+    if options.cascade:
+        from hf_perturb.checkpoints.bases import open_base
+        from hf_perturb.perturbation.scopes import cascade, depth_of
+
+        if layers := [scope for scope in options.scope if ":" in scope]:
+            raise UsageError(f"argument --cascade: not with --scope {layers[0]}; a cascade chooses the layers itself")
+        depth = depth_of(open_base(base, revision).tensors)
+        scopes = [[*options.scope, scope] for scope in cascade(depth, options.cascade)]
+    try:
+        return matrix(
+            options.method,
+            options.seed or [DEFAULT_SEED],
+            options.axis,
+            scopes,
+            rules=options.rules or RULES[0],
+            include=options.include,
+            exclude=options.exclude,
+        )
+    except hf_perturb.PerturbationError as error:
+        raise UsageError(str(error)) from error
+
+
+def run_verify(options: argparse.Namespace) -> int:
+    """Compare a folder with its record; 1 if it is not as recorded."""
+    try:
+        with progress_bar() as progress:
+            found = hf_perturb.verify_variant(
+                options.path, options.base, revision=options.revision, jobs=options.jobs, progress=progress
+            )
+    except hf_perturb.HfPerturbError as error:
+        if options.json:
+            # a script should see a damaged folder where it looks for one
+            print_json({"ok": False, "path": options.path, "problems": [" ".join(str(error).split())]})
+        raise
+    print_json(found.to_dict()) if options.json else print_verification(found, options.path)
+    return int(not found.ok)
+
+
+def run_compare(options: argparse.Namespace) -> None:
+    """Print what differs between two checkpoints."""
+    from hf_perturb.compare.compare import comparison_table
+    from hf_perturb.compare.plot import check_picture, plot_comparison
+
+    if options.plot:
+        check_picture(options.plot)
+    with progress_bar() as progress:
+        found = hf_perturb.compare_checkpoints(options.a, options.b, jobs=options.jobs, progress=progress)
+    if options.plot:
+        plot_comparison(found, options.plot)
+    if options.json:
+        print_json(found.to_dict())
+    else:
+        print_table(comparison_table(found, per=options.per))
+
+
+def run_embed(options: argparse.Namespace) -> int:
+    """Embed a FASTA, with a network or with variants of it; of several processes, one has the word."""
+    rank, *_ = launched()
+    if rank:
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    given = {each.name: getattr(options, each.name) for each in fields(EmbedOptions) if each.name in options}
+    given["pool"] = options.pool or ([] if options.per_residue else EmbedOptions.pool)
+    if not options.method:
+        _refuse_without_method(options, "MODEL is embedded as it is")
+    places = (options.model, options.fasta, options.out)
+    with progress_bar("res", shown=not rank) as progress:
+        try:
+            if options.method:
+                asked = _asked(options, options.model, options.revision)
+                done = hf_perturb.embed_variants(*places, asked, **given, progress=progress)
+            else:
+                done = {"": hf_perturb.embed(*places, **given, progress=progress)}
+        except SaidElsewhereError:
+            return 1
+    if not rank:
+        print_embeddings(list(done.values()), options.json, several=bool(options.method))
+    return 0
+
+
+def _refuse_without_method(options: argparse.Namespace, why: str) -> None:
+    for name in ("seed", "rules", "axis", "include", "exclude", "scope", "cascade", "recipe"):
+        if getattr(options, name, None):
+            raise UsageError(f"argument --{name}: needs --method; without one, {why}")
+
+
+def run_push(options: argparse.Namespace) -> None:
+    """Publish a folder, or say what that would change."""
+    given = ("path", "repo_id", "private", "revision", "tag", "collection", "format", "force", "dry_run")
+    with progress_bar() as progress:
+        done = hf_perturb.push_variant(**{name: getattr(options, name) for name in given}, progress=progress)
+    print_json(done.to_dict()) if options.json else print_push(done, options.dry_run)
+
+
+def _note(note: str) -> None:
+    print(f"hf-perturb convert: note: {note}", file=sys.stderr)
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
+    "list": run_list,
+    "convert": run_convert,
+    "create": run_create,
+    "verify": run_verify,
+    "compare": run_compare,
+    "embed": run_embed,
+    "push": run_push,
+}

@@ -6,9 +6,10 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
+if TYPE_CHECKING:
+    from hf_perturb import Embeddings, Push, Verification
 
 _COLUMNS = 6  # that a line names
 
@@ -26,7 +27,38 @@ def print_table(rows: list[dict[str, Any]]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
-def print_embeddings(done: list[Any], as_json: bool, several: bool) -> None:
+def print_verification(found: Verification, path: str) -> None:
+    """Print what `verify` found."""
+    for difference in found.differences:
+        largest = "not a number" if difference.largest is None else f"{difference.largest:.6g}"
+        print(f"{difference.name}: {difference.elements} elements differ, by {largest} at most")
+    for problem in found.problems:
+        print(f"{path}: {problem}")
+    if found.ok:
+        with_base = f", every tensor as {found.base} and the record give it" if found.base else ""
+        print(f"{path}: weights as recorded{with_base}\n{found.digest}")
+
+
+def print_push(done: Push, dry_run: bool) -> None:
+    """Print what `push` sent, or would send."""
+    if dry_run:
+        rows = [{"": change.action, "bytes": f"{change.size:,}", "file": change.path} for change in done.files]
+        print_table([*rows, *({"": "stays here", "bytes": "", "file": name} for name in done.left_out)])
+    sent = sum(change.size for change in done.changed)
+    what = f"{len(done.changed)} of {len(done.files)} files, {sent:,} bytes"
+    if dry_run:
+        new = "" if done.commit else "; there is none that this token can see, so it would be made"
+        print(f"{done.url}: {what} would change on {done.branch}{new}; nothing was touched")
+    elif not done.changed:
+        print(f"{done.url}: nothing to send, {done.branch} has it all in commit {done.commit}")
+    else:
+        print(f"{done.url}: {what}, in commit {done.commit} on {done.branch}")
+    for name in ("tag", "collection"):
+        if getattr(done, name) and not dry_run:
+            print(f"{name}: {getattr(done, name)}")
+
+
+def print_embeddings(done: list[Embeddings], as_json: bool, several: bool) -> None:
     """Print what `embed` returned; what is to be known of the FASTA goes to stderr."""
     for line in done[0].notes:
         print(f"hf-perturb embed: note: {line}", file=sys.stderr)
@@ -45,6 +77,8 @@ def print_embeddings(done: list[Any], as_json: bool, several: bool) -> None:
 @contextmanager
 def progress_bar(unit: str = "B", shown: bool = True) -> Iterator[Callable[[int, int], None]]:
     """Show what is done, rate and time left on stderr; nothing where that is no terminal."""
+    from tqdm import tqdm
+
     with tqdm(unit=unit, unit_scale=True, disable=None if shown else True, leave=False) as bar:
 
         def show(done: int, total: int) -> None:
