@@ -125,7 +125,6 @@ def find_ranks(cpu: bool) -> Ranks:
     rank, local, size = launched()
     if size == 1:
         return Ranks()
-    import torch
     from torch import distributed
 
     try:
@@ -139,13 +138,20 @@ def find_ranks(cpu: bool) -> Ranks:
             f"{size} processes were started, and process {rank} cannot find the others: {error}; start them with"
             " `accelerate launch --multi_gpu` or torchrun (on CPUs too), or start one"
         ) from error
+    cpu = cpu or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
+    return Ranks(rank, size, "cpu" if cpu else _own_device(local), group)
+
+
+def _own_device(local: int) -> str:
+    """Choose the device of a process by its number on its machine, and let what torch allocates by itself go there."""
+    import torch
+
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    device = "cpu"
-    if accelerator and not cpu and os.environ.get("ACCELERATE_USE_CPU", "").lower() != "true":
-        index = local % torch.accelerator.device_count()
-        torch.accelerator.set_device_index(index)
-        device = f"{accelerator.type}:{index}"
-    return Ranks(rank, size, device, group)
+    if accelerator is None:
+        return "cpu"
+    index = local % torch.accelerator.device_count()
+    torch.accelerator.set_device_index(index)
+    return f"{accelerator.type}:{index}"
 
 
 def split(work: Sequence[Shard], size: int) -> list[list[Shard]]:

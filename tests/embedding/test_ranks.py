@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, strategies as st
 
 pytest.importorskip("pyarrow")
@@ -20,6 +21,7 @@ from support.embedding import assert_same, draw, environment, free_port, write_c
 
 import hf_perturb
 from hf_perturb.cli import main
+from hf_perturb.embedding import ranks
 from hf_perturb.embedding.manifest import Shard
 from hf_perturb.embedding.ranks import Ranks, SaidElsewhereError, launched, split
 from hf_perturb.embedding.store import Store
@@ -265,6 +267,23 @@ def test_launchers_say_which_process_this_is(monkeypatch, variables, found):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert launched() == found
+
+
+def test_every_process_of_a_machine_has_a_device(monkeypatch):
+    chosen = []
+    for name, value in (("is_available", True), ("current_accelerator", torch.device("cuda")), ("device_count", 2)):
+        monkeypatch.setattr(torch.accelerator, name, lambda value=value: value)
+    monkeypatch.setattr(torch.accelerator, "set_device_index", chosen.append)
+    assert [ranks._own_device(local) for local in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
+    assert chosen == [0, 1, 0]
+
+
+def test_processes_that_do_not_find_each_other_are_told(monkeypatch):
+    monkeypatch.setattr(ranks, "launched", lambda: (1, 1, 2))
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    monkeypatch.setenv("MASTER_PORT", "1")
+    with pytest.raises(EmbeddingsError, match=r"2 processes were started, and process 1 cannot find .*MASTER_ADDR"):
+        ranks.find_ranks.__wrapped__(True)
 
 
 def test_only_the_first_says_what_usage_is(monkeypatch, capsys):
