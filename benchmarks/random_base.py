@@ -16,6 +16,7 @@ import torch
 from networks import NETWORKS
 
 from hf_perturb import CarpConfig, CarpForMaskedLM, FairEsmConfig, FairEsmForMaskedLM
+from hf_perturb.checkpoints.network import alphabet_of
 from hf_perturb.checkpoints.tokenizers import save_tokenizer
 from hf_perturb.perturbation import digest_of
 
@@ -39,7 +40,7 @@ def main() -> None:
     model = model_class(config_class(**{**network.sizes, "num_hidden_layers": layers}))
     model.config.digest = digest_of(model.state_dict())
     model.save_pretrained(options.out)
-    save_tokenizer(model.config, options.out)
+    save_tokenizer(alphabet_of(model.config), options.out)
     matrices = sum(
         parameter.numel()
         for name, parameter in model.named_parameters()

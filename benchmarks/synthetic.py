@@ -12,6 +12,8 @@ import torch
 
 from hf_perturb import FairEsmConfig, FairEsmForMaskedLM
 from hf_perturb.checkpoints.catalog import CATALOG
+from hf_perturb.checkpoints.network import alphabet_of
+from hf_perturb.checkpoints.tensors import Tensor
 from hf_perturb.checkpoints.tokenizers import save_tokenizer
 from hf_perturb.perturbation.digest import digest_of_lines
 from hf_perturb.variants.stream import write_weights
@@ -54,11 +56,12 @@ def write_base(config: FairEsmConfig, out: Path, seed: int = 0) -> None:
         if name.endswith("rot_emb"):  # computed, not learned
             tensors[f"{name}.inv_freq"] = module.frequencies()
     out.mkdir(parents=True)
-    written = write_weights(out, tensors, dict.fromkeys(tensors, torch.float32))
+    found = {name: Tensor.of(tensor) for name, tensor in tensors.items()}
+    written = write_weights(out, found, dict.fromkeys(found, "F32"))
     config.digest = digest_of_lines(written.digests)
     config.architectures, config.dtype = [type(model).__name__], torch.float32
     config.save_pretrained(out)
-    save_tokenizer(config, out)
+    save_tokenizer(alphabet_of(config), out)
 
 
 def main() -> None:
@@ -67,7 +70,7 @@ def main() -> None:
     parser.add_argument("size", choices=NETWORKS)
     parser.add_argument("out", type=Path)
     options = parser.parse_args()
-    write_base(CATALOG[NETWORKS[options.size]].config(), options.out)
+    write_base(FairEsmConfig(**CATALOG[NETWORKS[options.size]].sizes), options.out)
 
 
 if __name__ == "__main__":

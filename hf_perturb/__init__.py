@@ -8,8 +8,8 @@ from typing import Any
 
 import lazy_loader
 
+from hf_perturb.checkpoints.shapes import PREFIXES
 from hf_perturb.loading.auto import import_models, register_on_import
-from hf_perturb.networks.layouts import PREFIXES
 
 __version__ = "0.1.0"
 

@@ -25,6 +25,7 @@ from .errors import (
     UnsupportedModuleError as UnsupportedModuleError,
 )
 from .hub.upload import Push as Push, push_variant as push_variant
+from .loading.wrap import wrap as wrap
 from .networks.configuration_carp import CarpConfig as CarpConfig
 from .networks.configuration_fair_esm import FairEsmConfig as FairEsmConfig
 from .networks.modeling_carp import (
@@ -40,11 +41,13 @@ from .networks.modeling_fair_esm import (
     FairEsmModel as FairEsmModel,
 )
 from .networks.perturbable import perturb as perturb
-from .networks.wrapping import wrap as wrap
 from .perturbation import Perturbation as Perturbation
-from .variants.convert import Conversion as Conversion, convert_checkpoint as convert_checkpoint
+from .variants.convert import (
+    Conversion as Conversion,
+    convert_checkpoint as convert_checkpoint,
+    export_checkpoint as export_checkpoint,
+)
 from .variants.create import create_variant as create_variant, create_variants as create_variants
-from .variants.exports import export_checkpoint as export_checkpoint
 from .variants.verify import Verification as Verification, verify_variant as verify_variant
 
 __version__: str

@@ -22,7 +22,7 @@ from typing import Any
 from reporting import failed, report
 
 import hf_perturb
-from hf_perturb.hub.formats import FORMATS
+from hf_perturb.checkpoints.formats import PUSH_FORMATS
 
 _BASES = "bases"  # where build_variants.py keeps them
 
@@ -102,7 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--revision", default="main", metavar="BRANCH", help="default: %(default)s")
     parser.add_argument("--tag", help="name the commits; names are not moved")
     parser.add_argument("--collection", metavar="SLUG|TITLE", help="add them to a collection")
-    parser.add_argument("--format", choices=FORMATS, default=FORMATS[0], help="default: %(default)s")
+    parser.add_argument("--format", choices=PUSH_FORMATS, default=PUSH_FORMATS[0], help="default: %(default)s")
     parser.add_argument("--force", action="store_true", help="replace other models there")
     parser.add_argument("--dry-run", action="store_true", help="touch nothing, say what would change")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")

@@ -10,10 +10,9 @@ import re
 import sys
 from pathlib import Path
 
-from hf_perturb.cards import cards
+from hf_perturb.cards import card
 from hf_perturb.cards.facts import Stored, origin_of
 from hf_perturb.checkpoints.catalog import CATALOG, Entry
-from hf_perturb.networks.layouts import PREFIXES, language_head, layout, tied
 from hf_perturb.perturbation import Perturbation, make_plan
 from hf_perturb.perturbation.rules import FAMILIES, default_axis, rows_of
 from hf_perturb.perturbation.scopes import PARTS, SPANS
@@ -56,24 +55,22 @@ def scopes() -> str:
 
 def published_card(entry: Entry) -> str:
     """Return the card of a checkpoint of the catalogue, which nobody needs to have for that."""
-    config, family = entry.config(published_as=entry.name), entry.family
-    architecture = f"{PREFIXES[family]}ForMaskedLM"
-    shapes, ties = layout(config, architecture), tied(config)
-    head = language_head(config)
+    network, family = entry.network(), entry.family
+    shapes, ties, head = network.shapes, network.tied, network.language_head
     plans = {rules: make_plan(family, shapes, Perturbation("reinit", rules=rules), head) for rules in RULES}
     rows = []
     for row in rows_of(family):
         if named := sum(map(row.names, shapes)):
             tied_to = next((name for name, source in ties.items() if row.names(source)), None)
             rows.append({"rule": row, "named": named, "head": tied_to})
-    return cards.render(
+    return card.render(
         "published.md",
-        Stored.of(config, architecture),
-        origin_of(config, None),
+        Stored.of(network),
+        origin_of(network, entry.name, None),
         entry=entry,
         sizes={key: value for key, value in entry.sizes.items() if key != "model_version"},
-        tokens=config.vocab_size,
-        longest=getattr(config, "max_tokens", None),
+        tokens=network.sizes.vocab_size,
+        longest=network.max_tokens,
         rows=rows,
         counts={rules: len(plan.steps) for rules, plan in plans.items()},
         total=len(shapes),

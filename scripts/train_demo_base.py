@@ -29,7 +29,8 @@ from transformers import (
 
 from hf_perturb import demo
 from hf_perturb.checkpoints.checkpoint import auto_map
-from hf_perturb.checkpoints.tokenizers import CARP, build_tokenizer
+from hf_perturb.checkpoints.network import CARP
+from hf_perturb.checkpoints.tokenizers import build_tokenizer
 from hf_perturb.networks.configuration_carp import CarpConfig
 from hf_perturb.networks.modeling_carp import CarpForMaskedLM
 from hf_perturb.perturbation import digest_of

@@ -1,76 +1,183 @@
-"""The layout: imports go one way, and what travels to the Hub imports nothing else of ours."""
+"""The layout: imports go one way and in no circle, files stay readable, and what travels to the Hub is whole."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 import pytest
 
+from hf_perturb.hub.files import travelling_code
+
 PACKAGE = Path(__file__).parent.parent / "hf_perturb"
-# from the bottom up; a module may import from its own layer and from those before it
-LAYERS = (
-    *(("errors",), ("demo",), ("perturbation",), ("networks",), ("storage",), ("loading",), ("checkpoints",)),
-    *(("cards", "variants"), ("compare", "hub"), ("embedding",), ("cli", "__main__")),
-)
-RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem != "__init__")
+FILES = sorted(PACKAGE.rglob("*.py"))
+SOURCES = [path for path in FILES if path.name != "__init__.py" or path.parent != PACKAGE]
+_BELOW = ("errors", "demo", "storage", "perturbation")
+_ON_FILES = (*_BELOW, "checkpoints", "cards", "variants")
+# the rooms that each room may import from, beside itself
+MAY_IMPORT = {
+    "errors": (),
+    "demo": (),
+    "storage": ("errors",),
+    "perturbation": ("errors",),
+    "checkpoints": _BELOW,
+    "cards": (*_BELOW, "checkpoints"),
+    "variants": (*_BELOW, "checkpoints", "cards"),
+    "compare": _ON_FILES,
+    "hub": _ON_FILES,
+    "networks": ("errors", "perturbation", "loading"),
+    "loading": (*_BELOW, "checkpoints", "networks"),
+    "embedding": (*_ON_FILES, "loading", "networks"),
+    "cli": (*_ON_FILES, "compare", "hub", "loading", "embedding", "hf_perturb"),
+    "__main__": ("cli",),
+}
+# plain data, which needs nothing: who reads a configuration and who runs the network check the same sizes
+_DATA = "hf_perturb.networks.sizes"
+LONGEST_FILE, LONGEST_FUNCTION, SHORTEST_MODULE = 420, 40, 60  # lines; docstrings do not count for a function
 
 
-def imported_modules(path: Path) -> list[str]:
-    """Return the full name of every module of ours that a file imports, wherever in the file."""
-    names = []
-    package = ["hf_perturb", *path.relative_to(PACKAGE).parts[:-1]]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def room_of(name: str) -> str:
+    return name.split(".")[1] if "." in name else name
+
+
+def imported_modules(path: Path, nodes=None) -> set[str]:
+    """Return the name of every module of ours that a file imports; wherever in the file if no nodes are given."""
+    own = name_of(path).split(".")
+    package = own if path.name == "__init__.py" else own[:-1]
+    names = set()
+    for node in ast.walk(tree_of(path)) if nodes is None else nodes:
         if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             prefix = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
             module = ".".join(filter(None, (prefix, node.module)))
-            names += [f"{module}.{alias.name}" for alias in node.names]
-    return [name for name in names if name.split(".")[0] == "hf_perturb"]
+            modules = {f"{module}.{alias.name}" for alias in node.names}
+            names |= {name if name in NAMES else module for name in modules}
+    return {name for name in names if name.split(".")[0] == "hf_perturb"}
+
+
+NAMES = {name_of(path): path for path in FILES}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_go_one_way(path):
-    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    for name in imported_modules(path):
-        # the top module re-exports names from below; only the command line may use it
-        layer = name.partition(".")[2].partition(".")[0]
-        if layer not in RANKS:
-            assert own in ("cli", "__main__"), f"{path.name} imports {name}"
-        else:
-            assert RANKS[layer] <= RANKS[own], f"{path.name} imports {name}"
+    own = room_of(name_of(path))
+    for name in imported_modules(path) - {_DATA}:
+        assert room_of(name) in (own, *MAY_IMPORT[own]), f"{path.name} imports {name}"
 
 
-def test_every_module_has_a_layer():
-    assert {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in SOURCES} == {*RANKS}
+def test_every_module_has_a_room():
+    assert {room_of(name_of(path)) for path in SOURCES} == {*MAY_IMPORT}
 
 
-@pytest.mark.parametrize("path", sorted((PACKAGE / "networks").glob("*.py")), ids=lambda path: path.name)
-def test_models_reach_the_package_only_through_the_record(path):
-    outside = [name for name in imported_modules(path) if not name.startswith("hf_perturb.networks.")]
-    assert bool(outside) == (path.name == "record.py"), outside
+def test_no_modules_import_each_other_in_a_circle():
+    """What is imported inside a function, or for types alone, is imported when all is there."""
+    graph = {name: imported_modules(path, tree_of(path).body) for name, path in NAMES.items()}
+    left = dict(graph)
+    while left:
+        free = [name for name, needs in left.items() if not (needs - {name}) & left.keys()]
+        assert free, f"in a circle, or behind one: {sorted(left)}"
+        for name in free:
+            del left[name]
 
 
-def test_perturbation_knows_torch_alone():
+# ---- what works on files
+
+
+def loaded_by(code: str) -> set[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys\n{code}\nprint(*sys.modules)"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+def test_what_works_on_files_imports_no_network():
+    rooms = ("checkpoints", "cards", "variants", "compare", "hub")
+    names = [name for name, path in NAMES.items() if room_of(name) in rooms]
+    loaded = loaded_by("".join(f"import {name}\n" for name in names))
+    assert {name for name in loaded if name.startswith("hf_perturb.networks.")} == {_DATA}
+    assert "transformers.modeling_utils" not in loaded
+
+
+def test_a_checkpoint_is_opened_without_torch_and_transformers():
+    code = (
+        "from hf_perturb.checkpoints.checkpoint import Checkpoint\n"
+        "opened = Checkpoint.open('demo').check()\n"
+        "assert opened.digest() == opened.stated_digest\n"
+    )
+    assert not {"torch", "transformers", "numpy"} & loaded_by(code)
+
+
+# ---- manners
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_files_and_functions_are_as_long_as_their_subject(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST_FILE
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.FunctionDef) and node.body:
+            first = node.body[1] if ast.get_docstring(node) is not None and len(node.body) > 1 else node.body[0]
+            assert node.end_lineno - first.lineno < LONGEST_FUNCTION, f"{node.name} is long"
+
+
+def test_a_short_module_has_several_importers():
+    importers = defaultdict(set)
+    for path in FILES:
+        for name in imported_modules(path):
+            importers[name].add(path)
+    # entry points, and what the stubs of a package name
+    stubs = "".join(path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.pyi"))
+    for name, path in NAMES.items():
+        lines = len(path.read_text(encoding="utf-8").splitlines())
+        if lines < SHORTEST_MODULE and path.name not in ("__init__.py", "__main__.py"):
+            named = name.rpartition(".")[2] in stubs
+            assert len(importers[name]) + named > 1, f"{name} has {lines} lines and one importer: make it part of it"
+
+
+# ---- what travels to the Hub
+
+
+def test_networks_reach_the_package_only_through_the_hook():
+    for path in (PACKAGE / "networks").glob("*.py"):
+        outside = {name for name in imported_modules(path) if not name.startswith("hf_perturb.networks.")}
+        assert bool(outside) == (path.name == "record.py"), outside
+    (guarded,) = (node for node in tree_of(PACKAGE / "networks" / "record.py").body if isinstance(node, ast.Try))
+    assert [handler.type.id for handler in guarded.handlers] == ["ImportError"]
+
+
+@pytest.mark.parametrize(("family", "most"), [("carp", 12), ("fair_esm", 13)])
+def test_few_files_travel(family, most):
+    files = travelling_code(family)
+    assert len(files) <= most, sorted(files)
+    assert all(path.parent == PACKAGE / "networks" for path in files.values())
+
+
+def test_all_of_networks_travels_and_nothing_else():
+    travelling = {name for family in ("carp", "fair_esm") for name in travelling_code(family)}
+    assert travelling == {path.name for path in (PACKAGE / "networks").glob("*.py")} - {"__init__.py"}
+    assert not [path for path in (PACKAGE / "networks").iterdir() if path.is_dir() and path.name != "__pycache__"]
+
+
+def test_perturbation_knows_no_transformers():
     for path in (PACKAGE / "perturbation").glob("*.py"):
         text = path.read_text(encoding="utf-8")
         assert "transformers" not in text.replace("Transformers", ""), path
         assert "huggingface" not in text, path
-
-
-@pytest.mark.parametrize("path", [p for p in SOURCES if "networks" in p.parts], ids=lambda path: path.name)
-def test_model_files_stay_flat(path):
-    assert path.parent == PACKAGE / "networks"
-
-
-def test_files_stay_short():
-    for path in SOURCES:
-        limit = 500 if path.name.startswith("modeling_") else 400
-        assert len(path.read_text(encoding="utf-8").splitlines()) <= limit, path
 
 
 def test_importing_registers_and_brings_no_original():

@@ -14,8 +14,8 @@ from typing import Any
 
 from hf_perturb import demo
 from hf_perturb.checkpoints.catalog import LICENCES, YANG_2022, published
-from hf_perturb.checkpoints.tokenizers import CARP, ESM1B
-from hf_perturb.networks.layouts import AUTO_CLASSES, PREFIXES, is_parameter, language_head, layout, tied
+from hf_perturb.checkpoints.network import Network
+from hf_perturb.checkpoints.shapes import AUTO_CLASSES, PREFIXES, is_parameter
 from hf_perturb.perturbation import Perturbation, default_axis, make_plan, scope_text
 from hf_perturb.perturbation.rules import rows_of
 from hf_perturb.perturbation.selection import rule_of
@@ -51,14 +51,15 @@ class Origin:
     errata: str = ""
 
 
-def origin_of(config: Any, digest: str | None) -> Origin | None:
+def origin_of(network: Network, published_as: str | None, digest: str | None) -> Origin | None:
     """Return what is known of the checkpoint that weights come from, `None` for nothing.
 
     Args:
-        config: of the weights; it may name a published checkpoint.
+        network: that they are of.
+        published_as: name of the published checkpoint that they are said to be, if any.
         digest: of the base; that of the demo base tells it from all others, whatever it is called.
     """
-    if (entry := published(config)) is not None:
+    if (entry := published(published_as, network)) is not None:
         found = (entry.licence, LICENCES[entry.licence], entry.citation)
         return Origin(*found, entry.name, entry.url, entry.stock, entry.errata)
     if digest is not None and digest == json.loads((demo.folder() / "config.json").read_text("utf-8"))["digest"]:
@@ -91,16 +92,16 @@ class Stored:
     stock: bool
 
     @classmethod
-    def of(cls, config: Any, architecture: str, stock: bool = False) -> Stored:
+    def of(cls, network: Network, stock: bool = False) -> Stored:
         """Describe a network that is stored as one of our classes, or with `stock` as Transformers' class for it."""
-        family, head = config.model_type, architecture.removeprefix(PREFIXES[config.model_type])
+        head = network.architecture.removeprefix(PREFIXES[network.family])
         return cls(
-            family,
-            getattr(config, "model_version", None),
-            architecture.removeprefix("Fair") if stock else architecture,
+            network.family,
+            network.version,
+            network.architecture.removeprefix("Fair") if stock else network.architecture,
             next(auto for auto, name in AUTO_CLASSES.items() if name == head),
-            (CARP if family == "carp" else ESM1B).mask,
-            getattr(config, "contact_head", True),
+            network.alphabet.mask,
+            getattr(network.sizes, "contact_head", True),
             stock,
         )
 
@@ -115,16 +116,15 @@ class Stored:
         return PACKAGES[self.family]
 
 
-def variant_facts(config: Any, architecture: str, changed: Collection[str] | None) -> dict[str, Any]:
+def variant_facts(network: Network, record: Perturbation, changed: Collection[str] | None) -> dict[str, Any]:
     """Return what a card says of what was done to a variant, by the names that its template has for it.
 
     Args:
-        config: of the variant; its `perturbation` is the record, and its head is untied if that unties it.
-        architecture: name of our class for it.
+        network: of the variant; its head is untied if the perturbation unties it.
+        record: what was done to its weights.
         changed: names of the tensors that are not those of the base, `None` where the base is not at hand.
     """
-    family, record, drawn_as = config.model_type, config.perturbation, _drawn_as(config, architecture)
-    shapes = layout(config, architecture)
+    family, shapes, drawn_as = network.family, network.shapes, _drawn_as(network, record)
     touched = {name for name, step in drawn_as.items() if step is not None}
     counted = touched if changed is None else set(changed)
     # where the study's code left a tensor, its document may say otherwise
@@ -145,15 +145,15 @@ def variant_facts(config: Any, architecture: str, changed: Collection[str] | Non
     }
 
 
-def _drawn_as(config: Any, architecture: str) -> dict[str, str | None]:
+def _drawn_as(network: Network, record: Perturbation) -> dict[str, str | None]:
     """Return for every stored tensor of a variant the name that it was perturbed as, `None` for one that was kept.
 
     That is its own name, but for a tensor that is tied to the head: the study's rules draw it as the head.
     """
-    record, ties, shapes = config.perturbation, tied(config), layout(config, architecture)
+    ties, shapes = network.tied, network.shapes
     # the study drew a tied head also where the class at hand has none
     drawn = {**shapes, **{name: shapes[source] for name, source in ties.items() if record.rules == "published"}}
-    names = {step.name for step in make_plan(config.model_type, drawn, record, language_head(config)).steps}
+    names = {step.name for step in make_plan(network.family, drawn, record, network.language_head).steps}
     stored = {name: name if name in names else None for name in shapes if name not in ties}
     return stored | {source: name for name, source in ties.items() if name in names}
 

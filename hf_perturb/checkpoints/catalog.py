@@ -12,11 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedConfig
+from hf_perturb.checkpoints.network import Network
 
-from hf_perturb.checkpoints.checkpoint import CONFIGS, Checkpoint
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 _META = "https://dl.fbaipublicfiles.com/fair-esm"
 _ZENODO = "https://zenodo.org/record/6564798/files"
@@ -75,14 +76,20 @@ class Entry:
     def __post_init__(self) -> None:
         object.__setattr__(self, "sizes", MappingProxyType(dict(self.sizes)))
 
-    def config(self, **changes: Any) -> PreTrainedConfig:
-        """Return the configuration of the network."""
-        return CONFIGS[self.family](**{**self.sizes, **changes})
+    def network(self) -> Network:
+        """Return the network."""
+        return Network.of(self.family, **self.sizes)
 
-    def fits(self, config: Any) -> bool:
-        """Whether a configuration has the sizes of this checkpoint."""
-        same = all(getattr(config, key, None) == value for key, value in self.sizes.items())
-        return same and config.model_type == self.family
+    def config(self, **changes: Any) -> PreTrainedConfig:
+        """Return a configuration of Transformers, for who makes a model of it."""
+        from transformers import AutoConfig
+
+        return AutoConfig.for_model(self.family, **{**self.sizes, **changes})
+
+    def fits(self, network: Network) -> bool:
+        """Whether a network has the sizes of this checkpoint."""
+        same = all(getattr(network.sizes, key, None) == value for key, value in self.sizes.items())
+        return same and network.family == self.family
 
 
 def _esm(
@@ -182,21 +189,20 @@ CATALOG: dict[str, Entry] = {
 }
 
 
-def catalogued(source: str, checkpoint: Checkpoint) -> Entry | None:
-    """Return what the catalogue says of a checkpoint that came from where it says; a name alone proves nothing."""
+def published_name(source: str, network: Network) -> str | None:
+    """Return the name of the published checkpoint that a source is, where that is known; a name alone proves nothing.
+
+    Args:
+        source: a name of the catalogue, or a Hub id.
+        network: of what came from there.
+    """
     if Path(source).exists():
         return None
     entry = CATALOG.get(source) or next((entry for entry in CATALOG.values() if entry.stock == source), None)
-    return entry if entry is not None and entry.fits(checkpoint.config) else None
+    return entry.name if entry is not None and entry.fits(network) else None
 
 
-def note_origin(source: str, checkpoint: Checkpoint) -> None:
-    """Record in a configuration which published checkpoint its weights are, where that is known."""
-    if (entry := catalogued(source, checkpoint)) is not None:
-        checkpoint.config.published_as = entry.name
-
-
-def published(config: Any) -> Entry | None:
-    """Return what the catalogue says of the checkpoint that a configuration names, if the sizes are its own."""
-    entry = CATALOG.get(config.published_as)
-    return entry if entry is not None and entry.fits(config) else None
+def published(name: str | None, network: Network) -> Entry | None:
+    """Return what the catalogue says of a published checkpoint, if a network has its sizes."""
+    entry = CATALOG.get(name or "")
+    return entry if entry is not None and entry.fits(network) else None

@@ -1,120 +1,364 @@
-"""A checkpoint of any origin under the document's names, before it is a model or a file."""
+"""A checkpoint is one thing, opened once: what it came as, its network, its record, and its tensors."""
 
 from __future__ import annotations
 
-import math
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from hf_perturb.errors import CheckpointError
-from hf_perturb.loading.auto import import_models
-from hf_perturb.networks.configuration_carp import CarpConfig
-from hf_perturb.networks.configuration_fair_esm import FairEsmConfig
-from hf_perturb.networks.layouts import AUTO_CLASSES, PREFIXES, differences, is_parameter, layout, listed, tied
+from hf_perturb.checkpoints.catalog import CATALOG
+from hf_perturb.checkpoints.network import Network
+from hf_perturb.checkpoints.origins.stock_esm import STOCK_CLASSES, config_from_stock, is_stock, tensors_from_stock
+from hf_perturb.checkpoints.request import Record
+from hf_perturb.checkpoints.shapes import AUTO_CLASSES, PREFIXES, Shape, is_parameter, listed
+from hf_perturb.checkpoints.source import Place, located, weight_names
+from hf_perturb.checkpoints.tensors import FLOATS, Tensor, elements_of, read_tensors
+from hf_perturb.errors import CheckpointError, StackedPerturbationError
+from hf_perturb.perturbation.digest import DTYPES, digest_of_lines, dtype_code
+from hf_perturb.perturbation.parallel import for_each
+from hf_perturb.perturbation.spec import Perturbation
 
 if TYPE_CHECKING:
-    from hf_perturb.networks.perturbable import PerturbablePreTrainedModel
+    import torch
 
-CONFIGS: dict[str, Any] = {"fair_esm": FairEsmConfig, "carp": CarpConfig}
-CONTACTS = ("contact_head.regression.weight", "contact_head.regression.bias")
-_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_LOOKS = 5  # at files that somebody replaces meanwhile
+_ROTARY = ".rot_emb.inv_freq"  # stays float32 at least, as it does in the model
 
 
 @dataclass
 class Checkpoint:
-    """Configuration and tensors, mapped from files where these allow it.
+    """Configuration, record and tensors of a checkpoint; its values stay in its files until they are asked for.
 
     Args:
-        what: how messages call it.
+        name: how messages call it.
         origin: the format that it came in: `fair-esm`, `sequence-models`, `transformers` or `hf_perturb`.
-        config: the network, with the record of what was done to its weights.
-        architecture: the class that it is stored as.
+        described: the network, `None` for a family that is not ours, which only a class of somebody's can load.
         tensors: by document name, a tied one once; `check` puts them in the order of the original class.
-        dtype: the type that its own package loads it in, `None` for that of the file.
-        revision: the commit on the Hub that it came from.
+        stored: content of its `config.json` in our terms, empty for an original file.
+        record: what was done to its weights, `None` for a base.
+        dtype: the type that its own package loads it in (`F32`), `None` for that of the file.
+        place: where its files are, `None` for an original file.
+        headers: the metadata of each safetensors file, by its name.
+        is_recipe: whether it has a record and no weights.
+        unusable: why it can be loaded as a trunk alone, if so.
         notes: what a user should know about how it was read.
-        parameters: of the network, known once the tensors are checked; a tied one counts once.
     """
 
-    what: str
+    name: str
     origin: str
-    config: Any
-    architecture: str
-    tensors: dict[str, torch.Tensor]
-    dtype: torch.dtype | None = None
-    revision: str | None = None
+    described: Network | None
+    tensors: dict[str, Tensor]
+    stored: dict[str, Any] = field(default_factory=dict)
+    record: Perturbation | None = None
+    dtype: str | None = None
+    place: Place | None = None
+    headers: dict[str, dict[str, str] | None] = field(default_factory=dict)
+    is_recipe: bool = False
+    unusable: str = ""
     notes: list[str] = field(default_factory=list)
-    parameters: int = 0
 
-    @property
-    def model_class(self) -> type[PerturbablePreTrainedModel]:
-        """The class that it is stored as."""
-        # only who runs a model pays for the import of Transformers' models
-        import_models()
-        module = import_module(f"hf_perturb.networks.modeling_{self.config.model_type}")
-        cls: type[PerturbablePreTrainedModel] = getattr(module, self.architecture)
-        return cls
+    @classmethod
+    def open(
+        cls,
+        source: str | Path,
+        revision: str | None = None,
+        *,
+        hub: Mapping[str, Any] | None = None,
+        variant: str | None = None,
+        use_safetensors: bool | None = None,
+        weights: bool = True,
+    ) -> Checkpoint:
+        """Open a checkpoint of any kind: read its configuration and the headers of its files, once.
 
-    def dtypes(self, asked: torch.dtype | None = None) -> dict[str, torch.dtype]:
-        """Return the type of every tensor, as stored, as its package has it, or as asked for.
-
-        Rotary frequencies stay float32 at least, as they do in the model.
-        """
-        chosen = asked or self.dtype
-        return {
-            name: torch.promote_types(kind, torch.float32) if name.endswith("rot_emb.inv_freq") else kind
-            for name, kind in ((name, chosen or tensor.dtype) for name, tensor in self.tensors.items())
-        }
-
-    def check(self) -> Checkpoint:
-        """Compare the tensors with those of the network, and put them in its order.
+        Args:
+            source: a folder or Hub id of ours or of Transformers' own ESM, with weights or a recipe; an original `.pt`
+                file; or `demo`.
+            revision: branch, tag or commit of a Hub id.
+            hub: what else finds a file on the Hub; see `HUB_ARGUMENTS`.
+            variant: Transformers' `variant=`.
+            use_safetensors: Transformers' `use_safetensors=`.
+            weights: false to read the configuration alone.
 
         Raises:
-            CheckpointError: naming what is missing, left over, of another shape, or not of floating point.
+            CheckpointError: if it is missing, damaged, or keeps changing while it is read.
         """
-        expected = layout(self.config, self.architecture)
-        for name, source in tied(self.config).items():
-            if expected.pop(name, None) is not None:
-                self._drop_tied(name, source)
-        found = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
-        said = differences(self.config, self.architecture, found)
-        if kinds := [f"{name} {tensor.dtype}" for name, tensor in self.tensors.items() if tensor.dtype not in _FLOATS]:
+        name = str(source)
+        if (file := Path(located(name))).is_file():
+            return _open_original(file)
+        if name in CATALOG and not Path(name).exists():
+            raise CheckpointError(
+                f"{name!r} is a name of the catalogue; fetch it and make a base of it first: hf-perturb convert {name}"
+                " OUT"
+            )
+        asked = {**(hub or {}), **({} if revision is None else {"revision": revision})}
+        for _ in range(_LOOKS):
+            place = Place(name, asked)
+            try:
+                opened = _read(place, weights, variant, use_safetensors)
+            except CheckpointError:
+                if place.is_as_found():
+                    raise
+            else:
+                if place.is_as_found():
+                    return opened
+        raise CheckpointError(
+            f"{name}: its files change while they are read; wait until they are written, and try again"
+        )
+
+    @property
+    def shapes(self) -> dict[str, Shape]:
+        """The shape of every tensor that is stored."""
+        return {name: tensor.shape for name, tensor in self.tensors.items()}
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a folder."""
+        return self.place is not None and self.place.is_local
+
+    @property
+    def network(self) -> Network:
+        """The network.
+
+        Raises:
+            CheckpointError: if it is not one of ours.
+        """
+        if self.described is None:
+            raise CheckpointError(f"{self.name!r}: {self.unusable}")
+        return self.described
+
+    @property
+    def revision(self) -> str | None:
+        """The commit on the Hub that it came from."""
+        return None if self.place is None else self.place.commit
+
+    @property
+    def stated_digest(self) -> str | None:
+        """The digest that it states: a variant's is in its record."""
+        return self.stored.get("digest") if self.record is None else self.record.digest
+
+    @property
+    def published_as(self) -> str | None:
+        """The name of the published checkpoint that its weights are, where that is known."""
+        return self.stored.get("published_as")
+
+    @property
+    def stated_dtype(self) -> str | None:
+        """The type that its configuration states, `F32`."""
+        stated = self.stored.get("dtype") or self.stored.get("torch_dtype")
+        return dtype_code(stated) if stated is not None and str(stated) in DTYPES.values() else None
+
+    @property
+    def parameters(self) -> int:
+        """How many the network has; a tied one counts once."""
+        tied = self.network.tied
+        shapes = {name: shape for name, shape in self.network.shapes.items() if name not in tied}
+        return sum(elements_of(shape) for name, shape in shapes.items() if is_parameter(name))
+
+    def record_of(self) -> Record:
+        """Return what it says of itself, as `decide` takes it."""
+        family = self.stored.get("model_type") if self.described is None else self.network.family
+        return Record(f"the checkpoint {self.name!r}", str(family), self.record, not self.is_recipe)
+
+    def is_current(self) -> bool:
+        """Whether its files are still the ones that were opened."""
+        return self.place is None or self.place.is_as_found()
+
+    def dtypes(self, asked: str | None = None) -> dict[str, str]:
+        """Return the type of every tensor, as stored, as its package has it, or as asked for (`F32`)."""
+        chosen = asked or self.dtype
+        types = {name: chosen or tensor.dtype for name, tensor in self.tensors.items()}
+        narrow = ("F16", "BF16")
+        return {name: "F32" if kind in narrow and name.endswith(_ROTARY) else kind for name, kind in types.items()}
+
+    def values(self, name: str) -> torch.Tensor:
+        """Return the values of a tensor, in the type and shape that they are stored in."""
+        return self.tensors[name].values()
+
+    def digest(self) -> str:
+        """Return the digest of its weights as they are stored; reads all of them."""
+        lines = dict.fromkeys(self.tensors, "")
+
+        def read(name: str) -> None:
+            lines[name] = self.tensors[name].digest()
+
+        for_each(read, self.tensors)
+        return digest_of_lines(lines)
+
+    def base(self) -> Checkpoint:
+        """Return it, checked, if a perturbation can be applied to it.
+
+        Raises:
+            StackedPerturbationError: if it is a variant.
+            CheckpointError: as `check` does.
+        """
+        if self.record is not None and not self.is_recipe:
+            raise StackedPerturbationError(
+                f"base {self.name!r} is a variant already, by {self.record}; start from its base"
+            )
+        return self.check()
+
+    def check(self) -> Checkpoint:
+        """Compare the tensors with those of the network, put them in its order, and return the checkpoint.
+
+        Raises:
+            CheckpointError: naming what is missing, left over, of another shape or kind; and for a recipe.
+        """
+        if self.unusable:
+            raise CheckpointError(f"{self.name!r}: {self.unusable}")
+        if self.is_recipe:
+            base = self.record.base.name if self.record is not None and self.record.base is not None else None
+            raise CheckpointError(
+                f"{self.name!r} is a recipe; give it its weights first: hf-perturb create {self.name} OUT; or start"
+                f" from its base {base!r}"
+            )
+        for name, source in self.network.tied.items():
+            self._drop_tied(name, source)
+        said = self.network.differences(self.shapes)
+        kinds = [f"{name} {tensor.dtype}" for name, tensor in self.tensors.items() if tensor.dtype not in FLOATS]
+        if kinds:
             said = "; ".join(filter(None, (said, f"tensors that are not of floating point: {listed(kinds)}")))
         if said:
-            raise CheckpointError(f"{self.what}: {said}")
-        self.tensors = {name: self.tensors[name] for name in expected}
-        self.parameters = sum(math.prod(shape) for name, shape in expected.items() if is_parameter(name))
+            raise CheckpointError(f"{self.name}: {said}")
+        self.tensors = {name: self.tensors[name] for name in self.network.shapes if name in self.tensors}
         return self
 
     def _drop_tied(self, name: str, source: str) -> None:
         tied = self.tensors.pop(name, None)
         if tied is not None and source in self.tensors and not same_values(tied, self.tensors[source]):
             raise CheckpointError(
-                f"{self.what}: {name} and {source} differ, and this network has one tensor for both; one with a head of"
+                f"{self.name}: {name} and {source} differ, and this network has one tensor for both; one with a head of"
                 " its own has tie_word_embeddings false in its config.json"
             )
 
-    def model(self) -> PerturbablePreTrainedModel:
-        """Return the model over these tensors; one that needs no cast shares its memory with them."""
-        dtypes = self.dtypes()
-        model = self.model_class.without_weights(self.config)
-        state = {name: tensor.to(dtypes[name]) for name, tensor in self.tensors.items()}
-        model.load_state_dict(state, strict=False, assign=True)
-        model.tie_weights()
-        return model.eval()
+    def other_records(self) -> list[str]:
+        """Say where the record in the header of a file of weights differs from that of the configuration."""
+        ours = None if self.record is None else self.record.to_dict()
+        right = [None, {"format": "pt"}, {"format": "pt", "perturbation": json.dumps(ours)}]
+        problems = []
+        for file, said in self.headers.items():
+            if said not in right:
+                theirs, here = _where_they_differ((said or {}).get("perturbation", str(said)), ours)
+                problems.append(f"{file} says of itself {theirs}, config.json {here}")
+        return problems
+
+    def configuration(
+        self,
+        network: Network,
+        record: Perturbation | None,
+        *,
+        digest: str | None = None,
+        dtype: str,
+        published_as: str | None = None,
+        torch_version: str | None = None,
+    ) -> dict[str, Any]:
+        """Return the content of the `config.json` of a checkpoint that is made of this one.
+
+        Args:
+            network: of the one that is made.
+            record: what was done to its weights, with base and digest.
+            digest: of a base's weights.
+            dtype: of its weights, `F32`.
+            published_as: name of the published checkpoint that the weights, or those of the base, are.
+            torch_version: that drew them, for a variant.
+        """
+        left = ("perturbation", "digest", "torch_dtype", "torch_version", "_name_or_path", "num_labels", "published_as")
+        kept = {key: value for key, value in self.stored.items() if key not in left}
+        said = {
+            "digest": digest,
+            "perturbation": None if record is None else record.to_dict(),
+            "published_as": published_as,
+            "torch_version": torch_version,
+        }
+        said = {key: value for key, value in said.items() if value is not None}
+        made = {"dtype": DTYPES[dtype], "transformers_version": version("transformers")}
+        return {**kept, **network.to_dict(), **made, **said}
 
 
-def auto_map(family: str) -> dict[str, str]:
-    """Return the `auto_map` with every head: Transformers alone would record only the class that was saved."""
-    prefix = PREFIXES[family]
-    heads = {auto: f"modeling_{family}.{prefix}{head}" for auto, head in AUTO_CLASSES.items()}
-    return {"AutoConfig": f"configuration_{family}.{prefix}Config", **heads}
+def write_configuration(folder: Path, content: Mapping[str, Any]) -> None:
+    """Write a `config.json`."""
+    (folder / "config.json").write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def same_values(one: torch.Tensor, other: torch.Tensor) -> bool:
+def same_values(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors hold the same numbers, NaN for NaN, in whatever types."""
-    same_shape = one.shape == other.shape
-    return same_shape and torch.allclose(one.double(), other.double(), rtol=0, atol=0, equal_nan=True)
+    import torch
+
+    if one.shape != other.shape:
+        return False
+    return torch.allclose(one.values().double(), other.values().double(), rtol=0, atol=0, equal_nan=True)
+
+
+def _open_original(file: Path) -> Checkpoint:
+    if file.suffix == ".safetensors":
+        raise CheckpointError(f"{file} is one file of a folder; give the folder, which has the config.json too")
+    # only who opens such a file pays for torch
+    from hf_perturb.checkpoints.origins.original import read_original
+
+    return read_original(file)
+
+
+def _read(place: Place, weights: bool, variant: str | None, use_safetensors: bool | None) -> Checkpoint:
+    """Read a folder or a repository, whatever becomes of its files meanwhile."""
+    stored, place = place.configuration()
+    stock, name = is_stock(stored), place.name
+    architecture, unusable = _class_of(stored, stock, name)
+    try:
+        ours = config_from_stock(stored) if stock else stored
+        record = stored.get("perturbation")
+        record = None if record is None else Perturbation.parse(record)
+        for key in ("digest", "published_as"):
+            if not isinstance(stored.get(key), str | None):
+                raise ValueError(f"{key}: got {stored[key]!r}; allowed: a string")
+    except ValueError as error:
+        raise CheckpointError(f"{name!r}: its config.json cannot be used: {error}") from error
+    network = Network.read(ours, architecture, name) if architecture else None
+    tensors: dict[str, Tensor] = {}
+    headers: dict[str, dict[str, str] | None] = {}
+    for file in (files := place.weights(variant, use_safetensors) if weights else []):
+        found, metadata = read_tensors(file)
+        tensors.update(found)
+        if file.suffix == ".safetensors":
+            headers[file.name] = metadata
+    is_recipe = weights and not files
+    if not files and network is None:
+        raise CheckpointError(f"{name!r}: {unusable}")
+    if is_recipe and (record is None or variant is not None):
+        raise CheckpointError(
+            f"{name!r} has no weights; looked for {', '.join(weight_names(variant, use_safetensors))}"
+        )
+    if stock and network is not None:
+        tensors, network = tensors_from_stock(tensors, network)
+    origin = "transformers" if stock else "hf_perturb"
+    more = {"place": place, "headers": headers, "is_recipe": is_recipe, "unusable": unusable}
+    return Checkpoint(name, origin, network, tensors, ours, record, **more)  # type: ignore[arg-type]
+
+
+def _class_of(stored: Mapping[str, Any], stock: bool, name: str) -> tuple[str, str]:
+    """Return our class of a checkpoint, or that of its trunk and why; none for a family that is not ours."""
+    family = "fair_esm" if stock else stored.get("model_type")
+    if not isinstance(family, str) or family not in PREFIXES:
+        return "", f"model_type is {family!r}; allowed: {', '.join(PREFIXES)}, esm (Transformers' own)"
+    ours = [PREFIXES[family] + head for head in AUTO_CLASSES.values()]
+    allowed = list(STOCK_CLASSES) if stock else ours
+    given = stored.get("architectures") or [allowed[0] if stock else f"{PREFIXES[family]}ForMaskedLM"]
+    problem = f"architectures is {given!r}; allowed: one of {', '.join(allowed)}"
+    if not isinstance(given, list):
+        raise CheckpointError(f"{name!r}: {problem}")
+    if given[0] not in allowed:
+        return f"{PREFIXES[family]}Model", problem
+    return (f"Fair{given[0]}" if stock else str(given[0])), ""
+
+
+def _where_they_differ(said: str, ours: Any) -> tuple[Any, Any]:
+    """Return what differs in two records, all of both where one of them is none."""
+    try:
+        theirs = json.loads(said)
+    except (ValueError, RecursionError):
+        return said, ours
+    if not isinstance(theirs, dict) or not isinstance(ours, dict):
+        return said, ours
+    differs = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
+    return {key: theirs.get(key) for key in differs}, {key: ours.get(key) for key in differs}

@@ -13,7 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.file_download import http_get
 
 from hf_perturb.checkpoints.catalog import Entry
-from hf_perturb.checkpoints.integrity import damage, strange
+from hf_perturb.checkpoints.origins.original import damage, strange
 from hf_perturb.errors import CheckpointError
 
 _CHUNK = 1 << 24  # bytes

@@ -1,70 +1,17 @@
-"""The three alphabets as plain `tokenizers` JSON, which stock `AutoTokenizer` reads with no class of ours.
-
-Source: `esm.data.Alphabet` with `esm.constants.proteinseq_toks` (fair-esm 2.0.0) and
-`sequence_models.constants.PROTEIN_ALPHABET` (sequence-models 1.8.0).
-"""
+"""The tokenizers of the three alphabets as plain `tokenizers` JSON, which stock `AutoTokenizer` reads."""
 
 from __future__ import annotations
 
-import json
 import string
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from hf_perturb.checkpoints.network import Alphabet
+from hf_perturb.checkpoints.source import read_json
+from hf_perturb.errors import CheckpointError
 
-_FAIR_ESM_RESIDUES = (*"LAGVSERTIDPKQNFYMHWCXBUZO.-", "<null_1>")
-
-
-@dataclass(frozen=True)
-class Alphabet:
-    """Tokens in the order of their ids, and the parts that some of them play.
-
-    Args:
-        tokens: every token; its place is its id.
-        pad: token that fills a batch up.
-        mask: token that hides a residue.
-        unk: token that stands for what the alphabet lacks.
-        bos: token that begins a sequence, if there is one.
-        eos: token that ends a sequence, if there is one.
-        max_length: most tokens that the model takes, special ones included; `None` for no limit.
-    """
-
-    tokens: tuple[str, ...]
-    pad: str
-    mask: str
-    unk: str
-    bos: str | None = None
-    eos: str | None = None
-    max_length: int | None = None
-
-    def id_of(self, token: str | None) -> int | None:
-        """Return the id of a token, `None` for no token."""
-        return None if token is None else self.tokens.index(token)
-
-
-ESM1 = Alphabet(
-    tokens=("<null_0>", "<pad>", "<eos>", "<unk>", *_FAIR_ESM_RESIDUES, "<cls>", "<mask>", "<sep>"),
-    pad="<pad>",
-    mask="<mask>",
-    unk="<unk>",
-    bos="<cls>",
-)
-ESM1B = Alphabet(
-    tokens=("<cls>", "<pad>", "<eos>", "<unk>", *_FAIR_ESM_RESIDUES, "<mask>"),
-    pad="<pad>",
-    mask="<mask>",
-    unk="<unk>",
-    bos="<cls>",
-    eos="<eos>",
-    max_length=1024,
-)
-# the same tokens; rotary positions have no end
-ESM2 = replace(ESM1B, max_length=None)
-# CARP has no unknown token: X, the unknown residue, is the nearest that its alphabet has
-CARP = Alphabet(tokens=tuple("ACDEFGHIKLMNPQRSTVWYBZXJOU*-#@"), pad="-", mask="#", unk="X")
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 def build_tokenizer(alphabet: Alphabet) -> PreTrainedTokenizerFast:
@@ -78,7 +25,10 @@ def build_tokenizer(alphabet: Alphabet) -> PreTrainedTokenizerFast:
     Returns:
         A tokenizer whose `save_pretrained` writes `tokenizer.json` and `tokenizer_config.json`.
     """
-    vocabulary = {token: i for i, token in enumerate(alphabet.tokens)}
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = alphabet.ids
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=alphabet.unk))
     # the library has no upper-casing normalizer
     tokenizer.normalizer = normalizers.Sequence(
@@ -114,40 +64,22 @@ def build_tokenizer(alphabet: Alphabet) -> PreTrainedTokenizerFast:
     )
 
 
-def build_tokenizer_of(config: Any) -> PreTrainedTokenizerFast:
-    """Build the tokenizer of a network.
-
-    Args:
-        config: its `FairEsmConfig` or `CarpConfig`.
-    """
-    if config.model_type == "carp":
-        return build_tokenizer(CARP)
-    if config.model_version == "ESM-1":
-        return build_tokenizer(ESM1)
-    return build_tokenizer(replace(ESM1B, max_length=config.max_tokens))
-
-
-def same_alphabet(path: Path, config: Any) -> bool:
-    """Whether a `tokenizer.json` gives every token the id that a network has for it; nothing in it is run.
-
-    Args:
-        path: the file.
-        config: the network's `FairEsmConfig` or `CarpConfig`.
-    """
+def same_alphabet(path: Path, alphabet: Alphabet) -> bool:
+    """Whether a `tokenizer.json` gives every token the id that an alphabet has for it; nothing in it is run."""
     try:
-        vocabulary = json.loads(path.read_text(encoding="utf-8"))["model"]["vocab"]
-    except (ValueError, KeyError, TypeError):
+        vocabulary = read_json(path)["model"]["vocab"]
+    except (CheckpointError, KeyError, TypeError):
         return False
-    return bool(vocabulary == build_tokenizer_of(config).get_vocab())
+    return bool(vocabulary == alphabet.ids)
 
 
-def save_tokenizer(config: Any, folder: Path) -> None:
-    """Write the tokenizer of a network; none is read from a checkpoint, since its alphabet is part of the network.
+def save_tokenizer(alphabet: Alphabet, folder: Path) -> None:
+    """Write the tokenizer of an alphabet; none is read from a checkpoint, since its alphabet is part of the network.
 
     Raises:
         OSError: if the folder cannot be written.
     """
-    tokenizer = build_tokenizer_of(config)
+    tokenizer = build_tokenizer(alphabet)
     try:
         tokenizer.save_pretrained(folder)
     except Exception as error:  # the library raises bare Exceptions, also for a full disk

@@ -6,10 +6,9 @@ import argparse
 from typing import Any, NoReturn
 
 import hf_perturb
-from hf_perturb.checkpoints.formats import DTYPES, FORMATS
+from hf_perturb.checkpoints.formats import DTYPES, FORMATS, PUSH_FORMATS
 from hf_perturb.embedding.options import LONG, POOLS, EmbedOptions
 from hf_perturb.embedding.ranks import launched
-from hf_perturb.hub.formats import FORMATS as PUSH_FORMATS
 from hf_perturb.perturbation import scopes, spec
 
 _CREATE = """\

@@ -151,12 +151,12 @@ def run_create(options: argparse.Namespace) -> None:
 def _asked(options: argparse.Namespace, base: str, revision: str | None = None) -> list[Perturbation]:
     scopes = [options.scope]
     if options.cascade:
-        from hf_perturb.checkpoints.bases import open_base
+        from hf_perturb.checkpoints.checkpoint import Checkpoint
         from hf_perturb.perturbation.scopes import cascade, depth_of
 
         if layers := [scope for scope in options.scope if ":" in scope]:
             raise UsageError(f"argument --cascade: not with --scope {layers[0]}; a cascade chooses the layers itself")
-        depth = depth_of(open_base(base, revision).tensors)
+        depth = depth_of(Checkpoint.open(base, revision).base().tensors)
         scopes = [[*options.scope, scope] for scope in cascade(depth, options.cascade)]
     try:
         return matrix(

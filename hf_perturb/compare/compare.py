@@ -13,15 +13,15 @@ from typing import Any
 
 import torch
 
-from hf_perturb.checkpoints.bases import open_checkpoint
 from hf_perturb.checkpoints.checkpoint import Checkpoint
+from hf_perturb.checkpoints.shapes import is_parameter, listed
+from hf_perturb.checkpoints.tensors import Tensor
 from hf_perturb.compare.statistics import BINS, Histogram, PairStatistics, bin_counts, bin_width
 from hf_perturb.errors import CheckpointError
-from hf_perturb.networks.layouts import is_parameter, layout, listed, tied
-from hf_perturb.networks.weights import Region, read_region, region_of
 from hf_perturb.perturbation import Perturbation
+from hf_perturb.perturbation.digest import DTYPES, torch_dtype
 from hf_perturb.perturbation.parallel import for_each
-from hf_perturb.variants.progress import Progress, counter
+from hf_perturb.variants.stream import Progress, counter
 
 CHUNK = 1 << 16  # elements: in float64 a pair fits into a core's cache, and larger buffers come from the system anew
 SAMPLE = 1 << 16  # elements of a network that say how wide the bins of its histogram are
@@ -216,7 +216,7 @@ class Comparison:
         }
 
 
-_Pair = tuple[Row, torch.Tensor | None, torch.Tensor | None]
+_Pair = tuple[Row, Tensor | None, Tensor | None]
 
 
 def compare_checkpoints(
@@ -239,7 +239,7 @@ def compare_checkpoints(
     """
     if jobs is not None and jobs < 1:
         raise CheckpointError(f"jobs: got {jobs}; allowed: 1 or more")
-    one, other = (open_checkpoint(str(name)).check() for name in (a, b))
+    one, other = (Checkpoint.open(name).check() for name in (a, b))
     pairs = _pairs(one, other)
     found, histogram = _statistics(pairs, jobs, progress)
     rows = tuple(replace(row, statistics=found.get(row.name)) for row, *_ in pairs)
@@ -305,30 +305,29 @@ def _numbers(found: PairStatistics | None) -> dict[str, float | None]:
 
 
 def _side(checkpoint: Checkpoint) -> Side:
-    place = Path(checkpoint.what)
-    name = place.resolve().name if place.exists() else checkpoint.what
-    return Side(name, checkpoint.revision, checkpoint.config.perturbation)
+    place = Path(checkpoint.name)
+    name = place.resolve().name if place.exists() else checkpoint.name
+    return Side(name, checkpoint.revision, checkpoint.record)
 
 
 def _pairs(a: Checkpoint, b: Checkpoint) -> list[_Pair]:
     """Pair the tensors of two checkpoints, in the order of the first; one that a side lacks is `None`."""
-    if a.config.model_type != b.config.model_type:
-        kinds = f"{a.what!r} is a {a.config.model_type}, {b.what!r} a {b.config.model_type}"
+    if a.network.family != b.network.family:
+        kinds = f"{a.name!r} is a {a.network.family}, {b.name!r} a {b.network.family}"
         raise CheckpointError(f"{kinds}; allowed: two checkpoints of one family")
     heads, sides = {}, {}
     for side, of in zip(SIDES, (a, b), strict=True):
         # a network without a head has none that could be tied
-        named = layout(of.config, of.architecture)
-        heads[side] = {name: source for name, source in tied(of.config).items() if name in named}
+        heads[side] = {name: source for name, source in of.network.tied.items() if name in of.network.shapes}
         sides[side] = {**of.tensors, **{name: of.tensors[source] for name, source in heads[side].items()}}
     # a head that is tied in both is compared as what it is tied to
     pairs = {name: (sides["a"].get(name), sides["b"].get(name)) for name in {**a.tensors, **b.tensors}}
-    shapes = {name: [tuple(x.shape) for x in pair if x is not None] for name, pair in pairs.items()}
+    shapes = {name: [x.shape for x in pair if x is not None] for name, pair in pairs.items()}
     if odd := [f"{name} {found[0]} and {found[1]}" for name, found in shapes.items() if found[0] != found[-1]]:
-        raise CheckpointError(f"{a.what!r} and {b.what!r} are different networks; tensors of two shapes: {listed(odd)}")
+        raise CheckpointError(f"{a.name!r} and {b.name!r} are different networks; tensors of two shapes: {listed(odd)}")
     paired: list[_Pair] = []
     for name, (x, y) in pairs.items():
-        dtype_a, dtype_b = (None if of is None else str(of.dtype).removeprefix("torch.") for of in (x, y))
+        dtype_a, dtype_b = (None if of is None else DTYPES[of.dtype] for of in (x, y))
         # in these networks only a norm's weight is a vector
         norm = len(shapes.get(f"{name.rpartition('.')[0]}.weight", [()])[0]) == 1
         kind = "norm" if norm else "bias" if _BIAS.search(name) else "weight"
@@ -350,7 +349,7 @@ def _statistics(
     found: dict[str, PairStatistics] = {}
     bins: dict[str, torch.Tensor] = {}
 
-    def compare(job: tuple[Row, torch.Tensor, torch.Tensor]) -> None:
+    def compare(job: tuple[Row, Tensor, Tensor]) -> None:
         row, a, b = job
         statistics, counts = PairStatistics(), torch.zeros(2, BINS + 2, dtype=torch.int64)
         for part in chunks(a, b):
@@ -364,27 +363,28 @@ def _statistics(
     return found, Histogram.of(width, *torch.stack(list(bins.values())).sum(0))
 
 
-def chunks(a: torch.Tensor, b: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def chunks(a: Tensor, b: Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Read two tensors of one shape, of any types, as pairs of vectors of at most `CHUNK` elements."""
     readers = (_reader(a), _reader(b))
-    for start in range(0, a.numel(), CHUNK):
-        first, second = (read(start, min(CHUNK, a.numel() - start)) for read in readers)
+    for start in range(0, a.elements, CHUNK):
+        first, second = (read(start, min(CHUNK, a.elements - start)) for read in readers)
         yield first, second
 
 
-def _sample(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+def _sample(tensors: Sequence[Tensor]) -> torch.Tensor:
     """Read the middle of each tensor, as much as is its share in the network: some `SAMPLE` elements in all."""
-    share = min(1.0, SAMPLE / sum(tensor.numel() for tensor in tensors))
-    sizes = [math.ceil(share * tensor.numel()) for tensor in tensors]
-    parts = [_reader(tensor)((tensor.numel() - size) // 2, size) for tensor, size in zip(tensors, sizes, strict=True)]
+    share = min(1.0, SAMPLE / sum(tensor.elements for tensor in tensors))
+    sizes = [math.ceil(share * tensor.elements) for tensor in tensors]
+    parts = [_reader(tensor)((tensor.elements - size) // 2, size) for tensor, size in zip(tensors, sizes, strict=True)]
     return torch.cat([part.float() for part in parts])
 
 
-def _reader(tensor: torch.Tensor) -> Callable[[int, int], torch.Tensor]:
-    """Return what reads so many elements from one on, as a vector; of a mapped file no page stays in memory."""
-    region, width = region_of(tensor), tensor.element_size()
+def _reader(tensor: Tensor) -> Callable[[int, int], torch.Tensor]:
+    """Return what reads so many elements from one on, as a vector; of a file no page stays in memory."""
+    region = tensor.region
     if region is None:
-        flat = tensor.detach().reshape(-1)
+        flat = tensor.values().reshape(-1)
         return lambda start, size: flat[start : start + size]
-    path, begin = region.path, region.begin
-    return lambda start, size: read_region(Region(path, begin + start * width, size * width)).view(tensor.dtype)
+    dtype = torch_dtype(tensor.dtype)
+    width = dtype.itemsize
+    return lambda start, size: region.part(start * width, size * width).read().view(dtype)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from hf_perturb.checkpoints.tokenizers import build_tokenizer_of
+from hf_perturb.checkpoints.network import alphabet_of
 from hf_perturb.embedding.fasta import Record
 from hf_perturb.embedding.options import Choices
 
@@ -32,16 +32,16 @@ class Encoder:
     """Sequences to tokens, as the network's tokenizer does, by a table: it has one token for each letter.
 
     Args:
-        config: the network's `FairEsmConfig` or `CarpConfig`.
+        config: the sizes of the network, a `FairEsmConfig` or `CarpConfig` among them.
     """
 
     def __init__(self, config: Any):
         ends = ([getattr(config, name, None)] for name in ("bos_token_id", "eos_token_id"))
         self.begin, self.end = (torch.tensor([id_ for id_ in end if id_ is not None], dtype=torch.long) for end in ends)
         self.pad: int = config.pad_token_id
-        tokenizer = build_tokenizer_of(config)
-        tokens = tokenizer.convert_tokens_to_ids([chr(code) for code in range(128)])
-        self.table = torch.tensor(tokens)
+        alphabet = alphabet_of(config)
+        ids = alphabet.ids
+        self.table = torch.tensor([ids.get(chr(code), ids[alphabet.unk]) for code in range(128)])
 
     @property
     def special(self) -> int:

@@ -7,26 +7,22 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hf_perturb.checkpoints.bases import find, open_checkpoint, read_config
+from hf_perturb import loading
 from hf_perturb.checkpoints.checkpoint import Checkpoint
 from hf_perturb.checkpoints.formats import DTYPES
+from hf_perturb.checkpoints.network import Network
+from hf_perturb.checkpoints.shapes import PREFIXES
 from hf_perturb.errors import EmbeddingsError, ModelInputError, StackedPerturbationError, UnsupportedModuleError
-from hf_perturb.loading.auto import import_models
-from hf_perturb.networks.layouts import PREFIXES, language_head
-from hf_perturb.networks.loading import has_no_weights
-from hf_perturb.networks.record import base_location, recorded_digest
 from hf_perturb.perturbation import Perturbation
-from hf_perturb.perturbation.digest import digest_of
+from hf_perturb.perturbation.digest import digest_of, torch_dtype
 from hf_perturb.perturbation.plan import make_plan
 
 if TYPE_CHECKING:
-    from hf_perturb.embedding.options import Config
     from hf_perturb.networks.perturbable import PerturbablePreTrainedModel
 
 
@@ -36,25 +32,28 @@ class Embedder:
 
     Args:
         name: how it is called.
-        config: its configuration.
-        architecture: the class that it is stored as.
-        tensors: as they are stored, by document name; none of a recipe, which has none.
+        network: what it is.
+        record: what was done to its weights.
+        published_as: name of the published checkpoint that they are, where that is known.
         dtype: the type that they are in.
-        revision: the commit on the Hub, `None` elsewhere.
-        checkpoint: an original file, which `from_pretrained` does not read.
+        checkpoint: that it is loaded from, `None` for a model that is at hand.
         model: the model itself, if it is at hand.
         perturbation: what is done to the weights once they are loaded.
     """
 
     name: str
-    config: Config
-    architecture: str
-    tensors: Mapping[str, torch.Tensor]
+    network: Network
+    record: Perturbation | None
+    published_as: str | None
     dtype: torch.dtype
-    revision: str | None = None
     checkpoint: Checkpoint | None = None
     model: PerturbablePreTrainedModel | None = None
     perturbation: Perturbation | None = None
+
+    @property
+    def is_original(self) -> bool:
+        """Whether it is an original file, which `from_pretrained` does not read."""
+        return self.checkpoint is not None and self.checkpoint.place is None
 
     def perturbed(self, perturbation: Perturbation | None) -> Embedder:
         """Return the same network, to be perturbed when it is loaded.
@@ -65,33 +64,34 @@ class Embedder:
         """
         if perturbation is None:
             return self
-        if self.config.perturbation is not None:
-            raise StackedPerturbationError(
-                f"{self.name!r} is a variant already, by {self.config.perturbation}; start from its base"
-            )
+        if self.record is not None:
+            raise StackedPerturbationError(f"{self.name!r} is a variant already, by {self.record}; start from its base")
         if self.model is not None:
             raise StackedPerturbationError(
                 "a model that is at hand is not perturbed here, since that would change it; give the base's name"
             )
         # what does not fit is told before hours of work on the base
-        shapes = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
-        make_plan(self.config.model_type, shapes, perturbation, language_head(self.config))
+        make_plan(self.network.family, self._shapes(), perturbation, self.network.language_head)
         return replace(self, perturbation=perturbation)
+
+    def _shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return {} if self.checkpoint is None else self.checkpoint.shapes
 
     def digest(self) -> str:
         """Return the digest of the weights before they are perturbed; reads all of them."""
+        if self.checkpoint is None:
+            return digest_of({} if self.model is None else self.model.state_dict())
         # the record of what is loaded may be wrong; a recipe is compared with its own while it is loaded
-        return digest_of(self.tensors) if self.tensors else str(recorded_digest(self.config))
+        return str(self.checkpoint.stated_digest) if self.checkpoint.is_recipe else self.checkpoint.digest()
 
     def described(self) -> dict[str, Any]:
         """Return what is said of it besides, as JSON."""
-        record = self.config.perturbation
         return {
             "name": self.name,
-            "revision": self.revision,
-            "model_type": self.config.model_type,
-            "published_as": self.config.published_as,
-            "record": None if record is None else record.to_dict(),
+            "revision": None if self.checkpoint is None else self.checkpoint.revision,
+            "model_type": self.network.family,
+            "published_as": self.published_as,
+            "record": None if self.record is None else self.record.to_dict(),
         }
 
     @contextmanager
@@ -121,22 +121,20 @@ class Embedder:
                 module.training = mode
 
     def _load(self, dtype: torch.dtype, device: str) -> PerturbablePreTrainedModel:
-        if self.checkpoint is not None:
-            model: Any = self.checkpoint.model()
+        checkpoint: Any = self.checkpoint
+        if self.is_original:
+            model: Any = loading.model_of(checkpoint)
             if self.perturbation is not None:
                 # a copy: its tensors are those of the checkpoint, of which other variants are made
                 model = deepcopy(model).to(dtype).perturb(self.perturbation)
             return model.to(device, dtype)
-        given: dict[str, Any] = {"revision": self.revision, "perturbation": self.perturbation}
+        given: dict[str, Any] = {"dtype": dtype, "perturbation": self.perturbation}
         if device == "auto":
             given["device_map"] = "auto"
-        import_models()
-        module = import_module(f"hf_perturb.networks.modeling_{self.config.model_type}")
         # the language head is not needed; Transformers makes words of a classifier for which there is no place
-        cls = getattr(module, self.architecture.replace("ForMaskedLM", "Model"))
-        kept = {key: value for key, value in given.items() if value is not None}
-        model = cls.from_pretrained(base_location(self.name), dtype=dtype, **kept).eval()
-        return model if device == "auto" else model.to(device)
+        trunk = replace(self.network, architecture=self.network.architecture.replace("ForMaskedLM", "Model"))
+        model = loading.model_class(trunk).from_pretrained(checkpoint, **given)
+        return model.eval() if device == "auto" else model.eval().to(device)
 
 
 def open_embedder(model: str | Path | PerturbablePreTrainedModel, revision: str | None = None) -> Embedder:
@@ -153,27 +151,16 @@ def open_embedder(model: str | Path | PerturbablePreTrainedModel, revision: str 
     """
     if not isinstance(model, (str, Path)):
         return _at_hand(model)
-    name, location = str(model), base_location(str(model))
-    is_file = Path(location).is_file()
-    if not is_file:
-        stored, hub = find(name, revision)
-        config, architecture = read_config(name, stored)
-        if config.perturbation is not None and has_no_weights(location, hub):
-            if recorded_digest(config) is None:
-                raise EmbeddingsError(f"{name!r} is a recipe without a digest, so nothing says which weights it has")
-            kind = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
-            return Embedder(name, cast("Config", config), architecture, {}, kind, hub.get("revision"))
-    found = open_checkpoint(name, revision).check()
-    [(dtype, _)] = Counter(tensor.dtype for tensor in found.tensors.values()).most_common(1)
-    return Embedder(
-        name,
-        found.config,
-        found.architecture,
-        found.tensors,
-        found.dtype or dtype,
-        found.revision,
-        checkpoint=found if is_file else None,
-    )
+    found = Checkpoint.open(model, revision)
+    if not found.is_recipe:
+        found.check()
+        [(stored, _)] = Counter(tensor.dtype for tensor in found.tensors.values()).most_common(1)
+    elif found.stated_digest is None:
+        raise EmbeddingsError(f"{found.name!r} is a recipe without a digest, so nothing says which weights it has")
+    else:
+        stored = found.stated_dtype or "F32"
+    dtype = torch_dtype(found.dtype or stored)
+    return Embedder(str(model), found.network, found.record, found.published_as, dtype, checkpoint=found)
 
 
 def _at_hand(model: PerturbablePreTrainedModel) -> Embedder:
@@ -182,10 +169,11 @@ def _at_hand(model: PerturbablePreTrainedModel) -> Embedder:
             f"model: got a {type(model).__name__}; allowed: a name, a folder, or a model of hf_perturb; an original"
             " becomes one with hf_perturb.wrap(module)"
         )
-    name, tensors = model.name_or_path or type(model).__name__, model.state_dict()
-    if any(tensor.is_meta for tensor in tensors.values()):
+    name, config = model.name_or_path or type(model).__name__, model.config
+    if any(tensor.is_meta for tensor in model.state_dict().values()):
         raise UnsupportedModuleError(f"model: the weights of this {type(model).__name__} are not in memory")
-    return Embedder(name, cast("Config", model.config), type(model).__name__, tensors, model.dtype, model=model)
+    said = config.perturbation, config.published_as
+    return Embedder(name, loading.network_of(model), *said, model.dtype, model=model)
 
 
 def choose_dtype(asked: str | torch.dtype | None, embedder: Embedder) -> torch.dtype:
@@ -229,7 +217,7 @@ def choose_device(asked: str | None, embedder: Embedder, own: str | None = None)
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         return "cpu" if accelerator is None else accelerator.type
     if asked == "auto":
-        if embedder.checkpoint is not None:
+        if embedder.is_original:
             raise ModelInputError(
                 f"device: got 'auto' for the file {embedder.name}; make a base of it first: hf-perturb convert"
             )

@@ -14,15 +14,14 @@ from hf_perturb.errors import FastaError, ModelInputError
 if TYPE_CHECKING:
     import torch
 
-    from hf_perturb.networks.configuration_carp import CarpConfig
-    from hf_perturb.networks.configuration_fair_esm import FairEsmConfig
+    from hf_perturb.networks.sizes import CarpSizes, FairEsmSizes
 
 POOLS = ("mean", "max", "cls")
 LONG = ("refuse", "truncate", "window")
 
 # called with the residues that are done and those that this process has to do
 Progress = Callable[[int, int], object]
-Config: TypeAlias = "CarpConfig | FairEsmConfig"
+Config: TypeAlias = "CarpSizes | FairEsmSizes"
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 

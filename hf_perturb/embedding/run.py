@@ -159,12 +159,12 @@ def _embed_all(
             raise FastaError("fasta: got '-' on several processes, and only one has a standard input; name a file")
         network = open_embedder(model, options.revision)
         each = {out: network.perturbed(perturbation) for out, perturbation in wanted.items()}
-        choices = options.choices(network.config)
+        choices = options.choices(network.network.sizes)
         return each, choices, choose_dtype(options.dtype, network), choose_device(options.device, network, ranks.device)
 
     embedders, choices, dtype, device = ranks.together(prepare)
     [network, *_] = embedders.values()
-    width = network.config.hidden_size
+    width = network.network.sizes.hidden_size
     with file_of(fasta) as path:
         stamp = ranks.together(lambda: stamp_of(path))
 
@@ -273,7 +273,7 @@ class _Run:
         store.finish({"findings": self.found.findings.to_dict()})
 
     def _write(self, store: Store, shards: Sequence[Shard], embedder: Embedder) -> None:
-        encoder = Encoder(embedder.config)
+        encoder = Encoder(embedder.network.sizes)
         done, total = 0, sum(shard.residues for shard in shards)
         advance = self.options.progress or (lambda done, total: None)
         with embedder.loaded(self.dtype, self.device) as model:

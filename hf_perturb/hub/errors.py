@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 from huggingface_hub.errors import HfHubHTTPError
 
+from hf_perturb.checkpoints.source import answer_behind, asked_wait, is_broken_connection
 from hf_perturb.errors import HfPerturbError, HubError
-from hf_perturb.networks.fetching import answer_behind, asked_wait, is_broken_connection
 
 _SAID = {
     400: "the Hub takes it for wrong",

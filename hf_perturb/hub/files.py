@@ -15,7 +15,6 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd
 from huggingface_hub.utils.sha import git_hash
 
-from hf_perturb import networks
 from hf_perturb.errors import CheckpointError
 
 _HERE = b'"this-folder"'  # what cards call the folder or repository that they are in
@@ -25,7 +24,8 @@ _ALPHABETS = ("special_tokens_map.json", "added_tokens.json", "vocab.txt")
 # all that Transformers may take for weights or their index, also with `variant=`
 _ANY_WEIGHTS = re.compile(r"(pytorch_)?model([.-][\w.-]+)?\.(safetensors|bin)(\.index(\.\w+)?\.json)?")
 _TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}\b")
-_CODE = Path(networks.__file__).parent
+# read as files, never imported
+_CODE = Path(__file__).resolve().parent.parent / "networks"
 
 
 @dataclass(frozen=True)

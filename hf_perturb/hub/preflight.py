@@ -3,42 +3,38 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from huggingface_hub import ModelCard, constants, get_token
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
+from transformers import PreTrainedConfig
 
 from hf_perturb import demo
-from hf_perturb.checkpoints.bases import find, read_config
-from hf_perturb.checkpoints.checkpoint import auto_map
+from hf_perturb.checkpoints.checkpoint import Checkpoint
+from hf_perturb.checkpoints.formats import OURS
+from hf_perturb.checkpoints.recipe import Recipe, other_sizes
+from hf_perturb.checkpoints.shapes import listed
+from hf_perturb.checkpoints.source import located, shards_of, strange_token
 from hf_perturb.errors import CheckpointError, HubError
 from hf_perturb.hub.errors import redacted
-from hf_perturb.hub.files import Stage, is_weights, stage, travelling_code
-from hf_perturb.hub.formats import OURS
-from hf_perturb.networks.fetching import strange_token
-from hf_perturb.networks.files import shards_of, weight_files
-from hf_perturb.networks.layouts import listed
-from hf_perturb.networks.record import base_location, recorded_digest
-from hf_perturb.networks.stock_esm import is_stock
-from hf_perturb.variants.exports import export_checkpoint
-from hf_perturb.variants.progress import Progress
-from hf_perturb.variants.recipe import open_recipe, other_sizes
-from hf_perturb.variants.verify import verify_variant
+from hf_perturb.hub.files import Stage, stage, travelling_code
+from hf_perturb.variants.convert import export_checkpoint
+from hf_perturb.variants.stream import Progress
+from hf_perturb.variants.verify import verify_checkpoint
 
 # what git takes for a name, but for a few that nobody misses
 _REF = re.compile(r"(?!.*(\.\.|//|/\.|\.lock(/|$)))[A-Za-z0-9][\w./-]*(?<![./])", re.ASCII)
-_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_INDEX = "model.safetensors.index.json"
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
-# what a config.json of ours may hold beside the fields of its class
+# what a config.json of ours may hold beside the sizes of the network and what Transformers knows of every network
 _WRITTEN = {
-    *("model_type", "auto_map", "torch_version", "torch_dtype", "transformers_version"),
-    *("output_attentions", "use_cache"),
+    *("auto_map", "torch_version", "torch_dtype", "transformers_version", "output_attentions", "use_cache"),
+    *("perturbation", "digest", "published_as"),
 }
 
 
@@ -94,29 +90,38 @@ def checked_files(
         CheckpointError: if its card or its weights are not as they should be, or if nobody else could load it.
     """
     source = _existing(path)
-    stored, _ = find(str(source))
-    config, _ = read_config(str(source), stored)
-    if recorded_digest(config) is None:
+    _check_index(source)
+    opened = Checkpoint.open(source)
+    if opened.stated_digest is None:
         # nobody could say later whether the weights are still the ones that were published
         raise CheckpointError(
             f"{source} records no digest (trained, or saved by something else?): hf-perturb convert {source} OUT writes"
             " a folder that does"
         )
-    with nullcontext() if form == OURS else TemporaryDirectory(prefix="hf_perturb-") as scratch:
-        folder = source if scratch is None else _written_anew(source, Path(scratch), form)
-        stock = form != OURS or is_stock(stored)
-        staged = stage(folder, repo_id, _weight_names(folder), {} if stock else travelling_code(config.model_type))
-        if form == OURS:  # what was written anew was read for it, and looked at
-            if not stock:
-                _check_configuration(folder, config, stored)
-            _check_card(folder, staged)
-            _check_weights(folder, staged, config, token, progress)
-            staged.refuse_changed()
-        yield staged
+    if form != OURS:
+        with TemporaryDirectory(prefix="hf_perturb-") as scratch:
+            folder = _written_anew(source, Path(scratch), form)
+            # what was written anew was read for it, and looked at
+            yield stage(folder, repo_id, _weight_names(Checkpoint.open(folder)), {})
+        return
+    stock = opened.origin == "transformers"
+    code = {} if stock else travelling_code(opened.network.family)
+    staged = stage(source, repo_id, _weight_names(opened), code)
+    if not stock:
+        _check_configuration(source, opened)
+    _check_card(source, staged)
+    if opened.is_recipe:
+        _check_recipe(opened, token)
+    else:
+        _check_weights(opened, progress)
+    staged.refuse_changed()
+    if not opened.is_current():
+        raise CheckpointError(f"{source} changed meanwhile, so nothing was published; push it again when it is done")
+    yield staged
 
 
 def _existing(path: str | Path) -> Path:
-    folder = Path(base_location(str(path)))
+    folder = Path(located(str(path)))
     if not folder.is_dir():
         raise CheckpointError(f"{path}: no such folder; allowed: that of a variant, a recipe or a base, or 'demo'")
     if not (folder / "config.json").exists():
@@ -139,30 +144,36 @@ def _written_anew(folder: Path, scratch: Path, form: str) -> Path:
     return out
 
 
-def _weight_names(folder: Path) -> list[str]:
-    """Return the names of the files with the weights, those of a recipe none."""
-    if (folder / _WEIGHTS).exists():
-        return [_WEIGHTS]
-    if (folder / _INDEX).exists():
-        shards = shards_of(folder / _INDEX)
-        if odd := [shard for shard in shards if not _SHARD.fullmatch(shard)]:
-            raise CheckpointError(f"{folder / _INDEX} names {odd[0]!r}; allowed: model-00001-of-00002.safetensors")
-        return [_INDEX, *shards]
-    if other := [name for name in weight_files() if (folder / name).exists()]:
+def _check_index(folder: Path) -> None:
+    """Raise if the weights are in files that Transformers would not have named so."""
+    index = folder / _INDEX
+    named = shards_of(index) if index.exists() and not (folder / "model.safetensors").exists() else []
+    if odd := [shard for shard in named if not _SHARD.fullmatch(shard)]:
+        raise CheckpointError(f"{index} names {odd[0]!r}; allowed: model-00001-of-00002.safetensors")
+
+
+def _weight_names(opened: Checkpoint) -> list[str]:
+    """Return the names of the files with the weights and of their index; those of a recipe none."""
+    seen = {} if opened.place is None else opened.place.seen
+    names = [path.name for path, found in seen.items() if found is not None and path.name != "config.json"]
+    if names and not opened.headers:
         raise CheckpointError(
-            f"{folder} has its weights in {other[0]}; only safetensors are published: hf-perturb convert {folder} OUT"
+            f"{opened.name} has its weights in {names[0]}; only safetensors are published: hf-perturb convert"
+            f" {opened.name} OUT"
         )
-    return []
+    return names
 
 
-def _check_configuration(folder: Path, config: Any, stored: Mapping[str, Any]) -> None:
-    if stored.get("auto_map") != auto_map(config.model_type):
+def _check_configuration(folder: Path, opened: Checkpoint) -> None:
+    stored, network = opened.stored, opened.network
+    if stored.get("auto_map") != network.auto_map:
         raise CheckpointError(
             f"{folder}: auto_map in config.json is {stored.get('auto_map')!r}, which does not name the code that is"
             f" published; hf-perturb convert {folder} OUT writes the right one"
         )
     # what somebody wrote there for himself is not for everybody
-    if unknown := sorted(stored.keys() - {field.name for field in fields(config)} - _WRITTEN):
+    known = {field.name for field in fields(PreTrainedConfig)} | network.to_dict().keys() | _WRITTEN
+    if unknown := sorted(stored.keys() - known):
         raise CheckpointError(f"{folder}: config.json has {unknown[0]!r}, which no such network has; take it out")
 
 
@@ -175,34 +186,31 @@ def _check_card(folder: Path, staged: Stage) -> None:
         raise CheckpointError(f"{folder / 'README.md'} has no metadata between two lines '---' at its beginning")
 
 
-def _check_weights(folder: Path, staged: Stage, config: Any, token: str | None, progress: Progress | None) -> None:
-    if not any(map(is_weights, staged.files)):
-        _check_recipe(str(folder), token)
-        return
-    record = config.perturbation
+def _check_weights(opened: Checkpoint, progress: Progress | None) -> None:
+    record = opened.record
     if record is not None and record.base is not None and Path(record.base.name or "").is_absolute():
         raise CheckpointError(
-            f"{folder}: config.json names its base by a path of this machine, {record.base.name!r}; hf-perturb create"
-            " writes a variant that does not"
+            f"{opened.name}: config.json names its base by a path of this machine, {record.base.name!r}; hf-perturb"
+            " create writes a variant that does not"
         )
-    found = verify_variant(folder, progress=progress)
+    found = verify_checkpoint(opened, progress=progress)
     if found.problems:
-        raise CheckpointError(f"{folder} is not as recorded, so nothing was sent: {'; '.join(found.problems)}")
+        raise CheckpointError(f"{opened.name} is not as recorded, so nothing was sent: {'; '.join(found.problems)}")
     if found.nonfinite:
         raise CheckpointError(
-            f"{folder} has NaN or infinite weights in {listed(found.nonfinite)}, so nothing was sent: what such a"
+            f"{opened.name} has NaN or infinite weights in {listed(found.nonfinite)}, so nothing was sent: what such a"
             " network computes is no number either"
         )
 
 
-def _check_recipe(name: str, token: str | None) -> None:
+def _check_recipe(opened: Checkpoint, token: str | None) -> None:
     """Compare a recipe with its base as far as that takes no weights: those are compared whenever it is loaded."""
-    recipe = open_recipe(name)
-    base = recipe.base
-    if base != demo.NAME and recipe.base_revision is None:
+    recipe, name = Recipe.of(opened), opened.name
+    base, revision = recipe.base_name, recipe.base.revision
+    if base != demo.NAME and revision is None:
         raise CheckpointError(
             f"{name} is a recipe of {base!r}, which nobody else has; push the base, and make the recipe of its Hub id"
         )
-    stored, _ = find(base, recipe.base_revision, token)
-    if problems := other_sizes(recipe.config, read_config(base, stored)[0]):
+    found = Checkpoint.open(base, revision, hub={"token": token}, weights=False)
+    if problems := other_sizes(opened, found):
         raise CheckpointError(f"{name} is not a recipe of {base!r} as it is: {'; '.join(problems)}")

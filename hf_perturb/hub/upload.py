@@ -15,13 +15,13 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, co
 from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
+from hf_perturb.checkpoints.formats import OURS, PUSH_FORMATS
+from hf_perturb.checkpoints.source import ATTEMPTS, pause_after, retried
 from hf_perturb.errors import CheckpointError, HubError
 from hf_perturb.hub.errors import explained
 from hf_perturb.hub.files import Change, Stage, is_weights
-from hf_perturb.hub.formats import FORMATS, OURS
 from hf_perturb.hub.preflight import checked_files, refuse_names, usable_token
-from hf_perturb.networks.fetching import ATTEMPTS, pause_after, retried
-from hf_perturb.variants.progress import Progress
+from hf_perturb.variants.stream import Progress
 
 _MAIN = "main"
 # how things are when a step fails
@@ -106,8 +106,8 @@ def push_variant(
         CheckpointError: if the folder is not fit to be published: not as recorded, incomplete, not numbers, no card.
         HubError: if the Hub refuses, or cannot be reached; the message says how things are and what to do.
     """
-    if format not in FORMATS:
-        raise CheckpointError(f"format: got {format!r}; allowed: {', '.join(FORMATS)}")
+    if format not in PUSH_FORMATS:
+        raise CheckpointError(f"format: got {format!r}; allowed: {', '.join(PUSH_FORMATS)}")
     refuse_names(repo_id, revision, tag)
     token = usable_token(repo_id, token, dry_run)
     api = HfApi(token=token, library_name="hf_perturb")

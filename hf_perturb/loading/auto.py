@@ -8,7 +8,7 @@ from typing import Any
 
 import wrapt
 
-from hf_perturb.networks.layouts import AUTO_CLASSES, PREFIXES
+from hf_perturb.checkpoints.shapes import AUTO_CLASSES, PREFIXES
 
 _OURS = "hf_perturb.networks"
 _AUTO = "transformers.models.auto"

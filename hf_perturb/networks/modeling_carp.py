@@ -34,7 +34,7 @@ from .inputs import check_inputs, sequence_mask
 from .packing import Packing, can_pack, in_one_piece
 
 # a checkpoint of the masked LM is a good one for every class without its head
-_LANGUAGE_HEAD = [r"^model\.decoder\.", r"^model\.last_norm\."]
+_LANGUAGE_HEAD = (r"^model\.decoder\.", r"^model\.last_norm\.")
 
 
 class CarpLinear(nn.Conv1d):
@@ -147,6 +147,7 @@ class CarpPreTrainedModel(EncoderPreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["CarpBlock", "SequenceClassificationHead"]
     _can_record_outputs = {"hidden_states": CarpBlock}
+    _language_head = _LANGUAGE_HEAD
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -211,7 +212,7 @@ class CarpPreTrainedModel(EncoderPreTrainedModel):
 class CarpModel(CarpPreTrainedModel):
     """CARP without a head: representations of residues."""
 
-    _keys_to_ignore_on_load_unexpected = _LANGUAGE_HEAD
+    _keys_to_ignore_on_load_unexpected = list(_LANGUAGE_HEAD)
 
     def __init__(self, config: CarpConfig):
         super().__init__(config)
@@ -281,7 +282,7 @@ class CarpForMaskedLM(CarpPreTrainedModel):
 class CarpForSequenceClassification(SequenceClassificationMixin, CarpPreTrainedModel):
     """CARP with a classifier or a regression on the mean over residues."""
 
-    _keys_to_ignore_on_load_unexpected = _LANGUAGE_HEAD
+    _keys_to_ignore_on_load_unexpected = list(_LANGUAGE_HEAD)
 
     def __init__(self, config: CarpConfig):
         super().__init__(config)
@@ -293,7 +294,7 @@ class CarpForSequenceClassification(SequenceClassificationMixin, CarpPreTrainedM
 class CarpForTokenClassification(TokenClassificationMixin, CarpPreTrainedModel):
     """CARP with a classifier on every residue."""
 
-    _keys_to_ignore_on_load_unexpected = _LANGUAGE_HEAD
+    _keys_to_ignore_on_load_unexpected = list(_LANGUAGE_HEAD)
 
     def __init__(self, config: CarpConfig):
         super().__init__(config)

@@ -41,14 +41,13 @@ from .layers_fair_esm import (
 )
 from .packing import Packing, can_pack
 from .positions_fair_esm import FairEsmRotaryPositions, FairEsmSinusoidalPositions
-from .record import CheckpointError, ModelInputError
-from .stock_esm import tensors_from_stock
+from .record import ModelInputError
 
 # the share of tokens that was masked in training; source: esm.model.esm1.ProteinBertModel.forward
 _MASK_RATIO_TRAIN = 0.15 * 0.8
 
 # a checkpoint of the masked LM is a good one for every class without its head
-_LANGUAGE_HEAD = [r"^lm_head\.", r"^embed_out"]
+_LANGUAGE_HEAD = (r"^lm_head\.", r"^embed_out")
 
 
 class FairEsmPreTrainedModel(EncoderPreTrainedModel):
@@ -63,6 +62,7 @@ class FairEsmPreTrainedModel(EncoderPreTrainedModel):
     _supports_attention_backend = True
     _keep_in_fp32_modules_strict = ["rot_emb"]
     _can_record_outputs = {"hidden_states": FairEsmLayer, "attentions": FairEsmAttention}
+    _language_head = _LANGUAGE_HEAD
 
     @property
     def _supports_flex_attn(self) -> bool:  # type: ignore[override]
@@ -144,15 +144,6 @@ class FairEsmPreTrainedModel(EncoderPreTrainedModel):
         if rules == "published" and self.config.tie_word_embeddings:
             tensors.setdefault("lm_head.weight", tensors["embed_tokens.weight"])
         return tensors
-
-    @classmethod
-    def foreign_tensors(cls, tensors: dict[str, torch.Tensor], config: FairEsmConfig) -> dict[str, torch.Tensor]:
-        if cls.__name__.endswith("Classification") and any(name.startswith("classifier.") for name in tensors):
-            raise CheckpointError(
-                f"{cls.__name__}: the checkpoint has a classifier of Transformers' own ESM, which is built differently;"
-                " load the trunk (FairEsmModel), or a masked language model and train a new classifier"
-            )
-        return tensors_from_stock(tensors, config)
 
     def untie(self, chosen: set[str]) -> None:
         """Give the tied head a weight of its own: the document keeps the embedding and perturbs the head."""
@@ -272,7 +263,7 @@ class FairEsmPreTrainedModel(EncoderPreTrainedModel):
 class FairEsmModel(FairEsmPreTrainedModel):
     """ESM without a head: representations of residues, and contacts."""
 
-    _keys_to_ignore_on_load_unexpected = _LANGUAGE_HEAD
+    _keys_to_ignore_on_load_unexpected = list(_LANGUAGE_HEAD)
 
     def __init__(self, config: FairEsmConfig):
         super().__init__(config)
@@ -358,7 +349,7 @@ class FairEsmForMaskedLM(FairEsmPreTrainedModel):
 class FairEsmForSequenceClassification(SequenceClassificationMixin, FairEsmPreTrainedModel):
     """ESM with a classifier or a regression on the mean over residues."""
 
-    _keys_to_ignore_on_load_unexpected = _LANGUAGE_HEAD
+    _keys_to_ignore_on_load_unexpected = list(_LANGUAGE_HEAD)
 
     def __init__(self, config: FairEsmConfig):
         super().__init__(config)
@@ -370,7 +361,7 @@ class FairEsmForSequenceClassification(SequenceClassificationMixin, FairEsmPreTr
 class FairEsmForTokenClassification(TokenClassificationMixin, FairEsmPreTrainedModel):
     """ESM with a classifier on every residue."""
 
-    _keys_to_ignore_on_load_unexpected = _LANGUAGE_HEAD
+    _keys_to_ignore_on_load_unexpected = list(_LANGUAGE_HEAD)
 
     def __init__(self, config: FairEsmConfig):
         super().__init__(config)

@@ -4,6 +4,8 @@
 """What makes a Transformers model perturbable: `perturb()`, `post_init` and `from_pretrained(perturbation=...)`."""
 
 import copy
+import re
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -11,29 +13,20 @@ import torch
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
-from .layouts import language_head
-from .loading import quantised, refuse_another, refuse_another_network
-from .record import (
-    ModelInputError,
-    PerturbationError,
-    UnsupportedModuleError,
-    digest_in,
-    digest_now,
-    parse_perturbation,
-    require_rules,
-    without_digest,
-    without_place,
-)
-from .request import read_request
+from .record import CheckpointError, ModelInputError, PerturbationError, UnsupportedModuleError, loading, require
 
 # while a checkpoint is being read, post_init must not act on the record that its config brings along
-_loading: ContextVar[bool] = ContextVar("_loading", default=False)
+reading: ContextVar[bool] = ContextVar("reading", default=False)
+
+_NAMED = 8  # how many tensors a message names
 
 
 class PerturbablePreTrainedModel(PreTrainedModel):
     """A `PreTrainedModel` whose `config.perturbation` says what was done to its weights."""
 
     config_class: type[PreTrainedConfig]
+
+    _language_head: tuple[str, ...] = ()  # patterns of its tensors' names, which a checkpoint of the trunk lacks
 
     _applied = False  # whether this object's weights were perturbed by it
     _pending = False  # whether the config asks for what could not be done yet, on the meta device
@@ -47,7 +40,7 @@ class PerturbablePreTrainedModel(PreTrainedModel):
         """Initialise as the original package would, then apply `config.perturbation` to the new weights, once."""
         super().post_init()
         asked = self.config.perturbation
-        if asked is None or _loading.get() or self._applied:
+        if asked is None or reading.get() or self._applied:
             return
         self._pending = True
         if not any(parameter.is_meta for parameter in self.parameters()):
@@ -56,12 +49,12 @@ class PerturbablePreTrainedModel(PreTrainedModel):
     @classmethod
     def without_weights(cls, config: PreTrainedConfig) -> "PerturbablePreTrainedModel":
         """Build the network on the meta device for weights that are on their way, which its record describes."""
-        token = _loading.set(True)
+        token = reading.set(True)
         try:
             with torch.device("meta"):
                 return cls(config)
         finally:
-            _loading.reset(token)
+            reading.reset(token)
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
         """Refuse: the alphabet is part of the network.
@@ -77,20 +70,6 @@ class PerturbablePreTrainedModel(PreTrainedModel):
     def document_tensors(self, rules: str = "documented") -> dict[str, torch.Tensor]:
         """Return parameters and stored buffers by document name, in the original's order, for a set of rules."""
         return dict(self.state_dict())
-
-    @classmethod
-    def foreign_tensors(cls, tensors: dict[str, torch.Tensor], config: Any) -> dict[str, torch.Tensor]:
-        """Name the tensors of another implementation of the same network as this class does.
-
-        Args:
-            tensors: by the names that they are stored by.
-            config: the configuration, which loses what the tensors lack.
-        """
-        return tensors
-
-    def language_head_names(self) -> tuple[str, ...]:
-        """Return the names of the language head's tensors, also where this class has none."""
-        return language_head(self.config)
 
     def untie(self, chosen: set[str]) -> None:
         """Give those of the chosen tensors that are tied their own memory; nothing to do where none are."""
@@ -109,34 +88,8 @@ class PerturbablePreTrainedModel(PreTrainedModel):
                 another perturbation was applied before. The weights are then as they were.
             ImportError: if `hf_perturb`, which defines the rules, is not installed.
         """
-        return self._perturb(perturbation, shared=True)
-
-    @torch.no_grad()
-    def _perturb(self, perturbation: Any, shared: bool) -> "PerturbablePreTrainedModel":
-        """Perturb weights that somebody else may hold (`shared`), or that were just loaded."""
-        rules, asked, family = require_rules(), parse_perturbation(perturbation), self.config.model_type
-        if asked is None:
-            raise PerturbationError("perturbation: got None; allowed: a method name, a dict or a Perturbation")
-        self._refuse_torn()
-        if (applied := self.config.perturbation) is not None:
-            refuse_another(applied, asked, family, "this model")
-            if not self._pending:
-                return self
-        if getattr(self, "is_quantized", False):
-            raise quantised()
-        tensors, head = self.document_tensors(asked.rules), self.language_head_names()
-        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        plan = rules.make_plan(family, shapes, asked, head)
-        rules.check_values(plan, tensors)
-        self._torn = True
-        if asked.rules == "documented":
-            self.untie(rules.select(family, [*tensors, *head], asked))
-        owners = None if shared else dict(self.named_parameters(remove_duplicate=False))
-        rules.apply_plan(plan, self.document_tensors(asked.rules), owners)
-        # provenance that came along is that of other weights
-        self.config.perturbation, self.config.digest = asked.with_record(None, None), None
-        self._torn, self._pending, self._applied = False, False, True
-        return self
+        perturbed: PerturbablePreTrainedModel = require("applying a perturbation").perturb_model(self, perturbation)
+        return perturbed
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
         """Save as `PreTrainedModel.save_pretrained` does; a digest that is not that of the weights is left out.
@@ -144,16 +97,21 @@ class PerturbablePreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: if a perturbation was cut short, so that nothing describes the weights.
         """
-        self._refuse_torn()
-        # whose disk the base is on is nobody's business
-        record = self.config.perturbation = without_place(self.config.perturbation)
-        claimed = {self.config.digest, digest_in(record)} - {None}
-        # the weights may have been cast, trained or cut to another head since they were loaded
-        if claimed and digest_now(kwargs.get("state_dict") or self.state_dict()) not in claimed:
-            self.config.digest, self.config.perturbation = None, without_digest(record)
+        self.refuse_torn()
+        if loading is not None:
+            loading.describe_weights(self, kwargs.get("state_dict"))
+        else:  # nobody here can say whether a digest is still true
+            self.config.digest = None
+            if self.config.perturbation is not None:
+                self.config.perturbation = {k: v for k, v in self.config.perturbation.items() if k != "digest"}
         return super().save_pretrained(save_directory, *args, **kwargs)
 
-    def _refuse_torn(self) -> None:
+    def refuse_torn(self) -> None:
+        """Raise if a perturbation of this model was cut short.
+
+        Raises:
+            ValueError: with the remedy.
+        """
         if self._torn:
             raise PerturbationError(
                 "a perturbation of this model was cut short, so part of its weights are perturbed; load the base again"
@@ -174,7 +132,7 @@ class PerturbablePreTrainedModel(PreTrainedModel):
         variant is loaded as it is, bit for bit, and is never perturbed again.
 
         Args:
-            pretrained_model_name_or_path: a folder or a Hub id.
+            pretrained_model_name_or_path: a folder, a Hub id, or a `Checkpoint` that is opened.
             *model_args: as in `PreTrainedModel.from_pretrained`.
             config: as in `PreTrainedModel.from_pretrained`; its `perturbation` counts as asked for.
             output_loading_info: as in `PreTrainedModel.from_pretrained`.
@@ -186,23 +144,95 @@ class PerturbablePreTrainedModel(PreTrainedModel):
                 with quantised loading or offloading to disk.
             OSError: if the checkpoint is of another family, lacks tensors or has others than its configuration says, if
                 its weights have another digest than it records (`verify`), or if a recipe's base is gone.
+            ImportError: where `hf_perturb` is not installed, for a perturbation, `verify` or a recipe.
         """
-        request = read_request(cls, pretrained_model_name_or_path, config, kwargs)
-        token = _loading.set(True)
+        if loading is not None:
+            loaded = loading.load(cls, pretrained_model_name_or_path, model_args, config, kwargs)
+        else:
+            loaded = cls._load_stored(pretrained_model_name_or_path, model_args, config, kwargs)
+        return loaded if output_loading_info else loaded[0]
+
+    @classmethod
+    def _load_stored(cls, name: Any, model_args: tuple[Any, ...], config: Any, kwargs: dict[str, Any]) -> Any:
+        """Load what is stored, where hf_perturb is not installed; see `read_weights`."""
+        asked = kwargs.pop("perturbation", None)
+        if isinstance(config, PreTrainedConfig) and config.perturbation != config.stored_perturbation():
+            asked = config.perturbation  # the Auto classes have folded the keyword into it
+        if asked is not None:
+            require("perturbation=, also to compare it with the record (perturbations do not stack),")
+        if kwargs.pop("verify", False):
+            require("verify=True")
         try:
-            loaded: Any = super().from_pretrained(
-                request.name, *model_args, config=request.config, output_loading_info=True, **request.kwargs
-            )
+            model, info = cls.read_weights(name, model_args, config, kwargs)
+        except OSError as error:
+            if "file named" not in str(error):
+                raise
+            problem = f"{str(name)!r} has no weights; if it is a recipe, to rebuild them needs the package that defines"
+            raise ImportError(f"{problem} the rules: pip install hf-perturb") from error
+        record = model.config.perturbation
+        refuse_incomplete(
+            model, info, name, record, lambda tensor: record is None and model.is_of_language_head(tensor)
+        )
+        return model, info
+
+    @classmethod
+    def read_weights(cls, name: Any, model_args: tuple[Any, ...], config: Any, kwargs: Mapping[str, Any]) -> Any:
+        """Load as `PreTrainedModel.from_pretrained` does, the record of the configuration being no order.
+
+        Returns:
+            The model, and what Transformers says of its tensors.
+        """
+        token = reading.set(True)
+        try:
+            return super().from_pretrained(name, *model_args, config=config, output_loading_info=True, **kwargs)
         finally:
-            _loading.reset(token)
-        model, info = loaded
-        if pretrained_model_name_or_path is not None:
-            # what was loaded from memory has no name of its own
-            model.name_or_path = model.config.name_or_path = str(pretrained_model_name_or_path)
-        refuse_another_network(model, info, request.record, request.asked, pretrained_model_name_or_path)
-        if request.asked is not None:
-            model._perturb(request.asked, shared=False)
-        return (model, info) if output_loading_info else model
+            reading.reset(token)
+
+    def is_of_language_head(self, name: str) -> bool:
+        """Whether a tensor of the network belongs to its language head."""
+        return any(re.match(pattern, name) for pattern in self._language_head)
+
+
+def refuse_incomplete(
+    model: PerturbablePreTrainedModel,
+    info: Mapping[str, Any],
+    name: Any,
+    perturbed: Any,
+    may_lack: Callable[[str], bool],
+) -> None:
+    """Raise if a model is not the whole network that its checkpoint describes; its heads may be others.
+
+    Transformers drops what a network has no place for, and draws what a checkpoint lacks from the global random state;
+    the record would still claim all of it.
+
+    Args:
+        model: what was loaded.
+        info: what Transformers says of its tensors.
+        name: of the checkpoint.
+        perturbed: what was done to the weights, or is about to be; `None` for nothing.
+        may_lack: whether a tensor may be missing; a downstream head always may.
+
+    Raises:
+        OSError: naming the tensors.
+    """
+    what = "which this network has" if perturbed is None else f"which {perturbed} perturbs"
+    mismatched = [key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]]
+    absent = (key for key in [*info["missing_keys"], *mismatched] if not key.startswith("classifier."))
+    if lost := sorted(key for key in absent if not may_lack(key)):
+        raise CheckpointError(
+            f"the checkpoint {str(name)!r} lacks {_listed(lost)}, {what}; build the variant from a base with that head"
+        )
+    extra = (key for key in info["unexpected_keys"] if not key.startswith("classifier."))
+    if unused := sorted(key for key in extra if not model.is_of_language_head(key)):
+        raise CheckpointError(
+            f"the checkpoint {str(name)!r} has {_listed(unused)}, for which this network has no place, so its record"
+            " would not describe it; load it with the sizes that it is stored with"
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
 
 
 def perturb(model: PerturbablePreTrainedModel, perturbation: Any) -> PerturbablePreTrainedModel:

@@ -5,26 +5,44 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-
-import torch
+from typing import TYPE_CHECKING
 
 from hf_perturb.perturbation.parallel import for_each
 
+if TYPE_CHECKING:
+    import torch
+
 # the names that safetensors headers use, so that a file's digest needs no tensor
-DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
+_CODES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2",
+    "int64": "I64",
+    "int32": "I32",
+    "int16": "I16",
+    "int8": "I8",
+    "uint8": "U8",
+    "bool": "BOOL",
+    "complex64": "C64",
 }
+DTYPES = {code: name for name, code in _CODES.items()}
+
+
+def dtype_code(dtype: torch.dtype | str) -> str:
+    """Return how safetensors headers name a type, `F32` for `torch.float32`, `"torch.float32"` and `"float32"`."""
+    name = str(dtype).removeprefix("torch.")
+    return _CODES.get(name, name)
+
+
+def torch_dtype(code: str) -> torch.dtype:
+    """Return the type that a safetensors header names."""
+    import torch
+
+    dtype: torch.dtype = getattr(torch, DTYPES[code])
+    return dtype
 
 
 def digest_of(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -62,8 +80,10 @@ def tensor_digests(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
 
 def tensor_digest(tensor: torch.Tensor) -> str:
     """Return `dtype shape sha256` of one tensor."""
+    import torch
+
     data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return digest_line(DTYPES[tensor.dtype], tensor.shape, hashlib.sha256(data.data).hexdigest())
+    return digest_line(dtype_code(tensor.dtype), tensor.shape, hashlib.sha256(data.data).hexdigest())
 
 
 def digest_line(dtype: str, shape: Iterable[int], sha256: str) -> str:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from threading import Lock
 from typing import Any, TypeVar
 
-import torch
-
 from hf_perturb.errors import PerturbationError
 
 Item = TypeVar("Item")
 
 # torch has one number of threads for the process, so the last of several users puts it back
-_lock, _users, _threads = Lock(), 0, 1
+_lock, _users = Lock(), 0
+_threads: int | None = None
 
 
 def usable_cores() -> int:
@@ -72,7 +72,9 @@ def _one_thread_each() -> Iterator[None]:
     """Keep torch from starting threads of its own in every job: they would only wait for each other."""
     global _users, _threads
     with _lock:
-        if not _users:
+        if _threads is None and (
+            torch := sys.modules.get("torch")
+        ):  # who has not imported it needs none of its threads
             _threads = torch.get_num_threads()
             torch.set_num_threads(1)
         _users += 1
@@ -81,5 +83,6 @@ def _one_thread_each() -> Iterator[None]:
     finally:
         with _lock:
             _users -= 1
-            if not _users:
-                torch.set_num_threads(_threads)
+            if not _users and _threads is not None:
+                sys.modules["torch"].set_num_threads(_threads)
+                _threads = None

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from hf_perturb.errors import CheckpointError, FolderExistsError
-from hf_perturb.networks.loading import stored_config
 from hf_perturb.storage.scratch import put_in_place, scratch_folder
 
 # what a folder of ours may hold
@@ -52,10 +52,10 @@ def refuse_out(out: Path, source: Path, force: bool, kind: str) -> None:
 def _is_as_written(folder: Path, kind: str) -> bool:
     """Whether a folder is as we left it: a model that was trained on has no digest any more."""
     try:
-        stored = stored_config(folder, {})[0]
-    except OSError:
+        stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        record = stored.get("perturbation")
+    except (OSError, ValueError, AttributeError, RecursionError):
         return False
-    record = stored.get("perturbation")
     if kind == "base":
         return record is None and stored.get("digest") is not None
     return isinstance(record, dict) and record.get("digest") is not None

@@ -12,11 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from hf_perturb.errors import CheckpointError, FolderLockedError
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _OLD = ".old"
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 
 @contextmanager
@@ -109,36 +112,22 @@ def lock(out: Path, path: Path) -> Iterator[bool]:
         FolderLockedError: if another process holds it.
         CheckpointError: if the file cannot be written.
     """
-    import fcntl  # loading a model works on systems without it
-
-    while True:
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-        except OSError as error:
-            raise CheckpointError(f"{path.parent} cannot be written: {error}") from error
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(descriptor)
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise FolderLockedError(
-                    f"{out} is locked: another process is writing it; wait for it, or choose another folder"
-                ) from error
-            try:
-                yield False
-            finally:
-                path.unlink(missing_ok=True)
-            return
-        # whoever held it may have removed the file after we opened it
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), path.stat()):
-                break
-        os.close(descriptor)
+    held = FileLock(path, timeout=0, fallback_to_soft=False)
     try:
-        yield True
+        held.acquire()
+    except Timeout as error:
+        raise FolderLockedError(
+            f"{out} is locked: another process is writing it; wait for it, or choose another folder"
+        ) from error
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise CheckpointError(f"{path.parent} cannot be written: {error}") from error
+    try:
+        yield held.is_locked
     finally:
+        # before it is let go: who opens it after that makes a new one
         path.unlink(missing_ok=True)
-        os.close(descriptor)
+        held.release()
 
 
 def _sweep(out: Path) -> None:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
-from typing import Any
-
-import torch
 
 from hf_perturb.checkpoints.checkpoint import Checkpoint
-from hf_perturb.networks.layouts import language_head, layout, tied
-from hf_perturb.perturbation import Perturbation, make_plan, select
-from hf_perturb.perturbation.kernels import Shape
-from hf_perturb.perturbation.plan import Plan
-from hf_perturb.variants.sources import Sources
-from hf_perturb.variants.stream import Output, Sink, Target
+from hf_perturb.checkpoints.network import Network
+from hf_perturb.checkpoints.shapes import Shape
+from hf_perturb.perturbation import Perturbation, Plan, Step, make_plan, select
+
+
+@dataclass(frozen=True)
+class Output:
+    """A tensor to write.
+
+    Args:
+        source: name of the tensor that it comes from.
+        step: what is done to it, `None` to keep it.
+    """
+
+    source: str
+    step: Step | None = None
 
 
 @dataclass(frozen=True)
@@ -22,20 +28,18 @@ class Blueprint:
     """A variant that is still to be made.
 
     Args:
-        config: of the variant; its head is untied if the perturbation unties it.
+        network: of the variant; its head is untied if the perturbation unties it.
+        asked: the perturbation.
         outputs: its tensors, in the order of the network.
-        shapes: type and shape of each.
+        shapes: type (`F32`) and shape of each.
         plan: the steps.
     """
 
-    config: Any
+    network: Network
+    asked: Perturbation
     outputs: dict[str, Output]
-    shapes: dict[str, tuple[torch.dtype, Shape]]
+    shapes: dict[str, tuple[str, Shape]]
     plan: Plan
-
-    def target(self, sink: Sink) -> Target:
-        """Return a target with a generator of its own, at its beginning."""
-        return Target(self.outputs, sink, self.plan.generator())
 
 
 def make_blueprint(base: Checkpoint, asked: Perturbation) -> Blueprint:
@@ -48,19 +52,18 @@ def make_blueprint(base: Checkpoint, asked: Perturbation) -> Blueprint:
     Raises:
         PerturbationError: if the perturbation does not fit the network.
     """
-    config = copy.deepcopy(base.config)
-    family, head, ties = config.model_type, language_head(config), tied(config)
-    drawn = document_shapes(base, asked.rules)
-    plan = make_plan(family, drawn, asked, head)
+    network, ties = base.network, base.network.tied
+    drawn = document_shapes(network, asked.rules)
+    plan = make_plan(network.family, drawn, asked, network.language_head)
     steps = {step.name: step for step in plan.steps}
-    if asked.rules == "documented" and ties.keys() & select(family, [*drawn, *head], asked):
+    chosen = select(network.family, [*drawn, *network.language_head], asked)
+    separate: dict[str, str] = {}
+    if asked.rules == "documented" and ties.keys() & chosen:
         # the document keeps the embedding and perturbs the head, which start from the same values
-        config.tie_word_embeddings, separate = False, ties
-    else:
-        separate = {}
+        network, separate = network.with_sizes(tie_word_embeddings=False), ties
     outputs = {
         name: Output(separate.get(name, name), steps.get(name))
-        for name in layout(base.config, base.architecture)
+        for name in base.network.shapes
         if name in separate or name not in ties
     }
     for name, source in ties.items():
@@ -68,30 +71,19 @@ def make_blueprint(base: Checkpoint, asked: Perturbation) -> Blueprint:
             # the study drew the head while tied
             outputs[source] = Output(source, steps[name])
     dtypes = base.dtypes()
-    shapes = {name: (dtypes[made.source], tuple(base.tensors[made.source].shape)) for name, made in outputs.items()}
-    return Blueprint(config, outputs, shapes, plan)
+    shapes = {name: (dtypes[made.source], base.tensors[made.source].shape) for name, made in outputs.items()}
+    return Blueprint(network, asked, outputs, shapes, plan)
 
 
-def document_shapes(base: Checkpoint, rules: str) -> dict[str, Shape]:
+def document_shapes(network: Network, rules: str) -> dict[str, Shape]:
     """Return the shapes that a plan is made of, in the order of the original class.
 
     Args:
-        base: a checked checkpoint.
+        network: of the base.
         rules: under `"published"`, a tied head counts even where the model at hand has none: the study drew it.
     """
-    shapes = layout(base.config, base.architecture)
+    shapes = dict(network.shapes)
     if rules == "published":
-        for name, source in tied(base.config).items():
+        for name, source in network.tied.items():
             shapes.setdefault(name, shapes[source])
     return shapes
-
-
-def sources_of(base: Checkpoint) -> Sources:
-    """Return the tensors of a base, in the order in which steps that share a generator have to come."""
-    ties, order = tied(base.config), dict[str, None]()
-    for name in document_shapes(base, "published"):
-        source = ties.get(name, name)
-        # a tied tensor is drawn when its last name comes
-        order.pop(source, None)
-        order[source] = None
-    return Sources({name: base.tensors[name] for name in order}, base.dtypes())

@@ -1,26 +1,24 @@
-"""`convert`: a checkpoint of any origin becomes a base folder, with the digest of its weights recorded."""
+"""`convert`: a checkpoint of any origin becomes a base folder, or a file or folder in another package's format."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
-from hf_perturb.cards.cards import base_card
-from hf_perturb.checkpoints.bases import open_checkpoint
-from hf_perturb.checkpoints.catalog import CATALOG, note_origin
-from hf_perturb.checkpoints.checkpoint import Checkpoint, auto_map
-from hf_perturb.checkpoints.downloads import download
-from hf_perturb.checkpoints.formats import DTYPES
+from hf_perturb.cards.card import base_card
+from hf_perturb.checkpoints.catalog import CATALOG, published_name
+from hf_perturb.checkpoints.checkpoint import Checkpoint, write_configuration
+from hf_perturb.checkpoints.formats import DTYPES, FORMATS
+from hf_perturb.checkpoints.origins.stock_esm import config_to_stock, stock_names
+from hf_perturb.checkpoints.shapes import listed
+from hf_perturb.checkpoints.source import located
+from hf_perturb.checkpoints.tensors import Tensor, is_finite
 from hf_perturb.checkpoints.tokenizers import save_tokenizer
-from hf_perturb.errors import CheckpointError
-from hf_perturb.networks.record import base_location
-from hf_perturb.storage.folders import refuse_out, whole_folder
+from hf_perturb.errors import CheckpointError, DigestError
+from hf_perturb.perturbation.digest import digest_of_lines, dtype_code, tensor_digest, torch_dtype
+from hf_perturb.storage.folders import refuse_existing, refuse_out, whole_folder
 from hf_perturb.variants.stream import write_weights
-from hf_perturb.variants.vetting import refuse_nonfinite, vet_digest
-
-_DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPES}
 
 
 @dataclass(frozen=True)
@@ -70,49 +68,180 @@ def convert_checkpoint(
     source, out = str(source), Path(out)
     if dtype is not None and dtype not in DTYPES:
         raise CheckpointError(f"dtype: got {dtype!r}; allowed: {', '.join(DTYPES)}")
-    place = Path(base_location(source))
+    place = Path(located(source))
     if source in CATALOG or not force:
         refuse_out(out, place, force, "base")  # before anything is fetched
-    checkpoint = open_source(source).check()
-    kind = "base" if checkpoint.config.perturbation is None else "variant"
+    checkpoint = _open_source(source).check()
+    kind = "base" if checkpoint.record is None else "variant"
     refuse_out(out, place, force, kind)
-    asked = _DTYPES[dtype] if dtype else None
     try:
         with whole_folder(out, lambda: refuse_out(out, place, force, kind)) as folder:
-            dtypes = checkpoint.dtypes(asked)
+            dtypes = checkpoint.dtypes(None if dtype is None else dtype_code(dtype))
             written = write_weights(folder, checkpoint.tensors, dtypes)
             if not allow_nonfinite:
-                refuse_nonfinite(checkpoint, written.nonfinite)
+                _refuse_nonfinite(checkpoint, written.nonfinite)
             digest = written.digest()
             cast = any(dtypes[name] != tensor.dtype for name, tensor in checkpoint.tensors.items())
-            vet_digest(checkpoint, None if cast else digest)
-            _describe(checkpoint, digest)
-            note_origin(source, checkpoint)
-            checkpoint.config.dtype = next(iter(dtypes.values()))
-            checkpoint.config.save_pretrained(folder)
-            save_tokenizer(checkpoint.config, folder)
-            (folder / "README.md").write_text(base_card(checkpoint), encoding="utf-8")
+            _check_digest(checkpoint, None if cast else digest)
+            _describe(folder, checkpoint, digest, next(iter(dtypes.values())), source)
     except CheckpointError:
         raise
     except OSError as error:
         raise CheckpointError(f"{out}: nothing was written, because {error}") from error
-    notes = tuple(checkpoint.notes)
-    return Conversion(checkpoint.origin, checkpoint.architecture, checkpoint.parameters, digest, notes)
+    found = checkpoint.network.architecture, checkpoint.parameters
+    return Conversion(checkpoint.origin, *found, digest, tuple(checkpoint.notes))
 
 
-def open_source(source: str) -> Checkpoint:
+def _open_source(source: str) -> Checkpoint:
     """Open a checkpoint, and fetch it first if it is a name of the catalogue."""
     if source in CATALOG and not Path(source).exists():
-        return open_checkpoint(str(download(CATALOG[source])))
-    return open_checkpoint(source)
+        # only who fetches an original pays for torch
+        from hf_perturb.checkpoints.downloads import download
+
+        return Checkpoint.open(download(CATALOG[source]))
+    return Checkpoint.open(source)
 
 
-def _describe(checkpoint: Checkpoint, digest: str) -> None:
-    """Record the digest, a base's in its configuration and a variant's in its record, and how to load the folder."""
-    config, record = checkpoint.config, checkpoint.config.perturbation
-    if record is None:
-        config.digest = digest
-    else:
-        config.perturbation = record.with_record(record.base, digest)
-    config.architectures = [checkpoint.architecture]
-    config.auto_map = auto_map(config.model_type)
+def _describe(folder: Path, checkpoint: Checkpoint, digest: str, dtype: str, source: str) -> None:
+    """Write what is beside the weights of a base or a variant, with their digest."""
+    network, record = checkpoint.network, checkpoint.record
+    published = published_name(source, network) or checkpoint.published_as
+    if record is not None:
+        record = replace(record, digest=digest)
+    of_base = digest if record is None else None
+    content = checkpoint.configuration(network, record, digest=of_base, dtype=dtype, published_as=published)
+    write_configuration(folder, content)
+    save_tokenizer(network.alphabet, folder)
+    (folder / "README.md").write_text(base_card(checkpoint, record, of_base, published), encoding="utf-8")
+
+
+def export_checkpoint(
+    source: str | Path,
+    out: str | Path,
+    to: str,
+    *,
+    allow_nonfinite: bool = False,
+    on_note: Callable[[str], None] = lambda note: None,
+) -> tuple[Path, ...]:
+    """Write a base or a variant in another package's format, whole or not at all.
+
+    Args:
+        source: as for `convert_checkpoint`, but for the catalogue.
+        out: a folder for `"transformers"`, a `.pt` file for the others; neither may exist.
+        to: `"transformers"` (ESM-1b, ESM-1v, ESM-2), `"fair-esm"` or `"sequence-models"`.
+        allow_nonfinite: write NaN and infinite weights too.
+        on_note: called with what a user should know about how the source was read.
+
+    Returns:
+        The folder, or the files; fair-esm's contact regression is one of its own.
+
+    Raises:
+        FolderExistsError: if `out` exists.
+        CheckpointError: if the format cannot hold this network, or the source cannot be used, or has weights that are
+            not numbers.
+        DigestError: if the source records another digest than its weights have.
+    """
+    if to not in FORMATS:
+        raise CheckpointError(f"to: got {to!r}; allowed: {', '.join(FORMATS)}")
+    refuse_existing(Path(out))
+    checkpoint = Checkpoint.open(source).check()
+    if not allow_nonfinite:
+        odd = [name for name, tensor in checkpoint.tensors.items() if not is_finite(tensor.values())]
+        _refuse_nonfinite(checkpoint, odd)
+    _check_digest(checkpoint)
+    for note in checkpoint.notes:
+        on_note(note)
+    try:
+        return _writer(to)(checkpoint, Path(out))
+    except CheckpointError:
+        raise
+    except (OSError, RuntimeError) as error:  # torch.save gives a full disk as a RuntimeError
+        raise CheckpointError(f"{out}: nothing was written, because {error}") from error
+
+
+def _writer(to: str) -> Callable[[Checkpoint, Path], tuple[Path, ...]]:
+    if to == "transformers":
+        return _write_stock_esm
+    # what writes `.pt` files needs torch
+    from hf_perturb.checkpoints.origins.fair_esm import write_fair_esm
+    from hf_perturb.checkpoints.origins.sequence_models import write_sequence_models
+
+    return write_fair_esm if to == "fair-esm" else write_sequence_models
+
+
+def _write_stock_esm(checkpoint: Checkpoint, out: Path) -> tuple[Path, ...]:
+    """Write what `transformers.EsmForMaskedLM` or `EsmModel` loads."""
+    import torch
+
+    from hf_perturb.checkpoints.origins.original import cannot, check_class
+
+    network = checkpoint.network
+    if network.family != "fair_esm" or network.version == "ESM-1":
+        which = "CARP" if network.family == "carp" else "ESM-1"
+        raise cannot(checkpoint, "Transformers", f"its ESM has no {which}; allowed: ESM-1b, ESM-1v, ESM-2")
+    check_class(checkpoint, "Transformers", "FairEsmForMaskedLM", "FairEsmModel")
+    tensors, dtypes = dict(checkpoint.tensors), checkpoint.dtypes()
+    kind = dtypes["embed_tokens.weight"]
+    # a head cannot be left out there; zeros predict 0.5 everywhere, drawn weights would look like a prediction
+    whole = network.with_sizes(contact_head=True)
+    for name in whole.shapes.keys() - network.shapes.keys():
+        tensors[name], dtypes[name] = Tensor.of(torch.zeros(whole.shapes[name])), kind
+    names = stock_names(tensors)
+    if network.architecture == "FairEsmModel":
+        names = {ours: theirs.removeprefix("esm.") for ours, theirs in names.items()}
+    record = checkpoint.record
+    if record is not None and record.digest is not None:
+        # originals are cast as their package does, and so are other bits than the record names
+        cast = {
+            name: tensor_digest(tensor.values().to(torch_dtype(dtypes[name])))
+            for name, tensor in checkpoint.tensors.items()
+        }
+        record = replace(record, digest=digest_of_lines(cast))
+    published = checkpoint.published_as
+    digest = checkpoint.stored.get("digest")
+    ours = checkpoint.configuration(network, record, digest=digest, dtype=kind, published_as=published)
+    with whole_folder(out, lambda: refuse_existing(out)) as folder:
+        stored = {names[name]: tensor for name, tensor in tensors.items()}
+        write_weights(folder, stored, {names[name]: dtype for name, dtype in dtypes.items()})
+        write_configuration(folder, config_to_stock(ours, network))
+        save_tokenizer(network.alphabet, folder)
+        card = base_card(checkpoint, record, digest, published, stock=True)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+    return (out,)
+
+
+def _check_digest(checkpoint: Checkpoint, found: str | None = None) -> None:
+    """Raise if weights are not the ones that a checkpoint says they are.
+
+    Stock Transformers keeps our record when it saves a model that it has trained; there, a digest that is no longer
+    true is dropped, with a note.
+
+    Args:
+        checkpoint: what was opened.
+        found: digest of its tensors as they are stored, if it is known already.
+
+    Raises:
+        DigestError: naming both digests.
+    """
+    stated = checkpoint.stated_digest
+    if stated is None or stated == (found := found or checkpoint.digest()):
+        return
+    problem = f"has weights with digest {found}, its config.json says {stated}"
+    if checkpoint.origin != "transformers":
+        raise DigestError(f"{checkpoint.name} {problem}: they have changed, or are damaged")
+    checkpoint.notes.append(f"{problem}: trained since then? the digest is dropped")
+    checkpoint.stored.pop("digest", None)
+    checkpoint.record = None if checkpoint.record is None else replace(checkpoint.record, digest=None)
+
+
+def _refuse_nonfinite(checkpoint: Checkpoint, names: Collection[str]) -> None:
+    """Raise if tensors have NaN or infinite values.
+
+    Raises:
+        CheckpointError: naming them.
+    """
+    if names:
+        raise CheckpointError(
+            f"{checkpoint.name}: NaN or infinite weights in {listed(names)}; a damaged or diverged network, or a type"
+            " too narrow for it; to have it all the same: --allow-nonfinite (allow_nonfinite=True)"
+        )

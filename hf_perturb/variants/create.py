@@ -11,21 +11,21 @@ from typing import Any
 
 import torch
 
-from hf_perturb.cards.cards import variant_card
-from hf_perturb.checkpoints.bases import open_base
-from hf_perturb.checkpoints.catalog import note_origin
-from hf_perturb.checkpoints.checkpoint import Checkpoint, auto_map
+from hf_perturb import demo
+from hf_perturb.cards.card import variant_card
+from hf_perturb.checkpoints.catalog import published_name
+from hf_perturb.checkpoints.checkpoint import Checkpoint, write_configuration
+from hf_perturb.checkpoints.recipe import Recipe, other_sizes
+from hf_perturb.checkpoints.request import decide
+from hf_perturb.checkpoints.source import located
 from hf_perturb.checkpoints.tokenizers import save_tokenizer
 from hf_perturb.errors import CheckpointError, DigestError, PerturbationError
-from hf_perturb.networks.record import base_location
 from hf_perturb.perturbation import Base, Perturbation
+from hf_perturb.perturbation.digest import torch_dtype
 from hf_perturb.storage.folders import allow_open_files, refuse_out, whole_folder
-from hf_perturb.variants.blueprint import Blueprint, make_blueprint, sources_of
-from hf_perturb.variants.progress import Progress, counter
-from hf_perturb.variants.recipe import open_recipe, other_sizes, recorded_name, refuse_recipe
+from hf_perturb.variants.blueprint import Blueprint, make_blueprint
 from hf_perturb.variants.shards import Shards
-from hf_perturb.variants.sources import Sources
-from hf_perturb.variants.stream import Nowhere, Target, stream, total_bytes
+from hf_perturb.variants.stream import Nowhere, Progress, Sources, Target, stream
 
 # as long as a digest, for a header whose length must be known before there is one
 _NO_DIGEST = "sha256:" + 64 * "0"
@@ -70,13 +70,23 @@ def create_variant(
         raise PerturbationError("perturbation: got None; allowed: what the recipe is to do")
     source, out = str(base), Path(out)
     refuse_out(out, Path(source), force, "variant")
-    found = open_recipe(source)
-    name = recorded_name(found.base, recipe=False)
-    order = _Order(name, recipe=False, place=Path(source), check=found.check, **options)
+    opened = Checkpoint.open(source)
+    if decide(opened.record_of(), None) != "rebuild":
+        raise PerturbationError(
+            f"perturbation: got none for {source!r}, which is no recipe; say --method reinit or resample"
+        )
+    found = Recipe.of(opened)
     checkpoint = found.open_base()
-    note_origin(found.base, checkpoint)
-    if problems := other_sizes(found.config, checkpoint.config):
+    if problems := other_sizes(opened, checkpoint):
         raise CheckpointError(f"the recipe {source!r} is for another network than its base: {'; '.join(problems)}")
+    name = _recorded_name(found.base_name, recipe=False)
+
+    def check(record: Perturbation) -> None:
+        found.check(record.digest, None if record.base is None else record.base.digest)
+
+    order = _Order(
+        name, False, Path(source), published_name(found.base_name, checkpoint.network), check=check, **options
+    )
     return _build(checkpoint, {out: found.record}, order)[out]
 
 
@@ -107,15 +117,15 @@ def create_variants(
     """
     if not wanted:
         raise PerturbationError("wanted: got no folder; allowed: one or more, with what to do")
-    base, place = str(base), Path(base_location(str(base)))
+    base, place = str(base), Path(located(str(base)))
     asked = {Path(out): Perturbation.parse(perturbation) for out, perturbation in wanted.items()}
     for out in asked:
         refuse_out(out, place, force, "variant")
-    checkpoint = open_base(base)
-    note_origin(base, checkpoint)
+    checkpoint = Checkpoint.open(base).base()
     if recipe:
-        refuse_recipe(checkpoint)
-    order = _Order(recorded_name(base, recipe), recipe, place, force, jobs, progress)
+        _refuse_recipe(checkpoint)
+    published = published_name(base, checkpoint.network) or checkpoint.published_as
+    order = _Order(_recorded_name(base, recipe), recipe, place, published, force, jobs, progress)
     return _build(checkpoint, asked, order)
 
 
@@ -127,6 +137,7 @@ class _Order:
         name: what their records call the base.
         recipe: as for `create_variant`, like `force`, `jobs` and `progress`.
         place: where the base is.
+        published: name of the published checkpoint that the base is, if it is known.
         force: see there.
         jobs: see there.
         progress: see there.
@@ -136,6 +147,7 @@ class _Order:
     name: str
     recipe: bool
     place: Path
+    published: str | None
     force: bool
     jobs: int | None
     progress: Progress | None
@@ -157,7 +169,7 @@ class _Variant:
 def _build(checkpoint: Checkpoint, asked: Mapping[Path, Perturbation], order: _Order) -> dict[Path, Perturbation]:
     blueprints = {out: make_blueprint(checkpoint, perturbation) for out, perturbation in asked.items()}
     allow_open_files(len(asked))
-    sources, base = sources_of(checkpoint), Base(order.name, checkpoint.revision, _NO_DIGEST)
+    sources, base = Sources.of(checkpoint), Base(order.name, checkpoint.revision, _NO_DIGEST)
     first, *more = asked
     try:
         with ExitStack() as stack:
@@ -168,14 +180,12 @@ def _build(checkpoint: Checkpoint, asked: Mapping[Path, Perturbation], order: _O
                 if not order.recipe:
                     unknown = _metadata(asked[out].with_record(base, _NO_DIGEST))
                     shards = stack.enter_context(Shards(folder, blueprint.shapes, unknown))
-                target = blueprint.target(shards or Nowhere())
+                target = Target.of(blueprint, shards or Nowhere())
                 variants.append(_Variant(out, asked[out], blueprint, folder, target, shards))
-            targets = [variant.target for variant in variants]
-            count = counter(total_bytes(sources, targets), order.progress)
-            stream(sources, targets, jobs=order.jobs, on_bytes=count)
+            stream(sources, [variant.target for variant in variants], jobs=order.jobs, progress=order.progress)
             base = replace(base, digest=sources.digest())
-            if (stated := checkpoint.config.digest) not in (None, base.digest):
-                raise DigestError(f"base {checkpoint.what!r} has digest {base.digest}, its config.json says {stated}")
+            if (stated := checkpoint.stated_digest) not in (None, base.digest):
+                raise DigestError(f"base {checkpoint.name!r} has digest {base.digest}, its config.json says {stated}")
             records = {variant.out: _finish(checkpoint, sources, variant, base, order) for variant in variants}
             for out in records:  # all of them before the first is put in place
                 refuse_out(out, order.place, order.force, "variant")
@@ -193,21 +203,21 @@ def _folder(out: Path, order: _Order) -> AbstractContextManager[Path]:
 
 def _finish(checkpoint: Checkpoint, sources: Sources, variant: _Variant, base: Base, order: _Order) -> Perturbation:
     """Write what is beside the weights, now that their digests are known."""
-    made, outputs = variant.target.digests, variant.blueprint.outputs
-    changed = {name for name, output in outputs.items() if made[name] != sources.digests[output.source]}
+    made, blueprint = variant.target.digests, variant.blueprint
+    changed = {name for name, output in blueprint.outputs.items() if made[name] != sources.digests[output.source]}
     if not changed:
         raise PerturbationError(
-            f"{variant.asked} changes no tensor of {checkpoint.what!r}; take another axis, or widen include"
+            f"{variant.asked} changes no tensor of {checkpoint.name!r}; take another axis, or widen include"
         )
     record = variant.asked.with_record(base, variant.target.digest())
     order.check(record)
-    config, architecture = variant.blueprint.config, checkpoint.architecture
-    config.perturbation, config.digest = record, None
-    config.architectures, config.auto_map = [architecture], auto_map(config.model_type)
-    config.dtype, config.torch_version = next(iter(sources.dtypes.values())), torch.__version__
-    config.save_pretrained(variant.folder)
-    save_tokenizer(config, variant.folder)
-    card = variant_card(config, architecture, changed, order.recipe)
+    dtype = next(iter(sources.dtypes.values()))
+    content = checkpoint.configuration(
+        blueprint.network, record, dtype=dtype, published_as=order.published, torch_version=torch.__version__
+    )
+    write_configuration(variant.folder, content)
+    save_tokenizer(blueprint.network.alphabet, variant.folder)
+    card = variant_card(blueprint.network, record, order.published, changed, order.recipe)
     (variant.folder / "README.md").write_text(card, encoding="utf-8")
     if variant.shards is not None:
         variant.shards.finish(_metadata(record))
@@ -216,3 +226,33 @@ def _finish(checkpoint: Checkpoint, sources: Sources, variant: _Variant, base: B
 
 def _metadata(record: Perturbation) -> dict[str, str]:
     return {"perturbation": json.dumps(record.to_dict())}
+
+
+def _recorded_name(base: str, recipe: bool) -> str:
+    """Return what a record calls its base: a recipe needs its place, a variant need not tell whose disk it was on."""
+    if base == demo.NAME or not Path(base).exists():
+        return base
+    return str(Path(base).resolve()) if recipe else Path(base).resolve().name
+
+
+def _refuse_recipe(checkpoint: Checkpoint) -> None:
+    """Raise if `from_pretrained` could not load a recipe of a base again as `create` has it.
+
+    Raises:
+        CheckpointError: for originals, and for weights of several types or of another than the configuration says.
+    """
+    if checkpoint.place is None:
+        raise CheckpointError(
+            f"{checkpoint.name} is an original; a recipe needs a base that from_pretrained can load: make one"
+            " of it (hf-perturb convert), or leave --recipe out"
+        )
+    kinds = {kind for name, kind in checkpoint.dtypes().items() if not name.endswith("rot_emb.inv_freq")}
+    # from_pretrained goes by the configuration, not by the file
+    if checkpoint.stated_dtype is not None:
+        kinds.add(checkpoint.stated_dtype)
+    if len(kinds) > 1:
+        raise CheckpointError(
+            f"{checkpoint.name} mixes {', '.join(sorted(map(str, map(torch_dtype, kinds))))} in its weights and its"
+            " config.json; from_pretrained loads it as one type, so a recipe would give other weights; leave --recipe"
+            " out, or convert the base to one --dtype"
+        )

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from hf_perturb.checkpoints.bases import open_checkpoint
 from hf_perturb.checkpoints.catalog import CATALOG, Entry
-from hf_perturb.networks.layouts import language_head, layout
+from hf_perturb.checkpoints.checkpoint import Checkpoint
 from hf_perturb.perturbation import Perturbation, make_plan, spec
 
 
@@ -46,9 +45,8 @@ def tensor_rows(base: str) -> list[dict[str, Any]]:
     Raises:
         CheckpointError: if the base cannot be used.
     """
-    checkpoint = open_checkpoint(base).check()
-    shapes = layout(checkpoint.config, checkpoint.architecture)
-    family, head = checkpoint.config.model_type, language_head(checkpoint.config)
+    network = Checkpoint.open(base).check().network
+    shapes, family, head = network.shapes, network.family, network.language_head
     plans = {method: make_plan(family, shapes, Perturbation(method), head) for method in spec.METHODS}
     steps = {method: {step.name: step for step in plan.steps} for method, plan in plans.items()}
     return [

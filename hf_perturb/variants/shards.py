@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 
-from hf_perturb.networks.weights import Region
-from hf_perturb.perturbation.digest import DTYPES
+from hf_perturb.checkpoints.shapes import Shape
+from hf_perturb.checkpoints.tensors import Region, bytes_of
 
 MAX_SHARD_SIZE = "50GB"  # Transformers' own
 _LARGE = 1 << 20  # bytes
@@ -31,7 +31,7 @@ class Shards:
 
     Args:
         folder: an existing folder.
-        tensors: the type and shape of each, in the order of the network.
+        tensors: the type (`F32`) and shape of each, in the order of the network.
         metadata: for the header of each file; `finish` may replace the values by others of the same length.
         max_shard_size: bytes, or text such as `"5GB"`.
     """
@@ -39,12 +39,12 @@ class Shards:
     def __init__(
         self,
         folder: Path,
-        tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+        tensors: Mapping[str, tuple[str, Shape]],
         metadata: Mapping[str, str],
         max_shard_size: int | str = MAX_SHARD_SIZE,
     ):
         self.folder = folder
-        self._sizes = {name: dtype.itemsize * torch.Size(shape).numel() for name, (dtype, shape) in tensors.items()}
+        self._sizes = {name: bytes_of(dtype, shape) for name, (dtype, shape) in tensors.items()}
         self._split = split_state_dict_into_shards_factory(
             self._sizes,
             get_storage_size=lambda size: size,
@@ -61,16 +61,14 @@ class Shards:
             self.close()
             raise
 
-    def _lay_out(
-        self, file: str, tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], metadata: Mapping[str, str]
-    ) -> None:
+    def _lay_out(self, file: str, tensors: Mapping[str, tuple[str, Shape]], metadata: Mapping[str, str]) -> None:
         header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
         end = 0
         # wide types first, so that every tensor begins at a multiple of its own width
-        for name in sorted(tensors, key=lambda name: (-tensors[name][0].itemsize, name)):
+        for name in sorted(tensors, key=lambda name: (-bytes_of(tensors[name][0], (1,)), name)):
             begin, end = end, end + self._sizes[name]
             dtype, shape = tensors[name]
-            header[name] = {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+            header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
         first = len(_encode(header))
         descriptor = os.open(self.folder / file, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
         self._files.append(descriptor)
@@ -85,21 +83,14 @@ class Shards:
         _write(descriptor, _bytes_of(tensor), offset)
         self._send(name, descriptor)
 
-    def copy(self, name: str, region: Region, dtype: torch.dtype) -> None:
+    def copy(self, name: str, region: Region) -> None:
         """Let the kernel copy a tensor from another file."""
         descriptor, offset = self._places[name]
-        source = os.open(region.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-        try:
-            done = _copy_in_kernel(source, descriptor, region, offset)
-            while done < region.size:
-                # another kernel, or two file systems that cannot
-                data = os.pread(source, min(region.size - done, 1 << 20), region.begin + done)
-                if not data:
-                    raise OSError(f"{region.path} became shorter while it was copied")
-                _write(descriptor, memoryview(data), offset + done)
-                done += len(data)
-        finally:
-            os.close(source)
+        done = _copy_in_kernel(descriptor, region, offset)
+        # another kernel, or two file systems that cannot
+        for chunk in region.part(done, region.size - done).chunks():
+            _write(descriptor, chunk, offset + done)
+            done += len(chunk)
         self._send(name, descriptor)
 
     def _send(self, name: str, descriptor: int) -> None:
@@ -169,9 +160,9 @@ def _write(descriptor: int, data: memoryview, offset: int) -> None:
         data, offset = data[done:], offset + done
 
 
-def _copy_in_kernel(source: int, target: int, region: Region, offset: int) -> int:
+def _copy_in_kernel(target: int, region: Region, offset: int) -> int:
     """Copy as much as the kernel will, and return how many bytes those are."""
-    done = 0
+    done, source = 0, region.file.descriptor
     if hasattr(os, "copy_file_range"):
         with suppress(OSError):
             while done < region.size:

@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hf_perturb.checkpoints.bases import find, open_base, open_checkpoint, read_config
-from hf_perturb.checkpoints.checkpoint import Checkpoint, auto_map
+from hf_perturb.checkpoints.checkpoint import Checkpoint
+from hf_perturb.checkpoints.recipe import Recipe, other_sizes
+from hf_perturb.checkpoints.shapes import listed
+from hf_perturb.checkpoints.source import located
+from hf_perturb.checkpoints.tensors import Region, Tensor
 from hf_perturb.checkpoints.tokenizers import same_alphabet
 from hf_perturb.errors import CheckpointError
-from hf_perturb.networks.fetching import cached
-from hf_perturb.networks.files import weight_paths
-from hf_perturb.networks.inspection import other_records
-from hf_perturb.networks.layouts import listed
-from hf_perturb.networks.loading import has_no_weights
-from hf_perturb.networks.record import base_location, recorded_digest
 from hf_perturb.perturbation import Perturbation
-from hf_perturb.perturbation.digest import digest_of_lines
-from hf_perturb.variants.blueprint import Blueprint, make_blueprint, sources_of
-from hf_perturb.variants.progress import Progress, counter
-from hf_perturb.variants.rebuilding import Difference, Stored
-from hf_perturb.variants.recipe import Recipe, open_recipe, other_sizes
-from hf_perturb.variants.sources import Sources
-from hf_perturb.variants.stream import Nowhere, Target, stream, total_bytes
+from hf_perturb.perturbation.digest import digest_of_lines, tensor_digest, torch_dtype
+from hf_perturb.perturbation.kernels import as_integers
+from hf_perturb.variants.blueprint import Blueprint, make_blueprint
+from hf_perturb.variants.stream import Nowhere, Progress, Sources, Target, stream
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A tensor that is not what the base and the record give.
+
+    Args:
+        name: of the tensor.
+        elements: that differ, by their bits.
+        largest: difference between two of them; `None` where one is not a number.
+    """
+
+    name: str
+    elements: int
+    largest: float | None
 
 
 @dataclass(frozen=True)
@@ -84,73 +94,89 @@ def verify_variant(
     Raises:
         CheckpointError: if something cannot be read, or if there is nothing to compare with: no digest and no base.
     """
-    path, work = str(path), _Work(jobs, progress)
-    if (recipe := _recipe(path, revision)) is not None:
-        opened = recipe.open_base() if base is None else open_base(str(base))
-        found = _rebuild(path, recipe.record, opened, None, work)
-        return replace(
-            found,
-            problems=(
-                *found.problems,
-                *other_sizes(recipe.config, opened.config),
-                *_beside(path, recipe.revision, recipe.config, ()),
-            ),
-        )
-    checkpoint = open_checkpoint(path, revision).check()
-    record = checkpoint.config.perturbation
-    if base is None:
-        recorded = recorded_digest(checkpoint.config)
-        if recorded is None:
-            raise CheckpointError(
-                f"{path!r} records no digest (trained, or saved by something else?): give its base to compare with"
-            )
-        dtypes = {name: tensor.dtype for name, tensor in checkpoint.tensors.items()}
-        sources = Sources(checkpoint.tensors, dtypes, look=True)
-        work.run(sources)
-        problems = [*_another_digest(sources.digest(), recorded), *_stated(checkpoint)]
-        nonfinite = tuple(sorted(sources.nonfinite))
-        return Verification(path, sources.digest(), recorded, problems=tuple(problems), nonfinite=nonfinite)
-    if record is None:
-        raise CheckpointError(f"{path!r} is no variant: its config.json records no perturbation; leave the base out")
-    opened = open_base(str(base))
-    found = _rebuild(path, record, opened, Stored(checkpoint.tensors), work)
-    others = other_sizes(checkpoint.config, opened.config)
-    return replace(found, problems=(*found.problems, *others, *_stated(checkpoint)))
-
-
-@dataclass(frozen=True)
-class _Work:
-    """How the tensors are read: `jobs` and `progress` of `verify_variant`."""
-
-    jobs: int | None
-    progress: Progress | None
-
-    def run(self, sources: Sources, targets: Sequence[Target] = ()) -> None:
-        """Read the sources, and make the targets."""
-        stream(sources, targets, jobs=self.jobs, on_bytes=counter(total_bytes(sources, targets), self.progress))
-
-
-def _recipe(path: str, revision: str | None) -> Recipe | None:
-    """Return the recipe at a place, `None` for anything with weights."""
-    if Path(base_location(path)).is_file():
+    if Path(located(str(path))).is_file():
         raise CheckpointError(f"{path}: a file records no digest; allowed: the folder of a variant, or its Hub id")
-    stored, hub = find(path, revision)
-    config, _ = read_config(path, stored)
-    if config.perturbation is None or not has_no_weights(base_location(path), hub):
-        return None
-    return open_recipe(path, revision)
+    return verify_checkpoint(Checkpoint.open(path, revision), base, jobs=jobs, progress=progress)
 
 
-def _rebuild(path: str, record: Perturbation, base: Checkpoint, stored: Stored | None, work: _Work) -> Verification:
+def verify_checkpoint(
+    opened: Checkpoint,
+    base: str | Path | None = None,
+    *,
+    jobs: int | None = None,
+    progress: Progress | None = None,
+) -> Verification:
+    """Verify a checkpoint that is opened; see `verify_variant`."""
+    record, work = opened.record, {"jobs": jobs, "progress": progress}
+    if opened.is_recipe:
+        recipe = Recipe.of(opened)
+        made_from = recipe.open_base() if base is None else Checkpoint.open(base).base()
+        found = _rebuild(opened.name, recipe.record, made_from, None, work)
+        return replace(found, problems=(*found.problems, *other_sizes(opened, made_from), *_beside(opened)))
+    opened.check()
+    if base is None:
+        return _compare_with_record(opened, work)
+    if record is None:
+        problem = "is no variant: its config.json records no perturbation; leave the base out"
+        raise CheckpointError(f"{opened.name!r} {problem}")
+    made_from = Checkpoint.open(base).base()
+    found = _rebuild(opened.name, record, made_from, _Stored(opened.tensors), work)
+    return replace(found, problems=(*found.problems, *other_sizes(opened, made_from), *_stated(opened)))
+
+
+def _compare_with_record(opened: Checkpoint, work: dict[str, Any]) -> Verification:
+    recorded = opened.stated_digest
+    if recorded is None:
+        raise CheckpointError(
+            f"{opened.name!r} records no digest (trained, or saved by something else?): give its base to compare with"
+        )
+    dtypes = {name: tensor.dtype for name, tensor in opened.tensors.items()}
+    sources = Sources(opened.tensors, dtypes, look=True)
+    stream(sources, **work)
+    problems = (*_another_digest(sources.digest(), recorded), *_stated(opened))
+    return Verification(
+        opened.name, sources.digest(), recorded, problems=problems, nonfinite=tuple(sorted(sources.nonfinite))
+    )
+
+
+class _Stored:
+    """A sink that compares what is built with what is stored."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]):
+        self.tensors = tensors
+        self.digests: dict[str, str] = {}
+        self.differences: dict[str, Difference] = {}
+
+    def write(self, name: str, tensor: torch.Tensor) -> None:
+        """Compare a tensor that was built."""
+        stored = self.tensors[name].values()
+        self.digests[name] = tensor_digest(stored)
+        if stored.dtype != tensor.dtype:
+            self.differences[name] = Difference(name, tensor.numel(), None)
+            return
+        differs = as_integers(stored) != as_integers(tensor)
+        if count := int(differs.sum()):
+            largest = (stored[differs].double() - tensor[differs].double()).abs().max().item()
+            self.differences[name] = Difference(name, count, largest if math.isfinite(largest) else None)
+
+    def copy(self, name: str, region: Region) -> None:
+        """Compare a tensor that was kept."""
+        kept = self.tensors[name]
+        self.write(name, Tensor(kept.dtype, kept.shape, region).values())
+
+
+def _rebuild(
+    path: str, record: Perturbation, base: Checkpoint, stored: _Stored | None, work: dict[str, Any]
+) -> Verification:
     """Build every tensor of a variant again, and compare it with what is stored, if anything is."""
-    blueprint, sources = make_blueprint(base, record), sources_of(base)
+    blueprint, sources = make_blueprint(base, record), Sources.of(base)
     if stored is not None:
         _refuse_another_network(path, base, blueprint, stored.tensors)
-    target = blueprint.target(stored or Nowhere())
-    work.run(sources, [target])
+    target = Target.of(blueprint, stored or Nowhere())
+    stream(sources, [target], **work)
     problems = []
     if record.base is not None and record.base.digest not in (None, sources.digest()):
-        problems.append(f"the base {base.what} has digest {sources.digest()}, the record says {record.base.digest}")
+        problems.append(f"the base {base.name} has digest {sources.digest()}, the record says {record.base.digest}")
     digest = target.digest() if stored is None else digest_of_lines(stored.digests)
     differences = () if stored is None else tuple(stored.differences[name] for name in sorted(stored.differences))
     if differences:
@@ -159,45 +185,41 @@ def _rebuild(path: str, record: Perturbation, base: Checkpoint, stored: Stored |
     if stored is None and record.digest is None:
         raise CheckpointError(f"{path!r} is a recipe that records no digest, so there is nothing to compare with")
     problems += _another_digest(digest, record.digest)
-    return Verification(path, digest, record.digest, base.what, differences, tuple(problems))
+    return Verification(path, digest, record.digest, base.name, differences, tuple(problems))
 
 
 def _another_digest(found: str, recorded: str | None) -> list[str]:
     return [] if recorded in (None, found) else [f"the weights have digest {found}, the record says {recorded}"]
 
 
-def _refuse_another_network(
-    path: str, base: Checkpoint, blueprint: Blueprint, tensors: Mapping[str, torch.Tensor]
-) -> None:
+def _refuse_another_network(path: str, base: Checkpoint, blueprint: Blueprint, tensors: Mapping[str, Tensor]) -> None:
     made = {name: shape for name, (_, shape) in blueprint.shapes.items()}
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    found = {name: tensor.shape for name, tensor in tensors.items()}
     if odd := [name for name in {**made, **found} if made.get(name) != found.get(name)]:
         raise CheckpointError(
-            f"{path!r} is no variant of {base.what!r}: there are tensors that only one of them has, or of another"
+            f"{path!r} is no variant of {base.name!r}: there are tensors that only one of them has, or of another"
             f" shape: {listed(odd)}"
         )
 
 
-def _stated(checkpoint: Checkpoint) -> list[str]:
+def _stated(opened: Checkpoint) -> list[str]:
     """Compare what the configuration says of the weights, and what is beside them."""
-    kinds = {tensor.dtype for name, tensor in checkpoint.tensors.items() if not name.endswith("rot_emb.inv_freq")}
-    hub = {} if checkpoint.revision is None else {"revision": checkpoint.revision}
-    files = weight_paths(base_location(checkpoint.what), hub)
-    problems = _beside(checkpoint.what, checkpoint.revision, checkpoint.config, files)
+    kinds = {tensor.dtype for name, tensor in opened.tensors.items() if not name.endswith("rot_emb.inv_freq")}
+    problems = _beside(opened)
     # a file of several types has none that could be stated
-    if len(kinds) == 1 and checkpoint.config.dtype not in (None, *kinds):
-        problems.append(f"config.json: dtype is {checkpoint.config.dtype}, the weights are {kinds.pop()}")
+    if len(kinds) == 1 and opened.stated_dtype not in (None, *kinds):
+        stated, stored = torch_dtype(str(opened.stated_dtype)), torch_dtype(kinds.pop())
+        problems.append(f"config.json: dtype is {stated}, the weights are {stored}")
     return problems
 
 
-def _beside(path: str, revision: str | None, config: Any, weights: Sequence[Path]) -> list[str]:
+def _beside(opened: Checkpoint) -> list[str]:
     """Compare what is beside the weights: the code that is named, the record in the files' headers, the alphabet."""
     problems = []
-    location, hub = base_location(path), {} if revision is None else {"revision": revision}
-    if (named := getattr(config, "auto_map", None)) not in (None, auto_map(config.model_type)):
+    if (named := opened.stored.get("auto_map")) not in (None, opened.network.auto_map):
         problems.append(f"config.json: auto_map names other code than this package's: {named}")
-    problems += other_records(config, weights)
-    vocabulary = cached(location, "tokenizer.json", hub)
-    if vocabulary is not None and not same_alphabet(Path(vocabulary), config):
+    problems += opened.other_records()
+    vocabulary = None if opened.place is None else opened.place.find("tokenizer.json")
+    if vocabulary is not None and not same_alphabet(vocabulary, opened.network.alphabet):
         problems.append("tokenizer.json: not the alphabet of this network, whose tokens are part of it")
     return problems

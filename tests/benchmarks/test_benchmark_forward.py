@@ -10,6 +10,7 @@ from support.benchmarks import BENCHMARKS, run_script
 from support.models import small_model
 
 import hf_perturb
+from hf_perturb.checkpoints.network import alphabet_of
 from hf_perturb.checkpoints.tokenizers import save_tokenizer
 
 SEQUENCES = ["MKTAYIAKQR", "GLSDGEWQLVLNVWGKVEADIPGHGQEVLIRLFKGHPETLEKFDKFKHLKS", "M"]
@@ -24,7 +25,7 @@ def write_base(folder, network, seed=0):
     # fair-esm's ESM-2 has no other width
     model = small_model(network, seed=seed, **({} if network == "carp" else {"intermediate_size": 128}))
     model.save_pretrained(folder)
-    save_tokenizer(model.config, folder)
+    save_tokenizer(alphabet_of(model.config), folder)
     return folder
 
 

@@ -22,8 +22,8 @@ import hf_perturb
 from hf_perturb import FairEsmConfig, Perturbation, create_variant
 from hf_perturb.cards.facts import STUDY
 from hf_perturb.checkpoints.catalog import CATALOG, published
+from hf_perturb.checkpoints.network import Network
 from hf_perturb.cli import main
-from hf_perturb.networks.layouts import layout
 from hf_perturb.perturbation import make_plan
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent / "scripts"))
@@ -276,8 +276,8 @@ def test_a_name_of_the_hub_goes_from_the_base_to_its_variants(recipe, tmp_path, 
 
 def test_a_name_that_nobody_knows_is_ignored(tmp_path):
     for said in ("nobody", "esm1b_t33_650M_UR50S", "carp_600k"):
-        assert published(FairEsmConfig(published_as=said, num_hidden_layers=2)) is None
-    assert published(FairEsmConfig(published_as="esm1b_t33_650M_UR50S")).name == "esm1b_t33_650M_UR50S"
+        assert published(said, Network.of("fair_esm", num_hidden_layers=2)) is None
+    assert published("esm1b_t33_650M_UR50S", Network.of("fair_esm")).name == "esm1b_t33_650M_UR50S"
     assert "published_as" not in FairEsmConfig().to_dict()
 
 
@@ -358,7 +358,7 @@ def test_the_card_of_a_documented_checkpoint(entry):
         assert fact in text
     assert f"| parameters | {entry.parameters:,} |" in text
     rows = re.findall(r"^\| `\S+` \| (\d+) \| (.+) \| (.+) \| (.+) \|$", text, flags=re.MULTILINE)
-    shapes = layout(entry.config(), ("Carp" if entry.family == "carp" else "FairEsm") + "ForMaskedLM")
+    shapes = entry.network().shapes
     for column, method in ((1, "reinit"), (2, "resample")):
         touched = sum(int(row[0]) for row in rows if row[column] != "keep")
         assert touched == len(make_plan(entry.family, shapes, Perturbation(method)).steps)

@@ -15,13 +15,13 @@ import torch
 from transformers import AutoModelForMaskedLM
 
 import hf_perturb
-from hf_perturb.checkpoints import tokenizers
+from hf_perturb.checkpoints import network, tokenizers
 from hf_perturb.checkpoints.catalog import CATALOG
 from hf_perturb.cli import main
 
 CARPS = ("carp_600k", "carp_38M", "carp_76M", "carp_640M")
 DOCUMENTED = ("esm1_t6_43M_UR50S", "esm1_t12_85M_UR50S", "esm1_t34_670M_UR50S", "esm1b_t33_650M_UR50S", *CARPS)
-ALPHABETS = {"ESM-1": tokenizers.ESM1, "ESM-1b": tokenizers.ESM1B, "CARP": tokenizers.CARP}
+ALPHABETS = {"ESM-1": network.ESM1, "ESM-1b": network.ESM1B, "CARP": network.CARP}
 # functions of esm.pretrained that load a language model of single sequences
 LOADERS = [name for name in vars(esm.pretrained) if re.match(r"esm(1|1b|1v|2)_t\d+_", name)]
 COLUMNS = ["base", "family", "alphabet", "layers", "hidden", "parameters", "stock copy", "note"]
@@ -70,7 +70,9 @@ def test_the_alphabet_is_the_one_that_the_network_reads(entry):
     tokens = ALPHABETS[entry.alphabet].tokens
     config = entry.config()
     assert len(tokens) == config.vocab_size
-    assert tokenizers.build_tokenizer_of(config).get_vocab() == {token: i for i, token in enumerate(tokens)}
+    assert tokenizers.build_tokenizer(network.alphabet_of(config)).get_vocab() == {
+        token: i for i, token in enumerate(tokens)
+    }
     if entry.family == "carp":
         assert tokens == tuple(sequence_models.constants.PROTEIN_ALPHABET)
     else:

@@ -7,7 +7,8 @@ from support.models import CONFIGS, model_class
 
 import hf_perturb
 from hf_perturb.checkpoints.catalog import CATALOG
-from hf_perturb.networks.layouts import is_parameter, language_head, layout, tied
+from hf_perturb.checkpoints.network import Network
+from hf_perturb.checkpoints.shapes import is_parameter, language_head, layout
 
 OPTIONS = {
     "esm1": ({}, {"final_bias": False}, {"contact_head": False}),
@@ -19,11 +20,11 @@ OPTIONS = {
 
 def compare(config, cls):
     model = cls.without_weights(config)
-    found = layout(model.config, cls.__name__)
+    found = layout(model.config, cls.__name__, model.config.num_labels)
     assert list(found.items()) == [(name, tuple(tensor.shape)) for name, tensor in model.state_dict().items()]
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     assert {name for name in found if is_parameter(name)} == parameters
-    assert tied(model.config).items() >= model.all_tied_weights_keys.items()
+    assert Network(model.config, cls.__name__).tied.items() >= model.all_tied_weights_keys.items()
     return model
 
 

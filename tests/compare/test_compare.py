@@ -14,6 +14,7 @@ from support.models import model_class, small_model
 from support.refusals import edited
 
 import hf_perturb
+from hf_perturb.checkpoints.tensors import Region, Tensor
 from hf_perturb.compare import compare as comparing
 from hf_perturb.compare.compare import chunks, compare_checkpoints, comparison_table
 from hf_perturb.compare.statistics import BINS, Histogram, PairStatistics, bin_counts, bin_width
@@ -76,7 +77,7 @@ def test_chunks_add_up_to_the_whole(size, chunk, dtypes, mean, seed):
     a, b = a.to(dtypes[0]), b.to(dtypes[1])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(comparing, "CHUNK", chunk)
-        found = sum((PairStatistics.of(*part) for part in chunks(a, b)), PairStatistics())
+        found = sum((PairStatistics.of(*part) for part in chunks(Tensor.of(a), Tensor.of(b))), PairStatistics())
     values = {
         **{f"{what}_{side}": getattr(getattr(found, side), what) for what in ("mean", "std", "norm") for side in "ab"},
         "relative_distance": found.distance,
@@ -91,7 +92,9 @@ def test_chunks_add_up_to_the_whole(size, chunk, dtypes, mean, seed):
 def test_a_tensor_in_memory_need_not_be_contiguous(monkeypatch):
     monkeypatch.setattr(comparing, "CHUNK", 5)
     a = torch.randn(4, 6)
-    found = sum((PairStatistics.of(*part) for part in chunks(a.T, a.T.contiguous())), PairStatistics())
+    found = sum(
+        (PairStatistics.of(*part) for part in chunks(Tensor.of(a.T), Tensor.of(a.T.contiguous()))), PairStatistics()
+    )
     assert (found.elements, found.differing, found.distance) == (24, 0, 0.0)
 
 
@@ -364,10 +367,10 @@ def test_jobs_and_chunks_change_nothing(tmp_path, monkeypatch):
 
 def test_no_more_than_a_chunk_is_read_at_a_time(tmp_path, monkeypatch):
     base = saved(tmp_path / "base")
-    read, sizes = comparing.read_region, []
+    read, sizes = Region.read, []
     monkeypatch.setattr(comparing, "CHUNK", 100)
     monkeypatch.setattr(comparing, "SAMPLE", 100)
-    monkeypatch.setattr(comparing, "read_region", lambda region: sizes.append(region.size) or read(region))
+    monkeypatch.setattr(Region, "read", lambda region: sizes.append(region.size) or read(region))
     seen = []
     comparison = compare_checkpoints(base, base, jobs=2, progress=lambda done, total: seen.append((done, total)))
     elements = sum(row.elements for row in comparison.tensors)

@@ -140,7 +140,7 @@ def test_ticks_of_tiny_weights_say_all_of_it(tmp_path):
     figure.draw_without_rendering()
     axis = figure.axes[1].xaxis
     assert axis.get_offset_text().get_text() == ""
-    labels = [float(label.get_text()) for label in axis.get_ticklabels()]
+    labels = [float(label.get_text().replace("\N{MINUS SIGN}", "-")) for label in axis.get_ticklabels()]
     assert 0 < max(labels) < 1e-4
     assert len({*labels}) == len(labels) > 2
 

@@ -9,7 +9,8 @@ from hypothesis import given, strategies as st
 from support.embedding import draw
 from support.models import CONFIGS
 
-from hf_perturb.checkpoints.tokenizers import build_tokenizer_of
+from hf_perturb.checkpoints.network import alphabet_of
+from hf_perturb.checkpoints.tokenizers import build_tokenizer
 from hf_perturb.embedding.batches import Encoder, Unit, batches, units_of
 from hf_perturb.embedding.fasta import Record
 from hf_perturb.embedding.options import Choices
@@ -17,7 +18,7 @@ from hf_perturb.embedding.options import Choices
 
 def test_the_encoder_does_what_the_tokenizer_does(network):
     config = CONFIGS[network]()
-    encoder, tokenizer = Encoder(config), build_tokenizer_of(config)
+    encoder, tokenizer = Encoder(config), build_tokenizer(alphabet_of(config))
     sequences = [string.ascii_uppercase, "M", *string.ascii_uppercase, *draw((7, 40, 3))]
     theirs = tokenizer(sequences, padding=True, return_tensors="pt")["input_ids"]
     assert torch.equal(encoder.encode(sequences), theirs)

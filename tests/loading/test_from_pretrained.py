@@ -18,7 +18,8 @@ from transformers import (
 
 import hf_perturb
 from hf_perturb import Perturbation
-from hf_perturb.checkpoints.tokenizers import CARP, ESM1, ESM1B, ESM2, build_tokenizer
+from hf_perturb.checkpoints.network import CARP, ESM1, ESM1B, ESM2
+from hf_perturb.checkpoints.tokenizers import build_tokenizer
 from hf_perturb.variants.create import create_variant
 
 AUTO = dict(

@@ -16,8 +16,8 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, pipelin
 
 import hf_perturb
 from hf_perturb import CarpForMaskedLM, CheckpointError, DigestError
+from hf_perturb.checkpoints.source import ATTEMPTS
 from hf_perturb.cli import main
-from hf_perturb.networks.fetching import ATTEMPTS
 
 pytestmark = quiet_uploads
 hub = pytest.fixture(serve)

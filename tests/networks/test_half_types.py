@@ -11,7 +11,8 @@ from support.models import ALPHABETS, CONFIGS, model_class, small_model
 from transformers import AutoModelForMaskedLM
 
 from hf_perturb import demo
-from hf_perturb.checkpoints.tokenizers import CARP, build_tokenizer
+from hf_perturb.checkpoints.network import CARP
+from hf_perturb.checkpoints.tokenizers import build_tokenizer
 
 HALVES = [torch.bfloat16, torch.float16]
 DEEP = {"num_hidden_layers": 8}

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import EsmConfig, EsmForMaskedLM, PreTrainedModel
 
-from hf_perturb.checkpoints.tokenizers import ESM1B, build_tokenizer
+from hf_perturb.checkpoints.network import ESM1B
+from hf_perturb.checkpoints.tokenizers import build_tokenizer
 from parity.originals import assert_close, draw_sequences
 
 # by the names of `originals.FAIR_ESM`, and of the same sizes

@@ -13,7 +13,8 @@ from sequence_models.collaters import SimpleCollater
 from sequence_models.constants import PROTEIN_ALPHABET
 
 import hf_perturb
-from hf_perturb.checkpoints.tokenizers import CARP, ESM1, ESM1B, build_tokenizer
+from hf_perturb.checkpoints.network import CARP, ESM1, ESM1B
+from hf_perturb.checkpoints.tokenizers import build_tokenizer
 from hf_perturb.demo import held_out_sequences
 
 ALPHABETS = {"ESM-1": ESM1, "ESM-1b": ESM1B, "CARP": CARP}

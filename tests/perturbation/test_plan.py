@@ -8,6 +8,7 @@ from support.models import small_model
 from support.spec_table import DEFAULT_AXIS, own_generator, rule, shapes_of
 
 from hf_perturb import Perturbation, PerturbationError
+from hf_perturb.loading import network_of
 from hf_perturb.perturbation import make_plan
 from hf_perturb.perturbation.plan import tensor_seed
 
@@ -112,7 +113,7 @@ def test_a_shuffle_that_can_move_nothing_is_refused():
 @pytest.mark.parametrize("globs", [{"include": ["layers.*", "lm_head.dense.*"]}, {"exclude": ["lm_head.weight"]}])
 def test_globs_for_the_language_head_are_valid_without_it(head, method, globs):
     model = small_model("esm1b", head)
-    plan = make_plan("fair_esm", shapes_of(model), Perturbation(method, **globs), model.language_head_names())
+    plan = make_plan("fair_esm", shapes_of(model), Perturbation(method, **globs), network_of(model).language_head)
     names = [step.name for step in plan.steps]
     assert "lm_head.weight" not in names
     assert ("lm_head.dense.weight" in names) == (head == "ForMaskedLM")

@@ -14,9 +14,10 @@ from torch import nn
 
 import hf_perturb
 from hf_perturb import Perturbation, PerturbationError, StackedPerturbationError
-from hf_perturb.cards.cards import variant_card
+from hf_perturb.cards.card import variant_card
 from hf_perturb.checkpoints.checkpoint import Checkpoint
-from hf_perturb.networks import record
+from hf_perturb.checkpoints.tensors import Tensor
+from hf_perturb.loading import network_of
 from hf_perturb.perturbation import apply_plan, cascade, depth_of, make_plan, scope_text
 from hf_perturb.perturbation.scopes import PARTS, SPANS, in_scope
 from hf_perturb.variants.blueprint import make_blueprint
@@ -69,7 +70,7 @@ def expected(model, *names: str) -> list[str]:
 
 
 def steps(model, perturbation: Perturbation) -> list[str]:
-    plan = make_plan(model.config.model_type, shapes_of(model), perturbation, model.language_head_names())
+    plan = make_plan(model.config.model_type, shapes_of(model), perturbation, network_of(model).language_head)
     return [step.name for step in plan.steps]
 
 
@@ -296,7 +297,7 @@ def test_a_wrapped_original_takes_a_scope():
     assert all(name.startswith("layers.2.self_attn.") for name in changed)
 
 
-def test_records_compare_without_the_package(monkeypatch):
+def test_lists_are_compared_as_sets():
     stored = Perturbation("reinit", scope=["top:2", "attention"], include=["b", "a"]).to_dict()
     bare = {"method": "reinit"}
     same = [
@@ -309,13 +310,10 @@ def test_records_compare_without_the_package(monkeypatch):
         (bare | {"scope": "top:1"}, bare | {"scope": "top:2"}),
         (stored, bare | {"scope": ["top:2"], "include": ["a", "b"]}),
     ]
-    for with_package in (True, False):
-        if not with_package:
-            monkeypatch.setattr(record, "rules", None)
-        for pairs, equal in ((same, True), (different, False)):
-            for pair in pairs:
-                one, other = map(record.parse_perturbation, pair)
-                assert record.same_perturbation(one, other, "fair_esm") is equal, pair
+    for pairs, equal in ((same, True), (different, False)):
+        for pair in pairs:
+            one, other = map(Perturbation.parse, pair)
+            assert (one == other) is equal, pair
 
 
 @pytest.mark.parametrize(("direction", "order"), [("top-down", lambda depth: range(depth)[::-1]), ("bottom-up", range)])
@@ -354,12 +352,12 @@ def test_the_card_says_what_a_scope_is():
     bases = {}
     for network, family in (("esm1b", "fair_esm"), ("carp", "carp")):
         model = small_model(network)
-        bases[family] = Checkpoint("base", "hf_perturb", model.config, type(model).__name__, model.state_dict()).check()
+        tensors = {name: Tensor.of(tensor) for name, tensor in model.state_dict().items()}
+        bases[family] = Checkpoint("base", "hf_perturb", network_of(model), tensors).check()
 
     def row(family: str, scope: object) -> list[str]:
         blueprint = make_blueprint(bases[family], Perturbation("reinit", scope=scope))
-        blueprint.config.perturbation = Perturbation("reinit", scope=scope)
-        card = variant_card(blueprint.config, bases[family].architecture, None)
+        card = variant_card(blueprint.network, Perturbation("reinit", scope=scope), None, None)
         return [line for line in card.splitlines() if line.startswith("| scope |")]
 
     assert row("carp", "top:4") == ["| scope | `top:4` (the 4 layers nearest the output) |"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 import hf_perturb
-from hf_perturb.checkpoints.tokenizers import CARP, ESM1, ESM1B, ESM2
+from hf_perturb.checkpoints.network import CARP, ESM1, ESM1B, ESM2
 
 ESM_SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
 CARP_SIZES = {"hidden_size": 32, "num_hidden_layers": 9, "slim": True}

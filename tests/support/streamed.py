@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 
 import hf_perturb
 from hf_perturb import Perturbation
-from hf_perturb.networks.weights import Region, region_of
+from hf_perturb.checkpoints.tensors import Tensor
 from hf_perturb.perturbation import digest_of
-from hf_perturb.variants import stream
+from hf_perturb.perturbation.digest import dtype_code
 from hf_perturb.variants.create import create_variant
+from hf_perturb.variants.stream import Sources, write_weights
 from support.models import CONFIGS, model_class, small_model
 from support.spec_table import differing
 
@@ -52,6 +53,13 @@ def write_bases(tmp_path_factory) -> dict[str, Path]:
     """Save a small network of every kind; a fixture of scope `module` is `bases = pytest.fixture(write_bases, ...)`."""
     parent = tmp_path_factory.mktemp("bases")
     return {network: write_base(parent / network / "base", network) for network in CONFIGS}
+
+
+def write_tensors(folder: Path, tensors, dtypes=None, *size) -> Sources:
+    """Write tensors of torch, in types of torch, with `write_weights`."""
+    found = {name: Tensor.of(tensor) for name, tensor in tensors.items()}
+    dtypes = dtypes or {name: tensor.dtype for name, tensor in tensors.items()}
+    return write_weights(folder, found, {name: dtype_code(dtype) for name, dtype in dtypes.items()}, *size)
 
 
 def no_waiting(monkeypatch) -> None:
@@ -139,24 +147,22 @@ def in_hub_cache(cache: Path, name: str, folder: Path, commit: str) -> None:
 
 def counted_reads(monkeypatch) -> dict[tuple[str, int], int]:
     """Return how often each stored tensor is read from now on, by file and place."""
-    from hf_perturb.variants import sources
-
-    read_values, sha256_of = sources.read_values, stream.sha256_of
+    values, digest = Tensor.values, Tensor.digest
     counts: dict[tuple[str, int], int] = {}
 
-    def count(region: Region | None) -> None:
-        assert region is not None, "read from memory"
-        place = region.path.name, region.begin
+    def count(tensor: Tensor) -> None:
+        assert tensor.region is not None, "read from memory"
+        place = tensor.region.file.path.name, tensor.region.begin
         counts[place] = counts.get(place, 0) + 1
 
-    def counted_values(tensor: torch.Tensor) -> torch.Tensor:
-        count(region_of(tensor))
-        return read_values(tensor)
+    def counted_values(self: Tensor) -> torch.Tensor:
+        count(self)
+        return values(self)
 
-    def counted_sha256(region: Region) -> str:
-        count(region)
-        return sha256_of(region)
+    def counted_digest(self: Tensor) -> str:
+        count(self)
+        return digest(self)
 
-    monkeypatch.setattr(sources, "read_values", counted_values)
-    monkeypatch.setattr(stream, "sha256_of", counted_sha256)
+    monkeypatch.setattr(Tensor, "values", counted_values)
+    monkeypatch.setattr(Tensor, "digest", counted_digest)
     return counts

@@ -32,6 +32,7 @@ from support.streamed import (
     no_waiting,
     weights_of,
     write_base,
+    write_tensors,
 )
 from transformers import AutoModelForMaskedLM
 
@@ -40,8 +41,8 @@ from hf_perturb import Perturbation
 from hf_perturb.perturbation import digest_of
 from hf_perturb.variants import create as variants, stream
 from hf_perturb.variants.create import create_variant
-from hf_perturb.variants.progress import counter
 from hf_perturb.variants.shards import Shards
+from hf_perturb.variants.stream import counter
 
 SHARD = 10_000  # bytes; no tensor of a small network has more
 SOME = {name: METHODS[name] for name in ("reinit", "reinit-published", "resample", "resample-published")}
@@ -510,9 +511,9 @@ def test_memory_is_that_of_a_few_tensors(tmp_path):
     values = torch.rand(1024 * 1024, generator=torch.Generator().manual_seed(0))
     tensors = {
         name: values[: torch.Size(shape).numel()].view(shape)
-        for name, shape in hf_perturb.networks.layouts.layout(config, "FairEsmModel").items()
+        for name, shape in hf_perturb.checkpoints.shapes.layout(config, "FairEsmModel", 2).items()
     }
-    stream.write_weights(tmp_path / "base", tensors, dict.fromkeys(tensors, torch.float32))
+    write_tensors(tmp_path / "base", tensors)
     size, largest = (tmp_path / "base" / "model.safetensors").stat().st_size, 4 * 1024 * 1024
     assert size > 96 * largest
     asked = [{"method": "resample"}, {"method": "reinit", "rules": "published"}]

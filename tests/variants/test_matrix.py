@@ -12,10 +12,11 @@ from support.streamed import METHODS, SIZES, contents, counted_reads, no_waiting
 
 import hf_perturb
 from hf_perturb import Perturbation, PerturbationError
+from hf_perturb.checkpoints.checkpoint import Checkpoint
 from hf_perturb.cli import main
-from hf_perturb.variants import create as variants
 from hf_perturb.variants.create import create_variant, create_variants
 from hf_perturb.variants.matrix import folder_name, folders, matrix
+from hf_perturb.variants.stream import Sources
 
 NAMES = {
     "reinit-seed42": Perturbation("reinit"),
@@ -63,20 +64,19 @@ def test_a_matrix_is_its_variants_one_at_a_time(base, recipe, jobs, tmp_path):
 @pytest.mark.parametrize("rules", ["documented", "published"])
 def test_each_tensor_of_the_base_is_read_once(base, rules, tmp_path, monkeypatch):
     asked = matrix(["reinit", "resample"], [42, 7], ["rows", "all"] if rules == "documented" else [], rules=rules)
-    checkpoint = variants.open_base(str(base))
-    sources = variants.sources_of(checkpoint)
+    sources = Sources.of(Checkpoint.open(base).base())
     expected = dict.fromkeys(sources.tensors, 1)
     regions = {name: sources.region(name) for name in expected}
     counts = counted_reads(monkeypatch)
     create_variants(base, folders(tmp_path / "out", asked))
-    assert counts == {(regions[name].path.name, regions[name].begin): count for name, count in expected.items()}
+    assert counts == {(regions[name].file.path.name, regions[name].begin): count for name, count in expected.items()}
 
 
 def test_progress_covers_every_variant(base, tmp_path):
     calls: list[tuple[int, int]] = []
     wanted = folders(tmp_path / "out", matrix(["reinit", "resample"], [42, 7]))
     create_variants(base, wanted, progress=lambda *call: calls.append(call))
-    size = sum(tensor.nbytes for tensor in variants.open_base(str(base)).tensors.values())
+    size = sum(tensor.nbytes for tensor in Checkpoint.open(base).base().tensors.values())
     done, totals = zip(*calls, strict=True)
     written = sum(tensor.nbytes for out in wanted for tensor in weights_of(out).values())
     assert set(totals) == {size + written}
@@ -88,7 +88,7 @@ def test_one_folder_that_exists_refuses_all(base, tmp_path, monkeypatch):
     wanted = folders(tmp_path / "out", NAMES.values())
     (tmp_path / "out" / "resample-rows-seed7").mkdir(parents=True)
     with monkeypatch.context() as patch:
-        patch.setattr(variants, "open_base", lambda *arguments: pytest.fail("the base was opened"))
+        patch.setattr(Checkpoint, "open", lambda *arguments: pytest.fail("the base was opened"))
         with pytest.raises(hf_perturb.FolderExistsError, match=r"resample-rows-seed7 exists already"):
             create_variants(base, wanted)
     assert os.listdir(tmp_path / "out") == ["resample-rows-seed7"]

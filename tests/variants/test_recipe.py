@@ -20,7 +20,8 @@ from transformers import AutoModel, AutoModelForMaskedLM, pipeline
 
 import hf_perturb
 from hf_perturb import Perturbation
-from hf_perturb.checkpoints.tokenizers import CARP, ESM1, ESM1B, ESM2, build_tokenizer
+from hf_perturb.checkpoints.network import CARP, ESM1, ESM1B, ESM2
+from hf_perturb.checkpoints.tokenizers import build_tokenizer
 from hf_perturb.cli import main
 from hf_perturb.perturbation import digest_of, kernels
 from hf_perturb.variants.create import create_variant

@@ -11,12 +11,12 @@ import torch
 from hypothesis import example, given, settings, strategies as st
 from safetensors.torch import load_file
 from support.models import model_class, small_model
+from support.streamed import write_tensors
 
 import hf_perturb
-from hf_perturb.networks.weights import is_finite
+from hf_perturb.checkpoints.tensors import is_finite
 from hf_perturb.perturbation import digest_of
 from hf_perturb.perturbation.digest import digest_of_lines
-from hf_perturb.variants.stream import write_weights
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _BITS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
@@ -50,9 +50,7 @@ names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8
 @settings(deadline=None)
 def test_any_tensors_are_read_back_bit_for_bit(drawn, max_shard_size):
     with tempfile.TemporaryDirectory() as folder:
-        written = write_weights(
-            Path(folder), drawn, {name: tensor.dtype for name, tensor in drawn.items()}, max_shard_size
-        )
+        written = write_tensors(Path(folder), drawn, None, max_shard_size)
         read = {}
         for file in Path(folder).glob("*.safetensors"):
             content = file.read_bytes()
@@ -77,7 +75,7 @@ def test_any_tensors_are_cast_on_their_way(drawn):
     dtypes = {name: dtype for name, (_, dtype) in drawn.items()}
     cast = {name: tensor.to(dtype) for name, (tensor, dtype) in drawn.items()}
     with tempfile.TemporaryDirectory() as folder:
-        written = write_weights(Path(folder), {name: tensor for name, (tensor, _) in drawn.items()}, dtypes)
+        written = write_tensors(Path(folder), {name: tensor for name, (tensor, _) in drawn.items()}, dtypes)
         read = load_file(Path(folder) / "model.safetensors")
     assert {name: bits(tensor) for name, tensor in read.items()} == {n: bits(tensor) for n, tensor in cast.items()}
     assert set(written.nonfinite) == {name for name, tensor in cast.items() if not tensor.isfinite().all()}
@@ -97,8 +95,7 @@ def test_shards_load_like_the_whole(network, max_shard_size, tmp_path):
     whole = load_file(tmp_path / "whole" / "model.safetensors")
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards" / "config.json").write_bytes((tmp_path / "whole" / "config.json").read_bytes())
-    kinds = {name: tensor.dtype for name, tensor in whole.items()}
-    written = write_weights(tmp_path / "shards", whole, kinds, max_shard_size)
+    written = write_tensors(tmp_path / "shards", whole, None, max_shard_size)
     files = sorted((tmp_path / "shards").glob("*.safetensors"))
     assert len(files) > 2
     assert all(sum(tensor.nbytes for tensor in load_file(file).values()) <= SHARD for file in files)
@@ -124,7 +121,7 @@ def test_shards_are_cut_and_named_like_those_of_save_pretrained(network, tmp_pat
     state = model.state_dict()
     for tied in model.all_tied_weights_keys:
         del state[tied]
-    write_weights(tmp_path / "ours", state, {name: tensor.dtype for name, tensor in state.items()}, SHARD)
+    write_tensors(tmp_path / "ours", state, None, SHARD)
     ours = json.loads((tmp_path / "ours" / "model.safetensors.index.json").read_text())
     assert ours["weight_map"] == theirs["weight_map"]
     assert ours["metadata"]["total_size"] == theirs["metadata"]["total_size"]

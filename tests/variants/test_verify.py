@@ -26,7 +26,7 @@ from hf_perturb import create_variant, verify_variant
 from hf_perturb.cli import main
 from hf_perturb.perturbation import digest_of
 from hf_perturb.variants import create as variants
-from hf_perturb.variants.rebuilding import Difference
+from hf_perturb.variants.verify import Difference
 
 NETWORKS = ("esm1", "esm1b", "esm2", "carp")
 ASKED = {

@@ -1,4 +1,4 @@
-"""Original checkpoints of sequence-models: CARP, released and from training.
+"""The format of sequence-models: CARP, released and from training, read and written.
 
 Source: `sequence_models.pretrained.load_carp` (sequence-models 1.8.0); training saves no sizes.
 """
@@ -13,19 +13,40 @@ from typing import Any
 import torch
 
 from hf_perturb.checkpoints.checkpoint import Checkpoint
-from hf_perturb.checkpoints.origins.relatives import ALLOWED, refuse_others
+from hf_perturb.checkpoints.network import Network
+from hf_perturb.checkpoints.origins.original import (
+    ALLOWED,
+    cannot,
+    check_class,
+    check_constants,
+    check_relative,
+    check_suffix,
+    described,
+    write_pickle,
+)
+from hf_perturb.checkpoints.shapes import listed
+from hf_perturb.checkpoints.tensors import check_state, mapped
 from hf_perturb.errors import CheckpointError
-from hf_perturb.networks.configuration_carp import CarpConfig
-from hf_perturb.networks.layouts import listed
-from hf_perturb.networks.weights import refuse_what_is_no_state
+from hf_perturb.storage.folders import whole_files
+
+# how it calls the sizes
+_SIZES = {
+    "d_embed": "embedding_size",
+    "d_model": "hidden_size",
+    "n_layers": "num_hidden_layers",
+    "kernel_size": "kernel_size",
+    "activation": "hidden_act",
+    "slim": "slim",
+    "r": "max_dilation",
+}
 
 
 def read_carp(path: Path, data: dict[str, Any]) -> Checkpoint:
     """Read a CARP; sizes that the file does not state are read off its tensors."""
     name = data.get("model", "")
-    refuse_others(path, name)
+    check_relative(path, name)
     state = data["model_state_dict"]
-    refuse_what_is_no_state(f"{path}: its 'model_state_dict'", state)
+    check_state(f"{path}: its 'model_state_dict'", state)
     tensors = {
         "model." + re.sub(r"^(module\.)?(model\.)?", "", name): tensor.detach() for name, tensor in state.items()
     }
@@ -34,26 +55,14 @@ def read_carp(path: Path, data: dict[str, Any]) -> Checkpoint:
     if "model.embedder.up_embedder.conv.weight" not in tensors:
         raise CheckpointError(f"{path} is no CARP: it holds {listed(state)}; {ALLOWED}")
     read = _sizes_of(tensors)
-    stated = {
-        ours: data[theirs]
-        for theirs, ours in {
-            "d_embed": "embedding_size",
-            "d_model": "hidden_size",
-            "n_layers": "num_hidden_layers",
-            "kernel_size": "kernel_size",
-            "slim": "slim",
-            "r": "max_dilation",
-            "activation": "hidden_act",
-        }.items()
-        if theirs in data
-    }
+    stated = {ours: data[theirs] for theirs, ours in _SIZES.items() if theirs in data}
     notes = [
         f"it does not say its {what}: taken to be {value}, as in every published CARP"
         for key, what, value in (("max_dilation", "largest dilation", "128"), ("hidden_act", "activation", "gelu"))
         if key not in stated
     ]
-    config = CarpConfig(**{**read, "max_dilation": 128, "hidden_act": "gelu", **stated})
-    return Checkpoint(str(path), "sequence-models", config, "CarpForMaskedLM", tensors, torch.float32, notes=notes)
+    network = Network.of("carp", **{**read, "max_dilation": 128, "hidden_act": "gelu", **stated})
+    return described(path, "sequence-models", network, tensors, notes)
 
 
 def _sizes_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
@@ -69,3 +78,21 @@ def _sizes_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         "kernel_size": block.shape[2],
         "slim": len(block) != hidden,
     }
+
+
+def write_sequence_models(checkpoint: Checkpoint, out: Path) -> tuple[Path, ...]:
+    """Write what `sequence_models.pretrained.load_model_and_alphabet` reads.
+
+    Raises:
+        CheckpointError: if its class has no such network.
+    """
+    if checkpoint.network.family != "carp":
+        raise cannot(checkpoint, "sequence-models", "it has no ESM; allowed: CARP")
+    check_class(checkpoint, "sequence-models", "CarpForMaskedLM")
+    check_constants(checkpoint, "sequence-models", ("vocab_size", "pad_token_id", "mask_token_id"))
+    check_suffix(out)
+    sizes = {theirs: getattr(checkpoint.network.sizes, ours) for theirs, ours in _SIZES.items()}
+    state = {name.removeprefix("model."): tensor for name, tensor in mapped(checkpoint.tensors).items()}
+    with whole_files(out) as (file,):
+        write_pickle({"model": "carp", **sizes, "model_state_dict": state}, checkpoint.record, file)
+    return (out,)

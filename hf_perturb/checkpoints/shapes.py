@@ -1,13 +1,12 @@
-# Copyright 2026 The hf_perturb authors. All rights reserved.
-#
-# Licensed under the MIT License: see the LICENSE file at the root of the repository.
 """What tensors a network has, from its sizes alone.
 
 Names and shapes in the order of the class's `state_dict`, without building the class: to import Transformers' models
 takes longer than to shuffle a network. A test compares every layout with its class.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 Shape = tuple[int, ...]
@@ -20,18 +19,17 @@ AUTO_CLASSES = {
     "AutoModelForSequenceClassification": "ForSequenceClassification",
     "AutoModelForTokenClassification": "ForTokenClassification",
 }
-# where tied tensors are stored; source: fair-esm's RobertaLMHead
-TIED = {"lm_head.weight": "embed_tokens.weight"}
 _BUFFERS = (".inv_freq", "._float_tensor")
 _NAMED = 8  # how many tensors a message names
 
 
-def layout(config: Any, architecture: str) -> dict[str, Shape]:
+def layout(config: Any, architecture: str, labels: int) -> dict[str, Shape]:
     """Return the shape of every parameter and stored buffer by document name.
 
     Args:
-        config: a `FairEsmConfig` or `CarpConfig`.
+        config: the sizes, a `FairEsmSizes` or `CarpSizes`.
         architecture: the class, such as `FairEsmForMaskedLM`; a tied head is named as well.
+        labels: classes or targets of a downstream head.
     """
     language = architecture.endswith("ForMaskedLM")
     if config.model_type == "carp":
@@ -45,7 +43,7 @@ def layout(config: Any, architecture: str) -> dict[str, Shape]:
         return {**head, **tensors} if "embed_out" in head else {**tensors, **head}
     dense = architecture.endswith("SequenceClassification")
     classifier = dict(_linear("classifier.dense", config.hidden_size, config.hidden_size)) if dense else {}
-    return {**tensors, **classifier, **dict(_linear("classifier.out_proj", config.hidden_size, config.num_labels))}
+    return {**tensors, **classifier, **dict(_linear("classifier.out_proj", config.hidden_size, labels))}
 
 
 def language_head(config: Any) -> tuple[str, ...]:
@@ -53,36 +51,9 @@ def language_head(config: Any) -> tuple[str, ...]:
     return tuple(_carp_head(config) if config.model_type == "carp" else _fair_esm_head(config))
 
 
-def tied(config: Any) -> dict[str, str]:
-    """Return the names of tensors that have no memory of their own, and where it is."""
-    return dict(TIED) if config.model_type != "carp" and config.tie_word_embeddings else {}
-
-
 def is_parameter(name: str) -> bool:
     """Whether a tensor is a parameter, not a buffer."""
     return not name.endswith(_BUFFERS)
-
-
-def differences(config: Any, architecture: str, found: Mapping[str, Shape]) -> str:
-    """Say how the tensors of a checkpoint differ from those of its network; nothing where they do not.
-
-    Args:
-        config: a `FairEsmConfig` or `CarpConfig`.
-        architecture: the class that is stored.
-        found: shape of every tensor by document name; a tied one may be there or not.
-    """
-    expected = layout(config, architecture)
-    shapes = [
-        f"{name} {found[name]} instead of {shape}"
-        for name, shape in expected.items()
-        if name in found and found[name] != shape
-    ]
-    problems = {
-        "missing tensors": [name for name in expected if name not in found and name not in tied(config)],
-        "tensors that this network does not have": [name for name in found if name not in expected],
-        "tensors of another shape": shapes,
-    }
-    return "; ".join(f"{problem}: {listed(names)}" for problem, names in problems.items() if names)
 
 
 def listed(names: Iterable[str]) -> str:

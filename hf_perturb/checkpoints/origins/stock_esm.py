@@ -1,18 +1,18 @@
-# Copyright 2026 The hf_perturb authors. All rights reserved.
-#
-# Licensed under the MIT License: see the LICENSE file at the root of the repository.
 """Transformers' own ESM (`model_type` `esm`): its names and its configuration, read as ours and written from ours.
 
 Source: `transformers.models.esm` (5.4 to 5.23). It has ESM-1b, ESM-1v and ESM-2, but no ESM-1.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
-import torch
+from hf_perturb.checkpoints.network import Network
+from hf_perturb.errors import CheckpointError
 
-from .record import CheckpointError
+Value = TypeVar("Value")
 
 # ours, and theirs inside `EsmForMaskedLM`; `*` is the number of a layer
 _NAMES = {
@@ -66,6 +66,10 @@ _ALPHABET = {"vocab_size": 33, "pad_token_id": 1, "mask_token_id": 32}
 _VERSIONS = {"absolute": "ESM-1b", "rotary": "ESM-2"}
 
 
+# the two that have nothing but a trunk and the language head
+STOCK_CLASSES = ("EsmForMaskedLM", "EsmModel")
+
+
 def is_stock(stored: Mapping[str, Any]) -> bool:
     """Whether the content of a `config.json` is that of a stock ESM."""
     return stored.get("model_type") == "esm"
@@ -102,27 +106,26 @@ def config_from_stock(stored: Mapping[str, Any]) -> dict[str, Any]:
     kept.setdefault("token_dropout", False)
     kept.setdefault("emb_layer_norm_before", False)
     kept.setdefault("layer_norm_eps", 1e-12)
-    heads = {"EsmForMaskedLM": "FairEsmForMaskedLM", "EsmModel": "FairEsmModel"}
+    heads = {name: f"Fair{name}" for name in STOCK_CLASSES}
     named = [heads[name] for name in stored.get("architectures") or [] if name in heads]
     return {"model_type": "fair_esm", "model_version": _VERSIONS[positions], "architectures": named or None, **kept}
 
 
-def config_to_stock(config: Any, architecture: str) -> dict[str, Any]:
-    """Translate a `FairEsmConfig` to the content of a stock `config.json`.
+def config_to_stock(ours: Mapping[str, Any], network: Network) -> dict[str, Any]:
+    """Translate the content of a `config.json` of ours to that of a stock ESM.
 
     Args:
-        config: a `FairEsmConfig` of an ESM-1b, ESM-1v or ESM-2.
-        architecture: our class; the masked language model's or the base model's.
+        ours: the content.
+        network: that it describes, an ESM-1b, ESM-1v or ESM-2; the masked language model or the base model.
     """
-    ours = config.to_dict()
-    positions = {version: kind for kind, version in _VERSIONS.items()}[config.model_version]
+    positions = {version: kind for kind, version in _VERSIONS.items()}[str(network.version)]
     kept = {key: ours[key] for key in (*_SIZES, *_CARRIED) if ours.get(key) is not None}
     return {
-        "architectures": [architecture.removeprefix("Fair")],
+        "architectures": [network.architecture.removeprefix("Fair")],
         "model_type": "esm",
         "position_embedding_type": positions,
-        "bos_token_id": config.bos_token_id,
-        "eos_token_id": config.eos_token_id,
+        "bos_token_id": ours["bos_token_id"],
+        "eos_token_id": ours["eos_token_id"],
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
         "is_folding_model": False,
@@ -130,29 +133,35 @@ def config_to_stock(config: Any, architecture: str) -> dict[str, Any]:
     }
 
 
-def tensors_from_stock(tensors: Mapping[str, torch.Tensor], config: Any) -> dict[str, torch.Tensor]:
+def tensors_from_stock(tensors: Mapping[str, Value], network: Network) -> tuple[dict[str, Value], Network]:
     """Name the tensors of a stock ESM as fair-esm does; a tensor that it does not know keeps its name.
+
+    By hand, because Transformers' own renaming (`key_mapping=` of `from_pretrained`) gives each stored tensor one name,
+    and the one rotary table that Transformers 5.23 stores is that of every layer.
 
     Args:
         tensors: by their stock names, with or without `esm.` in front.
-        config: the `FairEsmConfig`, which loses its contact head if the tensors lack it.
+        network: as the configuration describes it.
+
+    Returns:
+        The tensors, and the network, without a contact head where the tensors lack one.
     """
     # a network with rotary positions may hold a table of positions without meaning
-    rotary = config.model_version == "ESM-2"
+    rotary = network.version == "ESM-2"
     unused = (*_WITHOUT_MEANING, "esm.embeddings.position_embeddings.weight") if rotary else _WITHOUT_MEANING
     named = {}
     for name, tensor in tensors.items():
         whole = name if name.startswith(("esm.", "lm_head.", "classifier.")) else f"esm.{name}"
         if whole in _SHARED_ROTARY:
-            # of their own: a file could not hold one tensor under many names
-            named.update({_ROTARY.format(layer): tensor.clone() for layer in range(config.num_hidden_layers)})
+            named.update({_ROTARY.format(layer): tensor for layer in range(network.sizes.num_hidden_layers)})
         elif whole not in unused:
             named[our_name(whole) or name] = tensor
-    config.contact_head = config.contact_head and "contact_head.regression.weight" in named
+    if "contact_head.regression.weight" not in named:
+        network = network.with_sizes(contact_head=False)
     # CODEPATH: stock Transformers cannot leave the head out; an export of ESM-1v marks it as absent.
-    if not config.contact_head:
+    if not network.sizes.contact_head:
         named = {name: tensor for name, tensor in named.items() if not name.startswith("contact_head.")}
-    return named
+    return named, network
 
 
 def our_name(stock: str) -> str | None:

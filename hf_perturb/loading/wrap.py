@@ -1,7 +1,6 @@
-# Copyright 2026 The hf_perturb authors. All rights reserved.
-#
-# Licensed under the MIT License: see the LICENSE file at the root of the repository.
 """`wrap`: a live original module becomes a model of this package over the same memory."""
+
+from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
@@ -11,12 +10,14 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers.configuration_utils import PreTrainedConfig
 
-from .configuration_carp import CarpConfig
-from .configuration_fair_esm import FairEsmConfig
-from .modeling_carp import CarpForMaskedLM
-from .modeling_fair_esm import FairEsmForMaskedLM
-from .perturbable import PerturbablePreTrainedModel
-from .record import UnsupportedModuleError
+from hf_perturb.checkpoints.origins.stock_esm import tensors_from_stock
+from hf_perturb.errors import UnsupportedModuleError
+from hf_perturb.loading.perturb import network_of
+from hf_perturb.networks.configuration_carp import CarpConfig
+from hf_perturb.networks.configuration_fair_esm import FairEsmConfig
+from hf_perturb.networks.modeling_carp import CarpForMaskedLM
+from hf_perturb.networks.modeling_fair_esm import FairEsmForMaskedLM
+from hf_perturb.networks.perturbable import PerturbablePreTrainedModel
 
 
 def wrap(module: nn.Module) -> PerturbablePreTrainedModel:
@@ -138,7 +139,16 @@ def _tensors(model: PerturbablePreTrainedModel, module: nn.Module, origin: tuple
     stored = module.state_dict().keys()
     every = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
     tensors = {name: tensor for name, tensor in every if name in stored}
-    return model.foreign_tensors(tensors, model.config) if origin == _STOCK else tensors
+    if origin != _STOCK:
+        return tensors
+    named, network = tensors_from_stock(tensors, network_of(model))
+    model.config.contact_head = network.sizes.contact_head
+    seen: set[int] = set()
+    for name, tensor in named.items():
+        if name.endswith("inv_freq") and id(tensor) in seen:
+            named[name] = tensor.clone()
+        seen.add(id(tensor))
+    return named
 
 
 def _share(

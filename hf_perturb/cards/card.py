@@ -13,6 +13,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from hf_perturb.cards.facts import STUDY, Origin, Stored, origin_of, variant_facts, versions
 from hf_perturb.checkpoints.checkpoint import Checkpoint
+from hf_perturb.checkpoints.network import Network
 from hf_perturb.perturbation import Perturbation
 
 if TYPE_CHECKING:
@@ -28,51 +29,60 @@ _TASKS = {
 
 
 def variant_card(
-    config: Any, architecture: str, changed: Collection[str] | None, recipe: bool = False, stock: bool = False
+    network: Network,
+    record: Perturbation,
+    published_as: str | None,
+    changed: Collection[str] | None,
+    recipe: bool = False,
+    stock: bool = False,
 ) -> str:
     """Render the card of a variant.
 
     Args:
-        config: of the variant; its `perturbation` is the record.
-        architecture: name of our class for it.
+        network: of the variant; its head is untied if the perturbation unties it.
+        record: what was done to its weights.
+        published_as: name of the published checkpoint that the base is, if it is known.
         changed: names of the tensors that are not those of the base, `None` where the base is not at hand.
         recipe: whether it is one without weights.
         stock: whether it is stored for Transformers' own ESM.
     """
-    record = config.perturbation
-    origin = origin_of(config, record.base.digest if record.base is not None else None)
-    facts = variant_facts(config, architecture, changed)
-    return render("variant.md", Stored.of(config, architecture, stock), origin, record, recipe=recipe, **facts)
+    origin = origin_of(network, published_as, record.base.digest if record.base is not None else None)
+    facts = variant_facts(network, record, changed)
+    return render("variant.md", Stored.of(network, stock), origin, record, recipe=recipe, **facts)
 
 
-def base_card(checkpoint: Checkpoint, stock: bool = False) -> str:
+def base_card(
+    checkpoint: Checkpoint,
+    record: Perturbation | None,
+    digest: str | None,
+    published_as: str | None,
+    stock: bool = False,
+) -> str:
     """Render the card of what `convert` wrote, a base or a variant.
 
     Args:
-        checkpoint: what was converted, its configuration as it is stored: with the digest of the weights.
+        checkpoint: what was converted.
+        record: of the variant that was written, `None` for a base.
+        digest: of the base that was written.
+        published_as: name of the published checkpoint that the weights are, if it is known.
         stock: whether it is stored for Transformers' own ESM.
     """
-    config, architecture = checkpoint.config, checkpoint.architecture
-    if config.perturbation is not None:
-        return variant_card(config, architecture, None, stock=stock)
-    origin, file = origin_of(config, config.digest), Path(checkpoint.what).name
+    network = checkpoint.network
+    if record is not None:
+        return variant_card(network, record, published_as, None, stock=stock)
+    origin, file = origin_of(network, published_as, digest), Path(checkpoint.name).name
     return render(
         "base.md",
-        Stored.of(config, architecture, stock),
+        Stored.of(network, stock),
         origin,
         name=origin.name if origin is not None and origin.name else file.removesuffix(".pt"),
         # of what is on disk its name alone, of the Hub its id and commit
-        source=file if checkpoint.revision is None else checkpoint.what,
+        source=file if checkpoint.revision is None else checkpoint.name,
         revision=checkpoint.revision,
         format=checkpoint.origin,
         parameters=checkpoint.parameters,
-        digest=config.digest,
+        digest=digest,
     )
-
-
-def stock_card(checkpoint: Checkpoint) -> str:
-    """Render the card of a folder for Transformers' own ESM, of a base or a variant."""
-    return base_card(checkpoint, stock=True)
 
 
 def render(

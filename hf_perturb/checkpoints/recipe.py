@@ -1,0 +1,111 @@
+"""Recipes: checkpoints without weights, which are made again from the base that their record names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hf_perturb.checkpoints.checkpoint import Checkpoint
+from hf_perturb.checkpoints.source import located
+from hf_perturb.errors import CheckpointError, DigestError, StackedPerturbationError
+from hf_perturb.perturbation.spec import Base, Perturbation
+
+# what a variant's configuration may say otherwise than its base's; a perturbation that touches the head unties it
+_OWN = {
+    *("perturbation", "digest", "architectures", "auto_map", "dtype", "torch_dtype", "torch_version"),
+    *("transformers_version", "tie_word_embeddings", "published_as", "_name_or_path"),
+}
+_MOVED = "; if the base is elsewhere now, perturbation.base.name in the recipe's config.json may be edited"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a recipe says of itself.
+
+    Args:
+        checkpoint: its configuration and record.
+        record: what is done, to which base.
+        base: the base.
+    """
+
+    checkpoint: Checkpoint
+    record: Perturbation
+    base: Base
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Recipe:
+        """Read a recipe.
+
+        Args:
+            checkpoint: one without weights.
+
+        Raises:
+            CheckpointError: if its record names no base.
+        """
+        record = checkpoint.record
+        if record is None or record.base is None or record.base.name is None:
+            raise CheckpointError(
+                f"{checkpoint.name!r} has no weights, and its record names no base to rebuild them from"
+            )
+        return cls(checkpoint, record, record.base)
+
+    @property
+    def base_name(self) -> str:
+        """Name of the base: a folder, a Hub id or `demo`."""
+        return str(self.base.name)
+
+    def open_base(self, hub: Mapping[str, Any] | None = None) -> Checkpoint:
+        """Open the base at the recorded revision.
+
+        Args:
+            hub: what finds a file on the Hub, but for the revision.
+
+        Raises:
+            CheckpointError: naming both, if it is missing or is no base, or if it is a folder of somebody else's.
+        """
+        name, base = self.checkpoint.name, self.base_name
+        if self.base.revision is None and located(base) == base and not Path(located(name)).is_dir():
+            raise CheckpointError(
+                f"the recipe {name!r} names its base {base!r} without a commit, as a folder of its author's; ask the"
+                " author to publish the base, and a recipe of that"
+            )
+        try:
+            return Checkpoint.open(base, self.base.revision, hub=hub).base()
+        except (OSError, StackedPerturbationError) as error:
+            raise CheckpointError(f"the recipe {name!r} needs its base {base!r}: {error}{_MOVED}") from error
+
+    def check(self, digest: str | None, base_digest: str | None) -> None:
+        """Raise if the weights that were made are not those of the recipe.
+
+        Args:
+            digest: of the weights that came out.
+            base_digest: of the base as it is now.
+
+        Raises:
+            DigestError: naming the digests and the versions of torch.
+        """
+        import torch
+
+        # a digest of the weights says all; without one, that of the base is the next best
+        known = self.base.digest
+        if self.record.digest in (None, digest) and (self.record.digest is not None or known in (None, base_digest)):
+            return
+        if known not in (None, base_digest):
+            why = f"its base {self.base_name!r} has digest {base_digest}, the record says {known}: it has changed"
+        else:
+            why = "its base is as recorded, so the record was edited, or torch draws differently here"
+        then = self.checkpoint.stored.get("torch_version") or "unknown"
+        raise DigestError(
+            f"the recipe {self.checkpoint.name!r} gives weights with digest {digest}, its record says"
+            f" {self.record.digest}; {why} (torch {torch.__version__} on this processor, torch {then} then)"
+        )
+
+
+def other_sizes(variant: Checkpoint, base: Checkpoint) -> list[str]:
+    """Say what a variant's configuration has otherwise than its base's, but for what a variant says of itself."""
+    ours, theirs = ({**checkpoint.stored, **checkpoint.network.to_dict()} for checkpoint in (variant, base))
+    keys = sorted((ours.keys() | theirs.keys()) - _OWN)
+    differs = [key for key in keys if ours.get(key) != theirs.get(key)]
+    return [f"config.json: {key} is {ours.get(key)!r}, the base has {theirs.get(key)!r}" for key in differs]

@@ -1,0 +1,54 @@
+"""What becomes of a request for a perturbation, next to what a checkpoint records of itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from hf_perturb.errors import StackedPerturbationError
+from hf_perturb.perturbation.rules import default_axis
+from hf_perturb.perturbation.spec import Perturbation
+
+Decision = Literal["keep", "apply", "rebuild"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a checkpoint, or a model, says that its weights are.
+
+    Args:
+        what: how messages call it.
+        family: `model_type` of its network, which decides an axis that is not spelled out.
+        perturbation: what was done to its weights, `None` for nothing.
+        has_weights: false for a recipe.
+    """
+
+    what: str
+    family: str
+    perturbation: Perturbation | None
+    has_weights: bool = True
+
+
+def decide(record: Record, asked: Perturbation | None) -> Decision:
+    """Say what to do with a checkpoint: the table of the contract, section 3.
+
+    Args:
+        record: what it says of itself.
+        asked: the perturbation that is wanted of it, `None` for what is there.
+
+    Returns:
+        `"keep"` to load the weights as they are, `"apply"` to perturb them, `"rebuild"` to make those of a recipe from
+        its base.
+
+    Raises:
+        StackedPerturbationError: if another perturbation is asked for than the one that is recorded.
+    """
+    done = record.perturbation
+    if done is None:
+        return "keep" if asked is None else "apply"
+    if asked is not None and done.with_axis(axis := default_axis(record.family)) != asked.with_axis(axis):
+        raise StackedPerturbationError(
+            f"{record.what} is perturbed already, by {done}; got {asked} on top; perturbations do not stack: start from"
+            " the base"
+        )
+    return "keep" if record.has_weights else "rebuild"

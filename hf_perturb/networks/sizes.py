@@ -1,0 +1,179 @@
+# Copyright 2026 The hf_perturb authors. All rights reserved.
+#
+# Licensed under the MIT License: see the LICENSE file at the root of the repository.
+"""The sizes of the networks as plain data: fields, the originals' defaults, and which values go together.
+
+Both who runs a network and who only reads its files need them, so this file imports neither torch nor Transformers.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+# some twenty times those of the largest published network or more: a file from elsewhere must not fill the memory
+_LARGEST = {
+    "num_hidden_layers": 1_000,
+    "num_attention_heads": 4_096,
+    "hidden_size": 131_072,
+    "embedding_size": 131_072,
+    "intermediate_size": 1_048_576,
+    "vocab_size": 65_536,
+    "max_position_embeddings": 16_777_216,
+    "kernel_size": 4_096,
+    "max_dilation": 16_777_216,
+    "num_labels": 65_536,
+}
+# what the generation of an ESM decides; source: fair-esm's ProteinBertModel, ESM2 and Alphabet
+_VERSIONS: dict[str, dict[str, Any]] = {
+    "ESM-1": {
+        "vocab_size": 35,
+        "bos_token_id": 32,
+        "eos_token_id": None,
+        "mask_token_id": 33,
+        "layer_norm_eps": 1e-12,
+        "emb_layer_norm_before": True,
+        "token_dropout": False,
+        "tie_word_embeddings": False,
+    },
+    "ESM-1b": {
+        "vocab_size": 33,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "mask_token_id": 32,
+        "layer_norm_eps": 1e-5,
+        "emb_layer_norm_before": True,
+        "token_dropout": True,
+        "tie_word_embeddings": True,
+    },
+}
+_VERSIONS["ESM-2"] = {**_VERSIONS["ESM-1b"], "emb_layer_norm_before": False}
+
+
+def check_size(what: str, name: str, value: Any) -> None:
+    """Raise if a size is one that no network has.
+
+    Args:
+        what: whose size, for the message.
+        name: of the size; any other field is not looked at.
+        value: what is stated; one that is no integer is left to the type checks.
+
+    Raises:
+        ValueError: naming the field and what is allowed.
+    """
+    largest = _LARGEST.get(name)
+    if largest is not None and isinstance(value, int) and not 1 <= value <= largest:
+        shown = value if abs(value) < 10**12 else f"a number of {value.bit_length()} bits"
+        raise ValueError(f"{what}.{name}: got {shown}; allowed: an integer of at least 1 and at most {largest}")
+
+
+@dataclass
+class CarpSizes:
+    """The sizes of a CARP; the defaults are `carp_640M`. The fields are described in `CarpConfig`.
+
+    Source: `sequence_models.pretrained.load_carp` (sequence-models 1.8.0).
+    """
+
+    model_type: ClassVar[str] = "carp"
+
+    vocab_size: int = 30
+    embedding_size: int = 8
+    hidden_size: int = 1280
+    num_hidden_layers: int = 56
+    kernel_size: int = 5
+    max_dilation: int = 128
+    slim: bool = False
+    hidden_act: Literal["gelu", "relu"] = "gelu"
+    classifier_dropout: float = 0.0
+    pad_token_id: int = 27
+    mask_token_id: int = 28
+    tie_word_embeddings: bool = False
+
+    @property
+    def block_size(self) -> int:
+        """Channels inside a block (`d_h`)."""
+        return self.hidden_size // 2 if self.slim else self.hidden_size
+
+    @property
+    def dilations(self) -> list[int]:
+        """Dilation of every block. Source: `sequence_models.convolutional.ByteNet`."""
+        return [2 ** (n % self.max_dilation.bit_length()) for n in range(self.num_hidden_layers)]
+
+    def validate_architecture(self) -> None:
+        """Raise if sizes do not go together; each alone is checked when it is set. Called by `@strict`."""
+        for name in ("pad_token_id", "mask_token_id"):
+            if not 0 <= (token := getattr(self, name)) < self.vocab_size:
+                raise ValueError(f"CarpConfig.{name}: got {token}; allowed: an id from 0 to {self.vocab_size - 1}")
+        if self.kernel_size % 2 == 0:
+            raise ValueError(f"CarpConfig.kernel_size: got {self.kernel_size}; allowed: an odd number of taps")
+        if self.slim and self.hidden_size % 2:
+            raise ValueError(f"CarpConfig.hidden_size: got {self.hidden_size}; a slim network needs an even number")
+
+
+@dataclass
+class FairEsmSizes:
+    """The sizes of an ESM; the defaults are `esm1b_t33_650M_UR50S`. The fields are described in `FairEsmConfig`.
+
+    A field that is `None` takes the value of its `model_version`.
+    Source: `esm.model.esm1.ProteinBertModel` and `esm.model.esm2.ESM2` (fair-esm 2.0.0).
+    """
+
+    model_type: ClassVar[str] = "fair_esm"
+
+    model_version: Literal["ESM-1", "ESM-1b", "ESM-2"] = "ESM-1b"
+    vocab_size: int | None = None
+    hidden_size: int = 1280
+    num_hidden_layers: int = 33
+    num_attention_heads: int = 20
+    intermediate_size: int = 5120
+    max_position_embeddings: int = 1026
+    layer_norm_eps: float | None = None
+    emb_layer_norm_before: bool | None = None
+    token_dropout: bool | None = None
+    final_bias: bool = True
+    contact_head: bool = True
+    classifier_dropout: float = 0.0
+    pad_token_id: int = 1
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+    mask_token_id: int | None = None
+    tie_word_embeddings: bool | None = None
+
+    def fill_from_version(self) -> None:
+        """Give the fields that are `None` the values of the version."""
+        for key, value in _VERSIONS.get(self.model_version, {}).items():
+            if getattr(self, key) is None:
+                setattr(self, key, value)
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Most tokens that a sequence may have, special tokens included; `None` for no limit."""
+        if self.model_version != "ESM-1b":
+            return None
+        return self.max_position_embeddings - self.pad_token_id - 1
+
+    def validate_architecture(self) -> None:
+        """Raise if sizes do not go together; each alone is checked when it is set. Called by `@strict`."""
+        for name in ("pad_token_id", "mask_token_id"):
+            token, tokens = getattr(self, name), range(self.vocab_size or 0)
+            if token not in tokens:
+                raise ValueError(f"FairEsmConfig.{name}: got {token}; allowed: an id from 0 to {tokens[-1]}")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"FairEsmConfig.hidden_size: got {self.hidden_size}; allowed: a multiple of num_attention_heads"
+                f" ({self.num_attention_heads})"
+            )
+        if self.pad_token_id != 1:
+            raise ValueError(f"FairEsmConfig.pad_token_id: got {self.pad_token_id}; allowed: 1, as in every alphabet")
+        if self.model_version == "ESM-2" and self.hidden_size // self.num_attention_heads % 2:
+            raise ValueError(
+                f"FairEsmConfig.hidden_size: got {self.hidden_size}; rotary positions need heads of an even width"
+            )
+        if self.model_version == "ESM-2" and self.emb_layer_norm_before:
+            raise ValueError("FairEsmConfig.emb_layer_norm_before: got True; ESM-2 does not norm its embeddings")
+        if self.model_version == "ESM-1" and self.hidden_size < 4:
+            raise ValueError(f"FairEsmConfig.hidden_size: got {self.hidden_size}; sinusoidal positions need at least 4")
+        if self.model_version == "ESM-1" and self.tie_word_embeddings:
+            raise ValueError("FairEsmConfig.tie_word_embeddings: got True; ESM-1 has an output projection of its own")
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise ValueError(
+                f"FairEsmConfig.max_position_embeddings: got {self.max_position_embeddings}; allowed: at least 3"
+            )
