@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from hf_perturb.checkpoints.catalog import CATALOG
 from hf_perturb.checkpoints.network import Network
+from hf_perturb.checkpoints.origins import read_original
 from hf_perturb.checkpoints.origins.stock_esm import STOCK_CLASSES, config_from_stock, is_stock, tensors_from_stock
 from hf_perturb.checkpoints.request import Record
 from hf_perturb.checkpoints.shapes import AUTO_CLASSES, PREFIXES, Shape, is_parameter, listed
 from hf_perturb.checkpoints.source import Place, located, weight_names
-from hf_perturb.checkpoints.tensors import FLOATS, Tensor, elements_of, read_tensors
+from hf_perturb.checkpoints.tensors import FLOATS, Tensor, elements_of, read_tensors, same_values
 from hf_perturb.errors import CheckpointError, StackedPerturbationError
 from hf_perturb.perturbation.digest import DTYPES, digest_of_lines, dtype_code
 from hf_perturb.perturbation.parallel import for_each
@@ -282,22 +283,14 @@ def write_configuration(folder: Path, content: Mapping[str, Any]) -> None:
     (folder / "config.json").write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def same_values(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors hold the same numbers, NaN for NaN, in whatever types."""
-    import torch
-
-    if one.shape != other.shape:
-        return False
-    return torch.allclose(one.values().double(), other.values().double(), rtol=0, atol=0, equal_nan=True)
-
-
 def _open_original(file: Path) -> Checkpoint:
     if file.suffix == ".safetensors":
         raise CheckpointError(f"{file} is one file of a folder; give the folder, which has the config.json too")
-    # only who opens such a file pays for torch
-    from hf_perturb.checkpoints.origins.original import read_original
-
-    return read_original(file)
+    found = read_original(file)
+    origin = "sequence-models" if found.network.family == "carp" else "fair-esm"
+    # its own package loads it in float32
+    more: dict[str, Any] = {"record": found.record, "dtype": "F32", "notes": found.notes}
+    return Checkpoint(found.name, origin, found.network, found.tensors, **more)
 
 
 def _read(place: Place, weights: bool, variant: str | None, use_safetensors: bool | None) -> Checkpoint:

@@ -41,10 +41,6 @@ class Alphabet:
     eos: str | None = None
     max_length: int | None = None
 
-    def id_of(self, token: str | None) -> int | None:
-        """Return the id of a token, `None` for no token."""
-        return None if token is None else self.tokens.index(token)
-
     @property
     def ids(self) -> dict[str, int]:
         """The id of every token."""
@@ -171,11 +167,6 @@ class Network:
     def family(self) -> str:
         """`"fair_esm"` or `"carp"`."""
         return self.sizes.model_type
-
-    @property
-    def is_language_model(self) -> bool:
-        """Whether it has a language head."""
-        return self.architecture.endswith("ForMaskedLM")
 
     @property
     def version(self) -> str | None:

@@ -196,6 +196,15 @@ def bytes_of(dtype: str, shape: Shape) -> int:
     return elements_of(shape) * _BITS[dtype] // 8
 
 
+def same_values(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same numbers, NaN for NaN, in whatever types."""
+    import torch
+
+    if one.shape != other.shape:
+        return False
+    return torch.allclose(one.values().double(), other.values().double(), rtol=0, atol=0, equal_nan=True)
+
+
 def mapped(tensors: Mapping[str, Tensor]) -> dict[str, torch.Tensor]:
     """Return the values of tensors, those in files mapped into memory rather than read."""
     import torch

@@ -38,9 +38,10 @@ from .layers_fair_esm import (
     FairEsmLayer,
     FairEsmLMHead,
     FairEsmOutputProjection,
+    FairEsmRotaryPositions,
+    FairEsmSinusoidalPositions,
 )
 from .packing import Packing, can_pack
-from .positions_fair_esm import FairEsmRotaryPositions, FairEsmSinusoidalPositions
 from .record import ModelInputError
 
 # the share of tokens that was masked in training; source: esm.model.esm1.ProteinBertModel.forward

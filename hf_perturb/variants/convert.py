@@ -152,34 +152,37 @@ def export_checkpoint(
     for note in checkpoint.notes:
         on_note(note)
     try:
-        return _writer(to)(checkpoint, Path(out))
+        if to == "transformers":
+            return _write_stock_esm(checkpoint, Path(out))
+        return _write_original(checkpoint, Path(out), to)
     except CheckpointError:
         raise
     except (OSError, RuntimeError) as error:  # torch.save gives a full disk as a RuntimeError
         raise CheckpointError(f"{out}: nothing was written, because {error}") from error
 
 
-def _writer(to: str) -> Callable[[Checkpoint, Path], tuple[Path, ...]]:
-    if to == "transformers":
-        return _write_stock_esm
+def _write_original(checkpoint: Checkpoint, out: Path, to: str) -> tuple[Path, ...]:
     # what writes `.pt` files needs torch
     from hf_perturb.checkpoints.origins.fair_esm import write_fair_esm
+    from hf_perturb.checkpoints.origins.original import Original
     from hf_perturb.checkpoints.origins.sequence_models import write_sequence_models
 
-    return write_fair_esm if to == "fair-esm" else write_sequence_models
+    write = write_fair_esm if to == "fair-esm" else write_sequence_models
+    return write(Original(checkpoint.name, checkpoint.network, checkpoint.tensors, checkpoint.record), out)
 
 
 def _write_stock_esm(checkpoint: Checkpoint, out: Path) -> tuple[Path, ...]:
     """Write what `transformers.EsmForMaskedLM` or `EsmModel` loads."""
     import torch
 
-    from hf_perturb.checkpoints.origins.original import cannot, check_class
+    from hf_perturb.checkpoints.origins.original import Original, cannot, check_class
 
     network = checkpoint.network
+    original = Original(checkpoint.name, network, checkpoint.tensors)
     if network.family != "fair_esm" or network.version == "ESM-1":
         which = "CARP" if network.family == "carp" else "ESM-1"
-        raise cannot(checkpoint, "Transformers", f"its ESM has no {which}; allowed: ESM-1b, ESM-1v, ESM-2")
-    check_class(checkpoint, "Transformers", "FairEsmForMaskedLM", "FairEsmModel")
+        raise cannot(original, "Transformers", f"its ESM has no {which}; allowed: ESM-1b, ESM-1v, ESM-2")
+    check_class(original, "Transformers", "FairEsmForMaskedLM", "FairEsmModel")
     tensors, dtypes = dict(checkpoint.tensors), checkpoint.dtypes()
     kind = dtypes["embed_tokens.weight"]
     # a head cannot be left out there; zeros predict 0.5 everywhere, drawn weights would look like a prediction

@@ -16,7 +16,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.utils import output_capturing
 
-from hf_perturb.networks import convolution, packing
+from hf_perturb.networks import modeling_carp as convolution, packing
 from hf_perturb.networks.packing import Packing
 
 NETWORKS = (*CONFIGS, "esm1v")

@@ -8,20 +8,19 @@ from typing import Any, Literal
 
 import torch
 
-from hf_perturb.checkpoints.checkpoint import Checkpoint, same_values
 from hf_perturb.checkpoints.network import Network
 from hf_perturb.checkpoints.origins.original import (
     ALLOWED,
+    Original,
     cannot,
     check_class,
     check_constants,
     check_relative,
     check_suffix,
-    described,
     read_pickle,
     write_pickle,
 )
-from hf_perturb.checkpoints.tensors import Tensor, check_state, is_finite, mapped
+from hf_perturb.checkpoints.tensors import Tensor, check_state, is_finite, mapped, same_values
 from hf_perturb.errors import CheckpointError
 from hf_perturb.storage.folders import whole_files
 
@@ -40,7 +39,7 @@ _PREFIXES = {
 }
 
 
-def read_esm_1(path: Path, data: dict[str, Any]) -> Checkpoint:
+def read_esm_1(path: Path, data: dict[str, Any]) -> Original:
     """ESM-1, ESM-1b and ESM-1v. Source: `esm.pretrained._load_model_and_alphabet_core_v1`."""
     given = _fields(data["args"])
     check_relative(path, given["arch"])
@@ -78,7 +77,7 @@ def read_esm_1(path: Path, data: dict[str, Any]) -> Checkpoint:
     return _fair_esm(path, network, tensors)
 
 
-def read_esm_2(path: Path, data: dict[str, Any]) -> Checkpoint:
+def read_esm_2(path: Path, data: dict[str, Any]) -> Original:
     """ESM-2. Source: `esm.pretrained._load_model_and_alphabet_core_v2`."""
     arguments = _fields(_fields(data["cfg"])["model"])
     tensors = _tensors(path, data["model"], "ESM-2")
@@ -97,9 +96,10 @@ def read_esm_2(path: Path, data: dict[str, Any]) -> Checkpoint:
     return _fair_esm(path, network, tensors)
 
 
-def _fair_esm(path: Path, network: Network, tensors: dict[str, torch.Tensor]) -> Checkpoint:
+def _fair_esm(path: Path, network: Network, tensors: dict[str, torch.Tensor]) -> Original:
     missing = f"no {path.stem}{REGRESSION} beside it: converted without the head that predicts contacts"
-    return described(path, "fair-esm", network, tensors, [] if network.sizes.contact_head else [missing])
+    found = {name: Tensor.of(tensor) for name, tensor in tensors.items()}
+    return Original(str(path), network, found, notes=[] if network.sizes.contact_head else [missing])
 
 
 def _fields(arguments: Any) -> dict[str, Any]:
@@ -152,28 +152,28 @@ def _tie(path: Path, tensors: dict[str, torch.Tensor], mask: int | None) -> None
     tensors["embed_tokens.weight"] = head
 
 
-def write_fair_esm(checkpoint: Checkpoint, out: Path) -> tuple[Path, ...]:
+def write_fair_esm(original: Original, out: Path) -> tuple[Path, ...]:
     """Write what `esm.pretrained.load_model_and_alphabet_local` reads, the contact regression beside it.
 
     Raises:
         CheckpointError: if its classes have no such network, or its loader would take the name for another one.
     """
-    check_class(checkpoint, "fair-esm", "FairEsmForMaskedLM")
-    network, sizes = checkpoint.network, checkpoint.network.sizes
+    check_class(original, "fair-esm", "FairEsmForMaskedLM")
+    network, sizes = original.network, original.network.sizes
     version = network.version
     if version != "ESM-1" and not sizes.tie_word_embeddings:
         raise cannot(
-            checkpoint,
+            original,
             "fair-esm",
             "its class has one tensor for lm_head.weight and embed_tokens.weight, and here they differ; a variant with"
             " exclude=['lm_head.weight'] keeps them together",
         )
-    check_constants(checkpoint, "fair-esm", _BUILT_IN)
+    check_constants(original, "fair-esm", _BUILT_IN)
     check_suffix(out)
-    _check_name(checkpoint, out)
+    _check_name(original, out)
     if version == "ESM-2" and sizes.intermediate_size != 4 * sizes.hidden_size:
-        raise cannot(checkpoint, "fair-esm", "its ESM-2 has feed-forward layers of four times the width")
-    tensors = mapped(checkpoint.tensors)
+        raise cannot(original, "fair-esm", "its ESM-2 has feed-forward layers of four times the width")
+    tensors = mapped(original.tensors)
     contacts = {name: tensors.pop(name) for name in CONTACTS if name in tensors}
     beside = contacts and _is_looked_for(out)
     if not beside:
@@ -183,7 +183,7 @@ def write_fair_esm(checkpoint: Checkpoint, out: Path) -> tuple[Path, ...]:
         tensors["lm_head.weight"] = tensors["embed_tokens.weight"].clone()
     regression = out.with_name(out.stem + REGRESSION)
     with whole_files(out, regression) as (file, second):
-        write_pickle({**_loader_arguments(network), "model": tensors}, checkpoint.record, file)
+        write_pickle({**_loader_arguments(network), "model": tensors}, original.record, file)
         if beside:
             write_pickle({"model": contacts}, None, second)
     return (out, regression) if beside else (out,)
@@ -212,15 +212,15 @@ def _loader_arguments(network: Network) -> dict[str, Any]:
     }
 
 
-def _check_name(checkpoint: Checkpoint, out: Path) -> None:
+def _check_name(original: Original, out: Path) -> None:
     """Raise if a name makes fair-esm take the file for another network; its loader goes by the name."""
-    is_esm2 = checkpoint.network.version == "ESM-2"
+    is_esm2 = original.network.version == "ESM-2"
     if out.name.startswith("esm2") != is_esm2:
         rule = "must begin with 'esm2'" if is_esm2 else "must not begin with 'esm2'"
         raise CheckpointError(f"{out}: fair-esm tells networks by the names of their files; this one {rule}")
-    if not checkpoint.network.sizes.contact_head and _is_looked_for(out):
+    if not original.network.sizes.contact_head and _is_looked_for(out):
         raise CheckpointError(
-            f"{out}: {checkpoint.name} has no contact head, and fair-esm takes a file without {REGRESSION} beside it"
+            f"{out}: {original.name} has no contact head, and fair-esm takes a file without {REGRESSION} beside it"
             " only if its name holds 'esm1v'; allowed: such a name"
         )
 

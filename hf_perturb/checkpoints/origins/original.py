@@ -1,21 +1,19 @@
-"""Original checkpoints (`.pt`): read without running anything in them, and written as their packages read them."""
+"""What the readers and writers of original checkpoints (`.pt`) share; nothing in such a file is ever run."""
 
 from __future__ import annotations
 
 import zipfile
-from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 
-from hf_perturb.checkpoints.checkpoint import Checkpoint
 from hf_perturb.checkpoints.network import Network
 from hf_perturb.checkpoints.shapes import listed
 from hf_perturb.checkpoints.tensors import Tensor, unpickle
-from hf_perturb.errors import CheckpointError, PerturbationError
+from hf_perturb.errors import CheckpointError
 from hf_perturb.perturbation.spec import Perturbation
 
 ALLOWED = "allowed: ESM-1, ESM-1b, ESM-1v and ESM-2 as fair-esm has them, and CARP as sequence-models has it"
@@ -30,51 +28,27 @@ _OTHERS = {
 _LEGACY = b"\x80\x02"  # how torch's older format begins: a pickle of protocol 2
 
 
-def read_original(path: Path) -> Checkpoint:
-    """Read an original checkpoint.
+@dataclass
+class Original:
+    """What a file of another package holds, or is to hold: what its reader returns, and its writer takes.
 
     Args:
-        path: a `.pt` file of fair-esm (its contact regression is looked for beside it) or of sequence-models, released
-            or from training.
-
-    Raises:
-        CheckpointError: if it is damaged, holds code, or is the checkpoint of something else.
+        name: how messages call it.
+        network: what its weights are of.
+        tensors: by document name.
+        record: what was done to them.
+        notes: what a user should know about how it was read.
     """
-    # each reader has what they share from here
-    from hf_perturb.checkpoints.origins.fair_esm import read_esm_1, read_esm_2
-    from hf_perturb.checkpoints.origins.sequence_models import read_carp
 
-    data = read_pickle(path, [Namespace])
-    # training leaves "args": None beside a "cfg"
-    keys = {key for key, value in data.items() if value is not None} if isinstance(data, dict) else set()
-    try:
-        if {"model", "args"} <= keys:
-            checkpoint = read_esm_1(path, data)
-        elif {"model", "cfg"} <= keys:
-            checkpoint = read_esm_2(path, data)
-        elif "model_state_dict" in keys:
-            checkpoint = read_carp(path, data)
-        else:
-            raise CheckpointError(f"{path} is no checkpoint of a kind that we know: {_kind(data)}; {ALLOWED}")
-        record = data.get(RECORD_KEY)
-        checkpoint.record = None if record is None else Perturbation.parse(record)
-    except PerturbationError as error:
-        raise CheckpointError(f"{path}: its record cannot be read: {error}") from error
-    except (AttributeError, KeyError, TypeError, ValueError, IndexError, StrictDataclassError) as error:
-        why = f"its sizes are missing, or not those of a network that we know: {error!r}"
-        raise CheckpointError(f"{path}: {why}") from error
-    return checkpoint
+    name: str
+    network: Network
+    tensors: dict[str, Tensor]
+    record: Perturbation | None = None
+    notes: list[str] = field(default_factory=list)
 
 
-def described(
-    path: Path, origin: str, network: Network, tensors: Mapping[str, torch.Tensor], notes: Sequence[str]
-) -> Checkpoint:
-    """Return the checkpoint that an original file is; its own package loads it in float32."""
-    found = {name: Tensor.of(tensor) for name, tensor in tensors.items()}
-    return Checkpoint(str(path), origin, network, found, dtype="F32", notes=list(notes))
-
-
-def _kind(data: Any) -> str:
+def kind_of(data: Any) -> str:
+    """Say what a file holds that is no checkpoint of a kind that we know."""
     if not isinstance(data, dict):
         return f"it holds a {type(data).__name__}"
     if data and all(isinstance(value, torch.Tensor) for value in data.values()):
@@ -151,37 +125,37 @@ def check_suffix(out: Path) -> None:
         raise CheckpointError(f"{out}: the original loaders download what does not end in .pt; allowed: NAME.pt")
 
 
-def check_constants(checkpoint: Checkpoint, package: str, names: Sequence[str]) -> None:
+def check_constants(original: Original, package: str, names: Sequence[str]) -> None:
     """Raise if a network differs from the original in what the original cannot be told.
 
     Args:
-        checkpoint: to be written.
+        original: to be written.
         package: to be written for.
         names: of the sizes that the original class has built in.
 
     Raises:
         CheckpointError: naming the size.
     """
-    network = checkpoint.network
+    network = original.network
     fixed = {} if network.version is None else {"model_version": network.version}
-    original = Network.of(network.family, **fixed)
+    known_to = Network.of(network.family, **fixed)
     for name in names:
-        given, known = getattr(network.sizes, name), getattr(original.sizes, name)
+        given, known = getattr(network.sizes, name), getattr(known_to.sizes, name)
         if given != known:
-            raise cannot(checkpoint, package, f"its {name} is {given!r}; the class there has {known!r} built in")
+            raise cannot(original, package, f"its {name} is {given!r}; the class there has {known!r} built in")
 
 
-def check_class(checkpoint: Checkpoint, package: str, *architectures: str) -> None:
+def check_class(original: Original, package: str, *architectures: str) -> None:
     """Raise if a checkpoint is stored as another class than a format has.
 
     Raises:
         CheckpointError: naming what is allowed.
     """
-    if checkpoint.network.architecture not in architectures:
+    if original.network.architecture not in architectures:
         allowed = " or ".join(architectures)
-        raise cannot(checkpoint, package, f"it is stored as {checkpoint.network.architecture}; allowed: {allowed}")
+        raise cannot(original, package, f"it is stored as {original.network.architecture}; allowed: {allowed}")
 
 
-def cannot(checkpoint: Checkpoint, package: str, why: str) -> CheckpointError:
+def cannot(original: Original, package: str, why: str) -> CheckpointError:
     """Return the error for what a format cannot hold."""
-    return CheckpointError(f"{checkpoint.name} cannot be written for {package}: {why}")
+    return CheckpointError(f"{original.name} cannot be written for {package}: {why}")

@@ -12,20 +12,19 @@ from typing import Any
 
 import torch
 
-from hf_perturb.checkpoints.checkpoint import Checkpoint
 from hf_perturb.checkpoints.network import Network
 from hf_perturb.checkpoints.origins.original import (
     ALLOWED,
+    Original,
     cannot,
     check_class,
     check_constants,
     check_relative,
     check_suffix,
-    described,
     write_pickle,
 )
 from hf_perturb.checkpoints.shapes import listed
-from hf_perturb.checkpoints.tensors import check_state, mapped
+from hf_perturb.checkpoints.tensors import Tensor, check_state, mapped
 from hf_perturb.errors import CheckpointError
 from hf_perturb.storage.folders import whole_files
 
@@ -41,7 +40,7 @@ _SIZES = {
 }
 
 
-def read_carp(path: Path, data: dict[str, Any]) -> Checkpoint:
+def read_carp(path: Path, data: dict[str, Any]) -> Original:
     """Read a CARP; sizes that the file does not state are read off its tensors."""
     name = data.get("model", "")
     check_relative(path, name)
@@ -62,7 +61,7 @@ def read_carp(path: Path, data: dict[str, Any]) -> Checkpoint:
         if key not in stated
     ]
     network = Network.of("carp", **{**read, "max_dilation": 128, "hidden_act": "gelu", **stated})
-    return described(path, "sequence-models", network, tensors, notes)
+    return Original(str(path), network, {name: Tensor.of(x) for name, x in tensors.items()}, notes=notes)
 
 
 def _sizes_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
@@ -80,19 +79,19 @@ def _sizes_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     }
 
 
-def write_sequence_models(checkpoint: Checkpoint, out: Path) -> tuple[Path, ...]:
+def write_sequence_models(original: Original, out: Path) -> tuple[Path, ...]:
     """Write what `sequence_models.pretrained.load_model_and_alphabet` reads.
 
     Raises:
         CheckpointError: if its class has no such network.
     """
-    if checkpoint.network.family != "carp":
-        raise cannot(checkpoint, "sequence-models", "it has no ESM; allowed: CARP")
-    check_class(checkpoint, "sequence-models", "CarpForMaskedLM")
-    check_constants(checkpoint, "sequence-models", ("vocab_size", "pad_token_id", "mask_token_id"))
+    if original.network.family != "carp":
+        raise cannot(original, "sequence-models", "it has no ESM; allowed: CARP")
+    check_class(original, "sequence-models", "CarpForMaskedLM")
+    check_constants(original, "sequence-models", ("vocab_size", "pad_token_id", "mask_token_id"))
     check_suffix(out)
-    sizes = {theirs: getattr(checkpoint.network.sizes, ours) for theirs, ours in _SIZES.items()}
-    state = {name.removeprefix("model."): tensor for name, tensor in mapped(checkpoint.tensors).items()}
+    sizes = {theirs: getattr(original.network.sizes, ours) for theirs, ours in _SIZES.items()}
+    state = {name.removeprefix("model."): tensor for name, tensor in mapped(original.tensors).items()}
     with whole_files(out) as (file,):
-        write_pickle({"model": "carp", **sizes, "model_state_dict": state}, checkpoint.record, file)
+        write_pickle({"model": "carp", **sizes, "model_state_dict": state}, original.record, file)
     return (out,)
