@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.utils import is_peft_available
 
 from hf_perturb.checkpoints.checkpoint import Checkpoint
 from hf_perturb.checkpoints.network import Network
@@ -16,7 +17,7 @@ from hf_perturb.checkpoints.origins.stock_esm import config_from_stock as config
 from hf_perturb.checkpoints.recipe import Recipe
 from hf_perturb.checkpoints.request import Record, decide
 from hf_perturb.checkpoints.shapes import PREFIXES, is_parameter
-from hf_perturb.checkpoints.source import HUB_ARGUMENTS, located
+from hf_perturb.checkpoints.source import HUB_ARGUMENTS, Place, located
 from hf_perturb.checkpoints.tensors import elements_of, mapped
 from hf_perturb.errors import CheckpointError, DigestError, ModelInputError, PerturbationError
 from hf_perturb.loading.perturb import model_of, network_of, perturb_model, quantised
@@ -28,6 +29,16 @@ if TYPE_CHECKING:
 
 # keywords with which other files are read than those that `Checkpoint.open` finds
 _OTHER_FILES = ("gguf_file", "transformers_weights")
+# keywords with which Transformers works on files
+_FROM_FILES = (
+    "device_map",
+    "disable_mmap",
+    "distributed_config",
+    "device_mesh",
+    "tp_plan",
+    "tp_size",
+    "quantization_config",
+)
 # keywords that belong to the loading, and that a configuration would swallow
 _TYPES = ("dtype", "torch_dtype", "quantization_config")
 
@@ -74,7 +85,7 @@ def load(
     if opened is not None:
         config, kwargs = _described(cls, opened, config, kwargs)
         rebuild = decision == "rebuild"
-        state = _rebuilt(opened, config, hub) if rebuild else _checked_state(cls, opened, config, verify)
+        state = _rebuilt(opened, config, hub) if rebuild else _checked_state(cls, opened, config, verify, kwargs)
     if state is not None:
         kept = {key: value for key, value in kwargs.items() if key not in (*hub, "variant", "use_safetensors")}
         source, kwargs = None, {**kept, "state_dict": state}
@@ -118,15 +129,25 @@ def _open(
     hub: Mapping[str, Any],
     verify: bool,
     kwargs: dict[str, Any],
-) -> Checkpoint:
-    """Open a checkpoint for a class, if it is not opened yet, and leave its commit in the keywords."""
+) -> Checkpoint | None:
+    """Open a checkpoint for a class, if it is not opened yet, and leave its commit in the keywords.
+
+    Returns:
+        The checkpoint; `None` for an adapter alone, whose base Transformers finds.
+    """
     if kwargs.get("state_dict") is not None:
         raise ModelInputError(f"state_dict: got one beside the checkpoint {str(name)!r}; allowed: one of the two")
     others = sorted(key for key in _OTHER_FILES if kwargs.get(key) is not None)
     if others and verify:
         raise ModelInputError(f"verify: got {others[0]} too, whose weights have no digest; allowed: one of the two")
     which = {key: kwargs.get(key) for key in ("variant", "use_safetensors")}
-    opened = name if isinstance(name, Checkpoint) else Checkpoint.open(name, hub=hub, **which, weights=not others)
+    try:
+        opened = name if isinstance(name, Checkpoint) else Checkpoint.open(name, hub=hub, **which, weights=not others)
+    except CheckpointError:
+        place = Place(str(name), hub)
+        if is_peft_available() and place.find("adapter_config.json") and not place.find("config.json"):
+            return None
+        raise
     kwargs.pop("force_download", None)  # that is done
     if opened.revision is not None:
         kwargs["revision"] = opened.revision
@@ -197,9 +218,13 @@ def _described(
 
 
 def _checked_state(
-    cls: type[PerturbablePreTrainedModel], opened: Checkpoint, config: Any, verify: bool
+    cls: type[PerturbablePreTrainedModel],
+    opened: Checkpoint,
+    config: Any,
+    verify: bool,
+    kwargs: Mapping[str, Any],
 ) -> dict[str, Any] | None:
-    """Look at what is stored before a network is built; return tensors where Transformers is not to read them itself.
+    """Look at what is stored before a network is built; return it, or `None` where Transformers is to read the files.
 
     Raises:
         CheckpointError: if tensors are missing, unexpected, or misshapen.
@@ -216,8 +241,8 @@ def _checked_state(
     if opened.described is not None:
         _refuse_other_tensors(opened, foreign, quantised=getattr(config, "quantization_config", None) is not None)
     if not verify:
-        return mapped(opened.tensors) if foreign else None
-    # what was looked at is what is loaded, whatever becomes of the file
+        return mapped(opened.tensors) if foreign or not _needs_files(opened, config, kwargs) else None
+    # what was looked at is what is loaded, whatever is written into the file
     state = {name: tensor.values() for name, tensor in opened.tensors.items()}
     if problems := opened.other_records():
         raise DigestError(f"{opened.name!r}: {'; '.join(problems)}: its record was changed")
@@ -229,6 +254,14 @@ def _checked_state(
             " damaged on the way, or changed since; fetch it again (force_download=True), or ask who gave it to you"
         )
     return state
+
+
+def _needs_files(opened: Checkpoint, config: Any, kwargs: Mapping[str, Any]) -> bool:
+    """Whether Transformers is to read the files itself: it offloads from them, cuts them up, or adds an adapter."""
+    if any(kwargs.get(key) is not None for key in _FROM_FILES) or getattr(config, "quantization_config", None):
+        return True
+    adapter = (kwargs.get("adapter_kwargs") or {}).get("_adapter_model_path")
+    return bool(adapter or (is_peft_available() and opened.place and opened.place.find("adapter_config.json")))
 
 
 def _is_classifier(name: str) -> bool:

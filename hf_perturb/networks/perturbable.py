@@ -162,14 +162,19 @@ class PerturbablePreTrainedModel(PreTrainedModel):
             require("perturbation=, also to compare it with the record (perturbations do not stack),")
         if kwargs.pop("verify", False):
             require("verify=True")
+        others = kwargs.get("ignore_mismatched_sizes", False)
         try:
-            model, info = cls.read_weights(name, model_args, config, kwargs)
+            # Transformers' own error would not name the tensors
+            model, info = cls.read_weights(name, model_args, config, {**kwargs, "ignore_mismatched_sizes": True})
         except OSError as error:
             if "file named" not in str(error):
                 raise
             problem = f"{str(name)!r} has no weights; if it is a recipe, to rebuild them needs the package that defines"
             raise ImportError(f"{problem} the rules: pip install hf-perturb") from error
         record = model.config.perturbation
+        if info["mismatched_keys"] and not others:
+            shapes = [f"{key} {tuple(found)} instead of {tuple(own)}" for key, found, own in info["mismatched_keys"]]
+            raise CheckpointError(f"the checkpoint {str(name)!r} has tensors of another shape: {_listed(shapes)}")
         refuse_incomplete(
             model, info, name, record, lambda tensor: record is None and model.is_of_language_head(tensor)
         )

@@ -60,6 +60,13 @@ for repo, mask in {repos}.items():
     features = pipeline("feature-extraction", model=repo, revision="v1", **options)
     found["features"] = features("{residues}")
 """
+REFUSED = """
+def refused(call, *arguments, **given):
+    try:
+        call(*arguments, **given)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+"""
 END = "print('said', json.dumps(said))"
 
 
@@ -155,13 +162,8 @@ said["new"] = str(AutoModel.from_pretrained("lab/base", perturbation="reinit").c
 
 def test_b_the_code_comes_with_the_weights(hub, without_package, folders, tmp_path):
     code = program(NETWORKS, {"trust_remote_code": True})
+    code += REFUSED
     code += """
-def refused(call, *arguments, **given):
-    try:
-        call(*arguments, **given)
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-
 base = AutoModelForMaskedLM.from_pretrained("lab/base", **options)
 said["perturb"] = refused(base.perturb, "reinit")
 said["load"] = refused(AutoModel.from_pretrained, "lab/base", perturbation="reinit", **options)
@@ -187,6 +189,55 @@ said["packages"] = sorted({"hf_perturb", "esm", "sequence_models", "wrapt"} & se
     assert "num_hidden_layers: got 1000000" in said["layers"]
     assert said["again"] is True
     assert said["packages"] == []
+
+
+DAMAGED = """
+import shutil
+from pathlib import Path
+from huggingface_hub import snapshot_download
+from safetensors.torch import load_file, save_file
+
+def damaged(repo, edit, **config):
+    folder = Path(f"{repo}-{edit.__name__}".replace("/", "-"))
+    shutil.copytree(snapshot_download(repo), folder)
+    tensors = load_file(folder / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return str(folder)
+
+def missing(tensors): del tensors[next(name for name in tensors if "layers.0" in name)]
+def unexpected(tensors): tensors["layers.77.fc1.weight"] = torch.ones(3)
+def misshapen(tensors): tensors[next(name for name in tensors if "layers.0" in name and "bias" in name)] = torch.ones(3)
+def nothing(tensors): pass
+
+for repo in repos:
+    for edit in (missing, unexpected, misshapen):
+        for name in ("AutoModel", "AutoModelForMaskedLM", "AutoModelForTokenClassification"):
+            path = damaged(repo, edit)
+            said[f"{repo} {edit.__name__} {name}"] = refused(globals()[name].from_pretrained, path, **options)
+            shutil.rmtree(path)
+    whole = AutoModelForMaskedLM.from_pretrained(damaged(repo, nothing), **options)
+    whole.save_pretrained("shards", max_shard_size=40_000)
+    assert len(list(Path("shards").glob("*.safetensors"))) > 1
+    again = AutoModelForMaskedLM.from_pretrained("shards", **options)
+    said[f"{repo} shards"] = lines(again) == lines(whole)
+    shutil.rmtree("shards")
+ours = type(AutoModelForMaskedLM.from_pretrained("lab/esm1b", **options))
+said["foreign"] = refused(ours.from_pretrained, "lab/esm1b-stock")
+"""
+
+
+def test_b_what_is_damaged_or_foreign_is_refused(hub, without_package, tmp_path):
+    repos = ["lab/carp", "lab/esm1b"]
+    code = f"{BEGIN}options, repos = {{'trust_remote_code': True}}, {repos}\n{REFUSED}{DAMAGED}{END}"
+    said = told(without_package, hub, tmp_path, code)
+    for repo in repos:
+        assert said[f"{repo} shards"] is True
+        for name in ("AutoModel", "AutoModelForMaskedLM", "AutoModelForTokenClassification"):
+            assert re.match(r"OSError: .* lacks .*layers\.0", said[f"{repo} missing {name}"]), said
+            assert re.match(r"OSError: .* has layers\.77\.fc1\.weight", said[f"{repo} unexpected {name}"]), said
+            assert re.match(r"OSError: .* of another shape: .*layers\.0", said[f"{repo} misshapen {name}"]), said
+    assert said["foreign"].startswith("ImportError: reading Transformers' own ESM needs the package")
 
 
 def test_b_nothing_runs_that_is_not_trusted(hub, without_package, tmp_path):

@@ -69,12 +69,9 @@ def described(model):
     return digest_of(weights), said, config.hidden_act, config.classifier_dropout, config.digest
 
 
-@pytest.mark.parametrize("new", ["2", "base"])
-@pytest.mark.parametrize("old", ["1", "base"])
+@pytest.mark.parametrize(("old", "new"), [("1", "2"), ("1", "base"), ("base", "2")])
 @pytest.mark.parametrize("way", WAYS)
 def test_no_load_mixes_two_folders(way, old, new, folders, tmp_path, monkeypatch):
-    if old == new:
-        pytest.skip("nothing would change")
     load, place = WAYS[way], tmp_path / "place"
     whole = {}
     for name in (old, new):
