@@ -240,10 +240,12 @@ def _checked_state(
         )
     if opened.described is not None:
         _refuse_other_tensors(opened, foreign, quantised=getattr(config, "quantization_config", None) is not None)
+    # by name, as Transformers takes them: the type of the first one is that of a network whose type nobody says
+    tensors = dict(sorted(opened.tensors.items()))
     if not verify:
-        return mapped(opened.tensors) if foreign or not _needs_files(opened, config, kwargs) else None
+        return mapped(tensors) if foreign or not _needs_files(opened, config, kwargs) else None
     # what was looked at is what is loaded, whatever is written into the file
-    state = {name: tensor.values() for name, tensor in opened.tensors.items()}
+    state = {name: tensor.values() for name, tensor in tensors.items()}
     if problems := opened.other_records():
         raise DigestError(f"{opened.name!r}: {'; '.join(problems)}: its record was changed")
     tied = opened.network.tied if opened.described is not None else {}
