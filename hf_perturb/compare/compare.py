@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property, reduce
-from operator import add
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from hf_perturb.checkpoints.checkpoint import Checkpoint
-from hf_perturb.checkpoints.shapes import is_parameter, listed
+from hf_perturb.checkpoints.shapes import Shape, is_parameter, listed
 from hf_perturb.checkpoints.tensors import Tensor
 from hf_perturb.compare.statistics import BINS, Histogram, PairStatistics, bin_counts, bin_width
 from hf_perturb.errors import CheckpointError
@@ -25,18 +24,9 @@ from hf_perturb.variants.stream import Progress, counter
 
 CHUNK = 1 << 16  # elements: in float64 a pair fits into a core's cache, and larger buffers come from the system anew
 SAMPLE = 1 << 16  # elements of a network that say how wide the bins of its histogram are
-SIDES = ("a", "b")
 _BIAS = re.compile(r"bias(_[kv])?$")
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 _PARTS = {"weights": ("weight",), "vectors": ("bias", "norm")}
-_MOMENTS = [(what, side) for what in ("mean", "std", "norm") for side in SIDES]
-# the keys of JSON, and the titles of a table
-_TITLES = {
-    "differing": "differing",
-    **{f"{what}_{side}": f"{what} {side.upper()}" for what, side in _MOMENTS},
-    "relative_distance": "distance",
-    "cosine": "cosine",
-}
 
 
 @dataclass(frozen=True)
@@ -50,8 +40,8 @@ class Side:
     """
 
     name: str
-    revision: str | None = None
-    perturbation: Perturbation | None = None
+    revision: str | None
+    perturbation: Perturbation | None
 
     def __str__(self) -> str:
         record = self.perturbation
@@ -77,7 +67,7 @@ class Row:
         dtype_a: its type in A, `None` where A lacks it.
         dtype_b: its type in B, `None` where B lacks it.
         tied: of the sides where it is tied, the tensor that was read in its place.
-        statistics: `None` where one side lacks it.
+        statistics: of no elements where one side lacks it.
     """
 
     name: str
@@ -87,7 +77,7 @@ class Row:
     dtype_a: str | None
     dtype_b: str | None
     tied: dict[str, str]
-    statistics: PairStatistics | None = None
+    statistics: PairStatistics
 
     @property
     def only_in(self) -> str | None:
@@ -97,7 +87,7 @@ class Row:
     @property
     def changed(self) -> bool | None:
         """Whether an element differs; `None` where there is nothing to compare."""
-        return None if self.statistics is None else self.statistics.differing > 0
+        return None if self.only_in else self.statistics.differing > 0
 
     @property
     def note(self) -> str:
@@ -110,7 +100,7 @@ class Row:
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready data."""
         facts = {key: value for key, value in vars(self).items() if key != "statistics"}
-        return {**facts, "only_in": self.only_in, "changed": self.changed, **_numbers(self.statistics)}
+        return {**facts, "only_in": self.only_in, "changed": self.changed, **self.statistics.to_dict()}
 
 
 @dataclass(frozen=True)
@@ -119,21 +109,18 @@ class Group:
 
     Args:
         name: `layers.N`, the module, or `total`.
+        layer: the number of the layer, if it is one.
         rows: its tensors.
     """
 
     name: str
+    layer: int | None
     rows: tuple[Row, ...]
-
-    @property
-    def layer(self) -> int | None:
-        """The number of the layer, or `None`."""
-        return int(self.name.partition(".")[2]) if self.name.startswith("layers.") else None
 
     @property
     def tensors(self) -> int:
         """How many were compared."""
-        return sum(row.statistics is not None for row in self.rows)
+        return sum(row.only_in is None for row in self.rows)
 
     @property
     def changed_tensors(self) -> int:
@@ -151,16 +138,15 @@ class Group:
         return sum(row.only_in == "b" for row in self.rows)
 
     @cached_property
-    def statistics(self) -> PairStatistics | None:
-        """Of those compared as if they were one vector, `None` if there are none."""
-        compared = [row.statistics for row in self.rows if row.statistics is not None]
-        return reduce(add, compared) if compared else None
+    def statistics(self) -> PairStatistics:
+        """Of those compared as if they were one vector."""
+        return sum((row.statistics for row in self.rows if row.only_in is None), PairStatistics())
 
     @cached_property
     def parts(self) -> dict[str, Group]:
         """Its weights, and its vectors: pooled, layer-norm gains near 1 would hide what became of the weights."""
         kept = {part: tuple(row for row in self.rows if row.kind in kinds) for part, kinds in _PARTS.items()}
-        return {part: Group(self.name, rows) for part, rows in kept.items()}
+        return {part: Group(self.name, self.layer, rows) for part, rows in kept.items()}
 
     @property
     def note(self) -> str:
@@ -174,9 +160,8 @@ class Group:
         return {**facts, **self._counts(), **{name: part._counts() for name, part in self.parts.items()}}
 
     def _counts(self) -> dict[str, Any]:
-        elements = 0 if self.statistics is None else self.statistics.elements
-        counts = {"tensors": self.tensors, "changed_tensors": self.changed_tensors, "elements": elements}
-        return {**counts, **_numbers(self.statistics)}
+        counts = {"tensors": self.tensors, "changed_tensors": self.changed_tensors}
+        return {**counts, "elements": self.statistics.elements, **self.statistics.to_dict()}
 
 
 @dataclass(frozen=True)
@@ -202,21 +187,19 @@ class Comparison:
     @property
     def changed(self) -> bool:
         """Whether the checkpoints hold other weights: an element differs, or one lacks a tensor."""
-        return self.total.changed_tensors + self.total.only_in_a + self.total.only_in_b > 0
+        return any(row.only_in or row.changed for row in self.tensors)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready data; `None` for what is not a number, such as a relative distance from zero."""
         return {
-            **{side: getattr(self, side).to_dict() for side in SIDES},
+            "a": self.a.to_dict(),
+            "b": self.b.to_dict(),
             "changed": self.changed,
             "total": self.total.to_dict(),
             "layers": [group.to_dict() for group in self.layers],
             "tensors": [row.to_dict() for row in self.tensors],
             "histogram": asdict(self.histogram),
         }
-
-
-_Pair = tuple[Row, Tensor | None, Tensor | None]
 
 
 def compare_checkpoints(
@@ -240,17 +223,17 @@ def compare_checkpoints(
     if jobs is not None and jobs < 1:
         raise CheckpointError(f"jobs: got {jobs}; allowed: 1 or more")
     one, other = (Checkpoint.open(name).check() for name in (a, b))
-    pairs = _pairs(one, other)
-    found, histogram = _statistics(pairs, jobs, progress)
-    rows = tuple(replace(row, statistics=found.get(row.name)) for row, *_ in pairs)
-    groups: dict[str, tuple[Row, ...]] = {}
+    if one.network.family != other.network.family:
+        kinds = f"{one.name!r} is a {one.network.family}, {other.name!r} a {other.network.family}"
+        raise CheckpointError(f"{kinds}; allowed: two checkpoints of one family")
+    rows, histogram = _compared(one, other, jobs, progress)
+    groups: dict[str, list[Row]] = {}
     for row in rows:
         # a module outside of the layers is named by its first word, CARP's by the first two
         module = ".".join(row.name.split(".")[: 2 if row.name.startswith("model.") else 1])
-        name = module if row.layer is None else f"layers.{row.layer}"
-        groups[name] = (*groups.get(name, ()), row)
-    layers = tuple(Group(name, members) for name, members in groups.items())
-    return Comparison(_side(one), _side(other), rows, layers, Group("total", rows), histogram)
+        groups.setdefault(module if row.layer is None else f"layers.{row.layer}", []).append(row)
+    layers = tuple(Group(name, members[0].layer, tuple(members)) for name, members in groups.items())
+    return Comparison(_side(one), _side(other), rows, layers, Group("total", None, rows), histogram)
 
 
 def comparison_table(comparison: Comparison, per: str = "layer") -> list[dict[str, str]]:
@@ -290,18 +273,12 @@ def _changed(of: Row | Group) -> str:
 
 
 def _cells(of: Row | Group) -> dict[str, str]:
-    numbers = _numbers(of.statistics)
-    cells = {title: "-" if (number := numbers[key]) is None else f"{number:.4g}" for key, title in _TITLES.items()}
-    return {**cells, "differing": "-" if of.statistics is None else str(of.statistics.differing)}
-
-
-def _numbers(found: PairStatistics | None) -> dict[str, float | None]:
-    """Return the statistics as JSON can write them."""
-    if found is None or not found.elements:
-        return dict.fromkeys(_TITLES)
-    moments = (getattr(getattr(found, side), what) for what, side in _MOMENTS)
-    numbers = (found.differing, *moments, found.distance, found.cosine)
-    return {key: number if math.isfinite(number) else None for key, number in zip(_TITLES, numbers, strict=True)}
+    """Return the statistics as a table shows them: `mean_a` as `mean A`, `relative_distance` as `distance`."""
+    cells = {}
+    for key, number in of.statistics.to_dict().items():
+        title = key.removeprefix("relative_").replace("_a", " A").replace("_b", " B")
+        cells[title] = "-" if number is None else str(number) if isinstance(number, int) else f"{number:.4g}"
+    return cells
 
 
 def _side(checkpoint: Checkpoint) -> Side:
@@ -310,56 +287,62 @@ def _side(checkpoint: Checkpoint) -> Side:
     return Side(name, checkpoint.revision, checkpoint.record)
 
 
-def _pairs(a: Checkpoint, b: Checkpoint) -> list[_Pair]:
-    """Pair the tensors of two checkpoints, in the order of the first; one that a side lacks is `None`."""
-    if a.network.family != b.network.family:
-        kinds = f"{a.name!r} is a {a.network.family}, {b.name!r} a {b.network.family}"
-        raise CheckpointError(f"{kinds}; allowed: two checkpoints of one family")
-    heads, sides = {}, {}
-    for side, of in zip(SIDES, (a, b), strict=True):
-        # a network without a head has none that could be tied
-        heads[side] = {name: source for name, source in of.network.tied.items() if name in of.network.shapes}
-        sides[side] = {**of.tensors, **{name: of.tensors[source] for name, source in heads[side].items()}}
+def _compared(
+    a: Checkpoint, b: Checkpoint, jobs: int | None, progress: Progress | None
+) -> tuple[tuple[Row, ...], Histogram]:
+    """Return a row for every tensor, in the order of the first checkpoint, and the histogram of all."""
     # a head that is tied in both is compared as what it is tied to
-    pairs = {name: (sides["a"].get(name), sides["b"].get(name)) for name in {**a.tensors, **b.tensors}}
-    shapes = {name: [x.shape for x in pair if x is not None] for name, pair in pairs.items()}
-    if odd := [f"{name} {found[0]} and {found[1]}" for name, found in shapes.items() if found[0] != found[-1]]:
+    shapes = {**a.shapes, **b.shapes}
+    tied_a, tied_b = (_tied(of) for of in (a, b))
+    in_a = {**a.tensors, **{name: a.tensors[source] for name, source in tied_a.items()}}
+    in_b = {**b.tensors, **{name: b.tensors[source] for name, source in tied_b.items()}}
+    pairs = {name: (in_a[name], in_b[name]) for name in shapes if name in in_a and name in in_b}
+    if odd := [f"{name} {x.shape} and {y.shape}" for name, (x, y) in pairs.items() if x.shape != y.shape]:
         raise CheckpointError(f"{a.name!r} and {b.name!r} are different networks; tensors of two shapes: {listed(odd)}")
-    paired: list[_Pair] = []
-    for name, (x, y) in pairs.items():
-        dtype_a, dtype_b = (None if of is None else DTYPES[of.dtype] for of in (x, y))
-        # in these networks only a norm's weight is a vector
-        norm = len(shapes.get(f"{name.rpartition('.')[0]}.weight", [()])[0]) == 1
-        kind = "norm" if norm else "bias" if _BIAS.search(name) else "weight"
-        layer = int(found[1]) if (found := _LAYER.search(name)) else None
-        elements, sources = math.prod(shapes[name][0]), {side: of[name] for side, of in heads.items() if name in of}
-        kind = kind if is_parameter(name) else "buffer"
-        paired.append((Row(name, layer, kind, elements, dtype_a, dtype_b, sources), x, y))
-    return paired
+    found, histogram = _statistics(pairs, jobs, progress)
+    rows = []
+    for name, shape in shapes.items():
+        layer = int(number[1]) if (number := _LAYER.search(name)) else None
+        dtype_a, dtype_b = (DTYPES[of[name].dtype] if name in of else None for of in (in_a, in_b))
+        tied = {side: of[name] for side, of in (("a", tied_a), ("b", tied_b)) if name in of}
+        statistics = found.get(name, PairStatistics())
+        rows.append(Row(name, layer, _kind(name, shapes), math.prod(shape), dtype_a, dtype_b, tied, statistics))
+    return tuple(rows), histogram
+
+
+def _tied(of: Checkpoint) -> dict[str, str]:
+    """Return the tied tensors of a network, which without a head has none, and what each is tied to."""
+    return {name: source for name, source in of.network.tied.items() if name in of.network.shapes}
+
+
+def _kind(name: str, shapes: Mapping[str, Shape]) -> str:
+    if not is_parameter(name):
+        return "buffer"
+    # in these networks only a norm's weight is a vector
+    weight = shapes.get(f"{name.rpartition('.')[0]}.weight", ())
+    return "norm" if len(weight) == 1 else "bias" if _BIAS.search(name) else "weight"
 
 
 def _statistics(
-    pairs: list[_Pair], jobs: int | None, progress: Progress | None
+    pairs: Mapping[str, tuple[Tensor, Tensor]], jobs: int | None, progress: Progress | None
 ) -> tuple[dict[str, PairStatistics], Histogram]:
     """Read every pair once, several at a time, and return the statistics by name, and the histogram of all."""
-    both = [(row, a, b) for row, a, b in pairs if a is not None and b is not None]
-    parameters = [(a, b) for row, a, b in both if row.kind != "buffer"]
+    parameters = [pair for name, pair in pairs.items() if is_parameter(name)]
     width = bin_width(_sample(tensors) for tensors in zip(*parameters, strict=True))
-    count = counter(sum(a.nbytes + b.nbytes for _, a, b in both), progress)
+    count = counter(sum(a.nbytes + b.nbytes for a, b in pairs.values()), progress)
     found: dict[str, PairStatistics] = {}
     bins: dict[str, torch.Tensor] = {}
 
-    def compare(job: tuple[Row, Tensor, Tensor]) -> None:
-        row, a, b = job
+    def compare(name: str) -> None:
         statistics, counts = PairStatistics(), torch.zeros(2, BINS + 2, dtype=torch.int64)
-        for part in chunks(a, b):
+        for part in chunks(*pairs[name]):
             statistics += PairStatistics.of(*part)
-            if row.kind != "buffer":
+            if is_parameter(name):
                 counts += torch.stack([bin_counts(values, width) for values in part])
             count(sum(values.nbytes for values in part))
-        found[row.name], bins[row.name] = statistics, counts
+        found[name], bins[name] = statistics, counts
 
-    for_each(compare, both, jobs)
+    for_each(compare, pairs, jobs)
     return found, Histogram.of(width, *torch.stack(list(bins.values())).sum(0))
 
 

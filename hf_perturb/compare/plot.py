@@ -9,8 +9,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from hf_perturb.compare.compare import Comparison, Group, Row, Side
-from hf_perturb.compare.statistics import Histogram
+from hf_perturb.compare.compare import Comparison, Side
+from hf_perturb.compare.statistics import Histogram, PairStatistics
 from hf_perturb.errors import CheckpointError
 
 # what each format would record of the day it was written, left out: the same numbers give the same file
@@ -135,12 +135,13 @@ def _scale(axes: Any, some: list[float]) -> None:
 
 def _distances(comparison: Comparison) -> dict[tuple[Any, str], float]:
     """Return the relative distance by place (`in`, a layer, `out`) and kind of tensor, where it is a number."""
-    rows: dict[tuple[Any, str], list[Row]] = {}
+    found: dict[tuple[Any, str], PairStatistics] = {}
     for row in comparison.tensors:
-        outside = "in" if row.name.startswith(_BEFORE) else "out"
-        rows.setdefault((outside if row.layer is None else row.layer, row.kind), []).append(row)
-    found = {key: Group("", tuple(members)).statistics for key, members in rows.items() if key[1] in _KINDS}
-    return {key: each.distance for key, each in found.items() if each is not None and math.isfinite(each.distance)}
+        if row.only_in is None and row.kind in _KINDS:
+            outside = "in" if row.name.startswith(_BEFORE) else "out"
+            key = (outside if row.layer is None else row.layer, row.kind)
+            found[key] = found.get(key, PairStatistics()) + row.statistics
+    return {key: each.distance for key, each in found.items() if math.isfinite(each.distance)}
 
 
 def _draw_histograms(axes: Any, comparison: Comparison) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -66,17 +67,15 @@ class PairStatistics:
         squares: sum of the squared differences.
     """
 
-    a: Moments = field(default_factory=Moments)
-    b: Moments = field(default_factory=Moments)
+    a: Moments = Moments()
+    b: Moments = Moments()
     differing: int = 0
     product: float = 0.0
     squares: float = 0.0
 
     @classmethod
     def of(cls, a: torch.Tensor, b: torch.Tensor) -> PairStatistics:
-        """Return the statistics of two vectors of one length, of any floating-point types."""
-        if not a.numel():
-            return cls()
+        """Return the statistics of two vectors of one length, not 0, of any floating-point types."""
         x, y = a.double(), b.double()
         differ = as_integers(a) != as_integers(b) if a.dtype == b.dtype else (x != y) & ~(x.isnan() & y.isnan())
         change = y - x
@@ -111,6 +110,14 @@ class PairStatistics:
         # Python's min and max would take a NaN for a bound
         cosine = self.product / norms
         return math.copysign(1.0, cosine) if abs(cosine) > 1 else cosine
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready data, `None` for what is not a number and for the statistics of no elements."""
+        numbers: dict[str, float] = {"differing": self.differing}
+        for what in ("mean", "std", "norm"):
+            numbers |= {f"{what}_a": getattr(self.a, what), f"{what}_b": getattr(self.b, what)}
+        numbers |= {"relative_distance": self.distance, "cosine": self.cosine}
+        return {key: value if self.elements and math.isfinite(value) else None for key, value in numbers.items()}
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,7 @@ def test_one_type_is_compared_by_bits_and_two_by_value(a, b, differing):
 
 def test_where_a_statistic_is_not_defined():
     zero, one = torch.zeros(3), torch.ones(3)
-    nothing = PairStatistics.of(torch.empty(0), torch.empty(0))
+    nothing = PairStatistics()
     assert (nothing.elements, nothing.distance, nothing.differing) == (0, 0.0, 0)
     assert nothing + nothing == nothing
     assert math.isnan(nothing.cosine)
@@ -268,7 +268,7 @@ def test_what_only_one_has_is_said_and_not_compared(tmp_path, turned):
     assert all(row.changed is None and row.to_dict()["norm_a"] is None for row in alone)
     assert comparison.changed, "one lacks tensors"
     head = next(group for group in comparison.layers if group.name == "lm_head")
-    assert (head.tensors, head.statistics, head.note) == (0, None, f"5 only in {'A' if turned else 'B'}")
+    assert (head.tensors, head.statistics.elements, head.note) == (0, 0, f"5 only in {'A' if turned else 'B'}")
     table = comparison_table(comparison)
     assert table[-1]["changed"] == f"0 of {len(comparison.tensors) - 5}"
     assert table[-1]["note"] == head.note
