@@ -25,15 +25,12 @@ _LASTING = (400, 401, 403, 404)
 
 @contextmanager
 def explained(doing: str, state: str, token: str = "") -> Iterator[None]:
-    """Turn what the client raises into an error that says what happened, how things are now, and what to do.
+    """Turn what the client raises into a `HubError` that says what happened, how things are now, and what to do.
 
     Args:
         doing: what was tried, such as `lab/x: the commit`.
         state: how things are now.
         token: what must not be said.
-
-    Raises:
-        HubError: in place of the client's own errors.
     """
     try:
         yield

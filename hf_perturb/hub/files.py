@@ -5,8 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd
 from huggingface_hub.utils.sha import git_hash
 
+from hf_perturb.checkpoints.checkpoint import Checkpoint
+from hf_perturb.checkpoints.source import identity
 from hf_perturb.errors import CheckpointError
 
 _HERE = b'"this-folder"'  # what cards call the folder or repository that they are in
@@ -51,13 +52,13 @@ class Stage:
         files: by path in the repository, as the client sends them.
         sums: of each, as the Hub may have them: the sha256, and of a small file also git's sha1.
         left_out: what else is in the folder.
-        seen: what tells that a file of the folder is still the one that was read.
+        seen: what tells that a file of the folder is still the one that was opened or read.
     """
 
     files: Mapping[str, CommitOperationAdd]
     sums: Mapping[str, tuple[str, ...]]
     left_out: tuple[str, ...]
-    seen: Mapping[Path, tuple[int, ...]]
+    seen: Mapping[Path, tuple[int, ...] | None]
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -70,11 +71,7 @@ class Stage:
             return file.read()
 
     def changes(self, there: Mapping[str, str]) -> list[Change]:
-        """Compare what is to be in a repository with what is; files that are not ours stay as they are.
-
-        Args:
-            there: the sum of each file there, by path.
-        """
+        """Compare what is to be in a repository with the sums of what is; files that are not ours stay as they are."""
         made = []
         for path, file in self.files.items():
             action = "add" if path not in there else "keep" if there[path] in self.sums[path] else "replace"
@@ -91,30 +88,36 @@ class Stage:
             CheckpointError: naming the file.
         """
         for path, seen in self.seen.items():
-            if _seen(path) != seen:
+            if identity(path) != seen:
                 raise CheckpointError(
                     f"{path} changed meanwhile, so nothing was published; push it again when it is done"
                 )
 
 
-def stage(folder: Path, repo_id: str, weights: Iterable[str], code: Mapping[str, Path]) -> Stage:
-    """Choose what belongs in a repository, and read it; the weights are only summed.
-
-    Args:
-        folder: a variant, a recipe or a base.
-        repo_id: the repository, which the card calls itself by.
-        weights: the names of the files with the weights and of their index.
-        code: the files of the package that travel with it.
+def stage(opened: Checkpoint, repo_id: str) -> Stage:
+    """Choose what of a folder belongs in a repository, and read it; the weights are only summed.
 
     Raises:
         CheckpointError: if a file is missing, is none of the folder's own, or holds a token of the Hub.
     """
-    seen = {folder / name: _seen(folder / name) for name in (*_FILES, *weights)}
-    large = {path.name: path for path in seen if path.suffix == ".safetensors"}
-    small = {path.name: path.read_bytes() for path in (*code.values(), *seen) if path.name not in large}
+    folder, looked_for = Path(opened.name), {} if opened.place is None else opened.place.seen
+    weights = [path for path, found in looked_for.items() if found is not None and is_weights(path.name)]
+    if weights and not opened.headers:
+        raise CheckpointError(
+            f"{opened.name} has its weights in {weights[0].name}; only safetensors are published: hf-perturb convert"
+            f" {opened.name} OUT"
+        )
+    own = [*(folder / name for name in _FILES), *weights]
+    for path in own:
+        _check_own(path)
+    seen = {**{path: identity(path) for path in own}, **looked_for}
+    code = {} if opened.origin == "transformers" else travelling_code(opened.network.family)
+    large = {path.name: path for path in weights if path.suffix == ".safetensors"}
+    small = {path.name: path.read_bytes() for path in (*code.values(), *own) if path.name not in large}
     for name, content in small.items():
         if _TOKEN.search(content):
             raise CheckpointError(f"{folder / name} holds what looks like a token of the Hub: take it out, revoke it")
+    # the card calls the repository by its name
     small["README.md"] = small["README.md"].replace(_HERE, f'"{repo_id}"'.encode())
     contents: dict[str, Path | bytes] = {**small, **large}
     files = {name: CommitOperationAdd(name, content) for name, content in sorted(contents.items())}
@@ -126,11 +129,7 @@ def stage(folder: Path, repo_id: str, weights: Iterable[str], code: Mapping[str,
 
 
 def travelling_code(family: str) -> dict[str, Path]:
-    """Return the files of the package that a family's `auto_map` needs beside it, by their names in the repository.
-
-    Args:
-        family: `model_type` of the network.
-    """
+    """Return the files of the package that a family's `auto_map` needs beside it, by their names in the repository."""
     found: dict[str, Path] = {}
     waiting = [f"configuration_{family}", f"modeling_{family}"]
     while waiting:
@@ -149,14 +148,12 @@ def is_weights(path: str) -> bool:
     return _ANY_WEIGHTS.fullmatch(path) is not None
 
 
-def _seen(path: Path) -> tuple[int, ...]:
-    try:
-        found = path.lstat()
-    except FileNotFoundError as error:
+def _check_own(path: Path) -> None:
+    """Raise if a file is not there, or is none of the folder's own."""
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        what = "a link" if path.is_symlink() else "no file"
+        raise CheckpointError(f"{path} is {what}; what is published is the folder's own: put the file itself there")
+    if not path.exists():
         raise CheckpointError(
             f"{path} is missing; a folder that hf-perturb create or convert wrote has it: build it again"
-        ) from error
-    if not stat.S_ISREG(found.st_mode):
-        what = "a link" if stat.S_ISLNK(found.st_mode) else "no file"
-        raise CheckpointError(f"{path} is {what}; what is published is the folder's own: put the file itself there")
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+        )

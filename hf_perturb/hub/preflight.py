@@ -22,7 +22,7 @@ from hf_perturb.checkpoints.shapes import listed
 from hf_perturb.checkpoints.source import located, shards_of, strange_token
 from hf_perturb.errors import CheckpointError, HubError
 from hf_perturb.hub.errors import redacted
-from hf_perturb.hub.files import Stage, stage, travelling_code
+from hf_perturb.hub.files import Stage, stage
 from hf_perturb.variants.convert import export_checkpoint
 from hf_perturb.variants.stream import Progress
 from hf_perturb.variants.verify import verify_checkpoint
@@ -39,11 +39,7 @@ _WRITTEN = {
 
 
 def refuse_names(repo_id: str, branch: str, tag: str | None) -> None:
-    """Raise if the Hub would refuse a name, which it would do only when the files are there.
-
-    Raises:
-        HubError: naming what is allowed.
-    """
+    """Raise if the Hub would refuse a name, which it would do only when the files are there."""
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
@@ -60,11 +56,7 @@ def refuse_names(repo_id: str, branch: str, tag: str | None) -> None:
 
 
 def usable_token(repo_id: str, given: str | None, dry_run: bool) -> str | None:
-    """Return the token to push with: the one that is given, or the one that is logged in.
-
-    Raises:
-        HubError: if there is none and one is needed, or if it cannot be one.
-    """
+    """Return the token to push with, the one that is given or that is logged in; a dry run may do without."""
     token = given or get_token()
     if not token and not dry_run:
         raise HubError(f"{repo_id}: to push needs a token of the Hub: log in with `hf auth login`, or set HF_TOKEN")
@@ -77,14 +69,9 @@ def usable_token(repo_id: str, given: str | None, dry_run: bool) -> str | None:
 def checked_files(
     path: str | Path, repo_id: str, form: str, token: str | None, progress: Progress | None
 ) -> Iterator[Stage]:
-    """Give the files to publish, of a folder that is as it says it is.
+    """Give the files to publish of a folder that is as it says it is.
 
-    Args:
-        path: the folder.
-        repo_id: the repository, which the card calls itself by.
-        form: the format to publish in; another than ours is written anew in a place that is gone afterwards.
-        token: of the Hub, for the base of a recipe.
-        progress: called with the bytes that are verified and those in all.
+    In another format than ours they are written anew, in a place that is gone afterwards.
 
     Raises:
         CheckpointError: if its card or its weights are not as they should be, or if nobody else could load it.
@@ -100,23 +87,18 @@ def checked_files(
         )
     if form != OURS:
         with TemporaryDirectory(prefix="hf_perturb-") as scratch:
-            folder = _written_anew(source, Path(scratch), form)
-            # what was written anew was read for it, and looked at
-            yield stage(folder, repo_id, _weight_names(Checkpoint.open(folder)), {})
+            # what is written anew is read for that, and looked at
+            yield stage(Checkpoint.open(_written_anew(source, Path(scratch), form)), repo_id)
         return
-    stock = opened.origin == "transformers"
-    code = {} if stock else travelling_code(opened.network.family)
-    staged = stage(source, repo_id, _weight_names(opened), code)
-    if not stock:
-        _check_configuration(source, opened)
+    staged = stage(opened, repo_id)
+    if opened.origin != "transformers":
+        _check_configuration(opened)
     _check_card(source, staged)
     if opened.is_recipe:
         _check_recipe(opened, token)
     else:
         _check_weights(opened, progress)
     staged.refuse_changed()
-    if not opened.is_current():
-        raise CheckpointError(f"{source} changed meanwhile, so nothing was published; push it again when it is done")
     yield staged
 
 
@@ -152,20 +134,8 @@ def _check_index(folder: Path) -> None:
         raise CheckpointError(f"{index} names {odd[0]!r}; allowed: model-00001-of-00002.safetensors")
 
 
-def _weight_names(opened: Checkpoint) -> list[str]:
-    """Return the names of the files with the weights and of their index; those of a recipe none."""
-    seen = {} if opened.place is None else opened.place.seen
-    names = [path.name for path, found in seen.items() if found is not None and path.name != "config.json"]
-    if names and not opened.headers:
-        raise CheckpointError(
-            f"{opened.name} has its weights in {names[0]}; only safetensors are published: hf-perturb convert"
-            f" {opened.name} OUT"
-        )
-    return names
-
-
-def _check_configuration(folder: Path, opened: Checkpoint) -> None:
-    stored, network = opened.stored, opened.network
+def _check_configuration(opened: Checkpoint) -> None:
+    stored, network, folder = opened.stored, opened.network, opened.name
     if stored.get("auto_map") != network.auto_map:
         raise CheckpointError(
             f"{folder}: auto_map in config.json is {stored.get('auto_map')!r}, which does not name the code that is"

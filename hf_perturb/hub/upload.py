@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,7 +14,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
 from hf_perturb.checkpoints.formats import OURS, PUSH_FORMATS
-from hf_perturb.checkpoints.source import ATTEMPTS, pause_after, retried
+from hf_perturb.checkpoints.source import read_json, retried
 from hf_perturb.errors import CheckpointError, HubError
 from hf_perturb.hub.errors import explained
 from hf_perturb.hub.files import Change, Stage, is_weights
@@ -122,7 +120,8 @@ def push_variant(
         if not dry_run:
             remote = job.send(remote)
             job.name(remote)
-            collection = job.collect(collection, remote.private)
+            if collection is not None:
+                collection = job.collect(collection, remote.private)
     url = f"{constants.ENDPOINT}/{repo_id}"
     return Push(repo_id, url, revision, remote.head, planned, staged.left_out, tag, collection, dry_run)
 
@@ -152,17 +151,7 @@ class _Remote:
 
 @dataclass(frozen=True)
 class _Job:
-    """A push that is asked for, and the steps of it, each of which can be repeated.
-
-    Args:
-        api: the client, with a token.
-        repo_id: the repository.
-        branch: what is pushed to.
-        tag: a name for the commit, if any.
-        private: whether nobody else may see it.
-        force: whether another model may be replaced.
-        staged: what is to be there.
-    """
+    """A push that is asked for, and the steps of it, each of which can be repeated."""
 
     api: HfApi
     repo_id: str
@@ -186,12 +175,7 @@ class _Job:
         return [change for change in self.staged.changes(remote.sums) if change.action != "keep"]
 
     def look(self, state: str = _UNSENT, commit: str | None = None) -> _Remote:
-        """Look at the branch, or at a commit on it.
-
-        Args:
-            state: how things are if that fails.
-            commit: which one; `None` for the head.
-        """
+        """Look at the branch, or at a commit on it; if that fails, `state` says how things are."""
         return self.ask("to look at it", state, lambda: self._seen(commit))
 
     def _seen(self, commit: str | None) -> _Remote:
@@ -211,11 +195,7 @@ class _Job:
         return _Remote(True, own is not None, is_new, bool(info.private), head, sums, tags)
 
     def refuse_hidden_base(self, remote: _Remote) -> None:
-        """Raise if a recipe would be for everybody, and its base is not.
-
-        Raises:
-            HubError: naming the base.
-        """
+        """Raise if a recipe would be for everybody, and its base is not."""
         base = (self.staged.config.get("perturbation") or {}).get("base") or {}
         if any(map(is_weights, self.staged.files)) or not base.get("revision"):
             return
@@ -229,18 +209,14 @@ class _Job:
 
     def make(self) -> _Remote:
         """Make the repository; return its state."""
-        options: dict[str, Any] = {"private": self.private, "exist_ok": True}
-        self.ask("to make the repository", _UNSENT, lambda: self.api.create_repo(self.repo_id, **options))
+        make = partial(self.api.create_repo, self.repo_id, private=self.private, exist_ok=True)
+        self.ask("to make the repository", _UNSENT, make)
         if not (made := self.look()).exists:
             raise HubError(f"{self.repo_id} is there, but the token may not see it: it is somebody else's")
         return made
 
     def refuse_existing(self, remote: _Remote) -> None:
-        """Raise if the push would expose, hide, rename or replace what is there.
-
-        Raises:
-            HubError: with the remedy.
-        """
+        """Raise if the push would expose, hide, rename or replace what is there."""
         repo_id, branch, tag = self.repo_id, self.branch, self.tag
         if not remote.exists:
             return
@@ -284,18 +260,16 @@ class _Job:
             return {}
         fetch = partial(self.api.hf_hub_download, self.repo_id, "config.json", revision=remote.head)
         path = self.ask("to look at what is there", _UNSENT, fetch)
-        try:
-            stored = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (ValueError, RecursionError):
-            return {}
-        return stored if isinstance(stored, dict) else {}
+        with suppress(CheckpointError):
+            return read_json(Path(path))
+        return {}
 
     def send(self, remote: _Remote) -> _Remote:
         """Make the branch hold what is staged; return its state."""
         api, repo_id, branch = self.api, self.repo_id, self.branch
         if not remote.has_branch:
-            start: dict[str, Any] = {"branch": branch, "revision": remote.head, "exist_ok": True}
-            self.ask(f"to make the branch {branch}", _UNSENT, lambda: api.create_branch(repo_id, **start))
+            make = partial(api.create_branch, repo_id, branch=branch, revision=remote.head, exist_ok=True)
+            self.ask(f"to make the branch {branch}", _UNSENT, make)
         if not (left := self.left(remote)):
             return remote
         files = [self.staged.files[change.path] for change in left if change.action != "delete"]
@@ -308,63 +282,58 @@ class _Job:
 
     def _commit(self, remote: _Remote, operations: list[CommitOperationAdd | CommitOperationDelete]) -> _Remote:
         """Commit once, however often that takes: an answer that was lost is found by looking."""
-        title = f"hf_perturb: {_title(self.staged.config)}"
+        title, unknown = f"hf_perturb: {_title(self.staged.config)}", _UNKNOWN.format(self.branch)
         where: dict[str, Any] = {"revision": self.branch, "parent_commit": remote.head, "commit_message": title}
-        unknown = _UNKNOWN.format(self.branch)
-        for attempt in range(1, ATTEMPTS + 1):
+
+        def commit() -> _Remote:
             try:
                 oid = self.api.create_commit(self.repo_id, operations, **where).oid
-            except Exception as error:  # whatever it is, what became of the commit is seen on the branch
+            except Exception:  # whatever it is, what became of the commit is seen on the branch
                 now = self.look(unknown)
-                if now.head != remote.head:
-                    if not self.left(now):
-                        return now
+                if now.head == remote.head:
+                    raise
+                if self.left(now):
                     raise HubError(
                         f"{self.repo_id}: somebody else changed {self.branch} in between, and it does not hold what was"
                         " sent; look at it, and run the same command again"
                     ) from None
-                seconds = pause_after(error, attempt, connections=True)
-                if seconds is None or attempt == ATTEMPTS:
-                    with self.trying("the commit", _SENT.format(self.branch)):
-                        raise
-                time.sleep(seconds)
-                continue
-            if self.left(done := self.look(unknown, oid)):
-                raise HubError(
-                    f"{self.repo_id}: the commit {oid} is on {self.branch}, but lacks some of the files; is there a"
-                    " .gitignore? take it away, and run the same command again"
-                )
-            return done
-        raise AssertionError("the last attempt returns or raises")
+                return now
+            return self.look(unknown, oid)
+
+        done = self.ask("the commit", _SENT.format(self.branch), commit)
+        if self.left(done):
+            raise HubError(
+                f"{self.repo_id}: the commit {done.head} is on {self.branch}, but lacks some of the files; is there a"
+                " .gitignore? take it away, and run the same command again"
+            )
+        return done
 
     def name(self, remote: _Remote) -> None:
         """Give the commit its name."""
         if (tag := self.tag) is None or tag in remote.tags:
             return
-        options: dict[str, Any] = {"tag": tag, "revision": remote.head, "exist_ok": True}
-        self.ask(f"to set the tag {tag}", _THERE, lambda: self.api.create_tag(self.repo_id, **options))
+        set_tag = partial(self.api.create_tag, self.repo_id, tag=tag, revision=remote.head, exist_ok=True)
+        self.ask(f"to set the tag {tag}", _THERE, set_tag)
         # one that is there already is accepted: it may be ours, its answer lost, or that of another job
         if (now := self.look(_THERE).tags.get(tag)) != remote.head:
             raise HubError(f"{self.repo_id}: somebody else gave the tag {tag} to {now} in between; choose another name")
 
-    def collect(self, collection: str | None, private: bool) -> str | None:
+    def collect(self, collection: str, private: bool) -> str:
         """Add the repository to a collection, if it is not in it already; return the slug.
 
         Args:
-            collection: a slug (`namespace/title-0123abcd`), or a title in the namespace of the repository, if any.
+            collection: a slug (`namespace/title-0123abcd`), or a title in the namespace of the repository.
             private: whether a collection that is made for it is a private one.
         """
 
-        def add(named: str) -> str:
-            if "/" not in named:
-                options: dict[str, Any] = {"namespace": self.repo_id.partition("/")[0], "private": private}
-                named = self.api.create_collection(named, exists_ok=True, **options).slug
-            self.api.add_collection_item(named, self.repo_id, "model", exists_ok=True)
-            return named
+        def add() -> str:
+            slug, namespace = collection, self.repo_id.partition("/")[0]
+            if "/" not in slug:
+                slug = self.api.create_collection(slug, namespace=namespace, private=private, exists_ok=True).slug
+            self.api.add_collection_item(slug, self.repo_id, "model", exists_ok=True)
+            return slug
 
-        if collection is None:
-            return None
-        return self.ask(f"to add it to the collection {collection!r}", _THERE, lambda: add(collection))
+        return self.ask(f"to add it to the collection {collection!r}", _THERE, add)
 
 
 def _title(stored: Mapping[str, Any]) -> str:
