@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd
 from huggingface_hub.utils.sha import git_hash
+from transformers.dynamic_module_utils import get_relative_import_files
 
 from hf_perturb.checkpoints.checkpoint import Checkpoint
 from hf_perturb.checkpoints.source import identity
@@ -130,17 +130,10 @@ def stage(opened: Checkpoint, repo_id: str) -> Stage:
 
 def travelling_code(family: str) -> dict[str, Path]:
     """Return the files of the package that a family's `auto_map` needs beside it, by their names in the repository."""
-    found: dict[str, Path] = {}
-    waiting = [f"configuration_{family}", f"modeling_{family}"]
-    while waiting:
-        path = _CODE / f"{waiting.pop()}.py"
-        if path.name not in found:
-            found[path.name] = path
-            # what it imports from its own folder, wherever in the file, as Transformers looks
-            nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-            imports = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 1]
-            waiting += [node.module for node in imports if node.module]
-    return dict(sorted(found.items()))
+    named = [_CODE / f"{kind}_{family}.py" for kind in ("configuration", "modeling")]
+    # Transformers fetches what it finds imported in these, and so do we
+    needed = {Path(file) for path in named for file in (str(path), *get_relative_import_files(path))}
+    return {path.name: path for path in sorted(needed)}
 
 
 def is_weights(path: str) -> bool:
