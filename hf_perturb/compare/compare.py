@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -110,43 +109,33 @@ class Group:
     Args:
         name: `layers.N`, the module, or `total`.
         layer: the number of the layer, if it is one.
-        rows: its tensors.
+        only_in_a: how many B lacks.
+        only_in_b: how many A lacks.
+        tensors: how many were compared.
+        changed_tensors: how many of these have an element that differs.
+        statistics: of those compared as if they were one vector.
+        parts: its `weights` and its `vectors`: pooled, layer-norm gains near 1 would hide what became of the weights.
     """
 
     name: str
     layer: int | None
-    rows: tuple[Row, ...]
+    only_in_a: int
+    only_in_b: int
+    tensors: int
+    changed_tensors: int
+    statistics: PairStatistics
+    parts: dict[str, Group]
 
-    @property
-    def tensors(self) -> int:
-        """How many were compared."""
-        return sum(row.only_in is None for row in self.rows)
-
-    @property
-    def changed_tensors(self) -> int:
-        """How many of these have an element that differs."""
-        return sum(bool(row.changed) for row in self.rows)
-
-    @property
-    def only_in_a(self) -> int:
-        """How many B lacks."""
-        return sum(row.only_in == "a" for row in self.rows)
-
-    @property
-    def only_in_b(self) -> int:
-        """How many A lacks."""
-        return sum(row.only_in == "b" for row in self.rows)
-
-    @cached_property
-    def statistics(self) -> PairStatistics:
-        """Of those compared as if they were one vector."""
-        return sum((row.statistics for row in self.rows if row.only_in is None), PairStatistics())
-
-    @cached_property
-    def parts(self) -> dict[str, Group]:
-        """Its weights, and its vectors: pooled, layer-norm gains near 1 would hide what became of the weights."""
-        kept = {part: tuple(row for row in self.rows if row.kind in kinds) for part, kinds in _PARTS.items()}
-        return {part: Group(self.name, self.layer, rows) for part, rows in kept.items()}
+    @classmethod
+    def of(
+        cls, name: str, layer: int | None, rows: Sequence[Row], parts: Mapping[str, Sequence[str]] = _PARTS
+    ) -> Group:
+        """Put tensors together, and those of some kinds apart."""
+        alone = [row.only_in for row in rows]
+        changed = sum(bool(row.changed) for row in rows)
+        statistics = sum((row.statistics for row in rows if row.only_in is None), PairStatistics())
+        split = {part: cls.of(name, layer, [row for row in rows if row.kind in parts[part]], {}) for part in parts}
+        return cls(name, layer, alone.count("a"), alone.count("b"), alone.count(None), changed, statistics, split)
 
     @property
     def note(self) -> str:
@@ -232,8 +221,8 @@ def compare_checkpoints(
         # a module outside of the layers is named by its first word, CARP's by the first two
         module = ".".join(row.name.split(".")[: 2 if row.name.startswith("model.") else 1])
         groups.setdefault(module if row.layer is None else f"layers.{row.layer}", []).append(row)
-    layers = tuple(Group(name, members[0].layer, tuple(members)) for name, members in groups.items())
-    return Comparison(_side(one), _side(other), rows, layers, Group("total", None, rows), histogram)
+    layers = tuple(Group.of(name, members[0].layer, members) for name, members in groups.items())
+    return Comparison(_side(one), _side(other), rows, layers, Group.of("total", None, rows), histogram)
 
 
 def comparison_table(comparison: Comparison, per: str = "layer") -> list[dict[str, str]]:
@@ -243,18 +232,13 @@ def comparison_table(comparison: Comparison, per: str = "layer") -> list[dict[st
         comparison: what to show.
         per: `"layer"`, with the standard deviation of its weights, and distance and cosine of weights and of vectors
             (biases and layer norms); or `"tensor"`, the last two rows being all weights and all vectors.
-
-    Raises:
-        ValueError: if `per` is anything else.
     """
     if per == "layer":
         rows = [_layer_cells(group) for group in (*comparison.layers, comparison.total)]
-    elif per == "tensor":
+    else:
         totals = {f"total {name}": part for name, part in comparison.total.parts.items()}
         named: dict[str, Row | Group] = {**{row.name: row for row in comparison.tensors}, **totals}
         rows = [{"tensor": name, "changed": _changed(of), **_cells(of), "note": of.note} for name, of in named.items()]
-    else:
-        raise ValueError(f"per: got {per!r}; allowed: layer, tensor")
     noted = any(row["note"] for row in rows)
     return [{title: cell for title, cell in row.items() if noted or title != "note"} for row in rows]
 

@@ -34,7 +34,7 @@ _NAME = 30  # letters of a checkpoint's name that there is room for
 
 
 def check_picture(path: str | Path) -> None:
-    """Refuse a picture that could not be written, before anything is compared for it.
+    """Raise if a picture could not be written, before anything is compared for it.
 
     Raises:
         CheckpointError: if it has no known suffix, its folder is missing, or matplotlib is.

@@ -147,14 +147,11 @@ class Histogram:
 
 
 def bin_width(samples: Iterable[torch.Tensor]) -> float:
-    """Return the width of `BINS` equal bins about zero in which all but a few of the values lie.
+    """Return the width of `BINS` equal bins about zero in which all but a few of the values of each sample lie.
 
     Weights of networks differ by orders of magnitude, so a sample says how far the bins reach: to all but one in ten
     thousand values, so that layer-norm gains near 1 are seen beside weights of 0.02, but no farther than 15 times what
     nine in ten values stay below, so that outliers do not crowd the others into one bin.
-
-    Args:
-        samples: vectors of some values, one for each network.
     """
     reaches = [0.0]
     for sample in samples:

@@ -400,8 +400,6 @@ def test_a_table_is_text(tmp_path):
         ("total weights", "1 of 51"),
         ("total vectors", "1 of 148"),
     ]
-    with pytest.raises(ValueError, match="per: got 'head'; allowed: layer, tensor"):
-        comparison_table(comparison, "head")
 
 
 def test_a_table_does_not_pool_a_shuffle_with_gains_near_one(tmp_path):
