@@ -23,8 +23,8 @@ import yaml
 from reporting import failed, report
 
 import hf_perturb
-from hf_perturb.checkpoints.bases import find
 from hf_perturb.checkpoints.catalog import CATALOG
+from hf_perturb.checkpoints.checkpoint import Checkpoint
 from hf_perturb.perturbation import Perturbation
 from hf_perturb.variants.matrix import folders, matrix
 
@@ -86,7 +86,7 @@ def build(
         start = time.monotonic()
         try:
             base = _base(source, out / "bases" / name)
-            digest = find(base)[0].get("digest")
+            digest = Checkpoint.open(base, weights=False).stated_digest
             found = {path: _state(path, wanted[path], digest) for path in wanted if path.exists()}
         except (hf_perturb.HfPerturbError, OSError) as error:
             yield Result(str(out / name), failed(error), time.monotonic() - start)
@@ -125,9 +125,9 @@ def _state(path: Path, asked: Perturbation, base: str | None) -> Result:
     start = time.monotonic()
     try:
         found = hf_perturb.verify_variant(path)
-        record = Perturbation.parse(find(str(path))[0].get("perturbation"))
+        record = Checkpoint.open(path, weights=False).record
         status = "verified" if found.ok else "; ".join(found.problems)
-        if record != asked:
+        if record is None or record != asked:
             status = f"another variant is there, {record}"
         elif base is not None and record.base is not None and record.base.digest not in (None, base):
             status = "a variant of another base is there"

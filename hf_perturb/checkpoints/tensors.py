@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import mmap
 import os
 import re
 import warnings
@@ -13,6 +12,7 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from hf_perturb.errors import CheckpointError
@@ -42,6 +42,8 @@ _BITS = {
     "F8_E4M3": 8,
     "F8_E5M2": 8,
     "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8,
+    "F8_E5M2FNUZ": 8,
     "F6_E2M3": 6,
     "F6_E3M2": 6,
     "F4": 4,
@@ -58,15 +60,24 @@ class OpenFile:
         path: where it is.
 
     Raises:
-        OSError: if it cannot be opened.
+        CheckpointError: if it cannot be opened.
     """
 
     def __init__(self, path: Path):
         self.path = path
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-        self.descriptor = descriptor
-        weakref.finalize(self, os.close, descriptor)
-        self.size = os.fstat(descriptor).st_size
+        try:
+            self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be opened: {error}") from error
+        weakref.finalize(self, os.close, self.descriptor)
+        self._lock = Lock()
+        self._seen = os.fstat(self.descriptor)
+        self.size = self._seen.st_size
+
+    def is_intact(self) -> bool:
+        """Whether nobody has written into it since it was opened."""
+        now = os.fstat(self.descriptor)
+        return (now.st_size, now.st_mtime_ns) == (self.size, self._seen.st_mtime_ns)
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill a buffer from an offset on; may be called by several threads.
@@ -76,14 +87,26 @@ class OpenFile:
         """
         done = 0
         while done < len(buffer):
-            read = os.preadv(self.descriptor, [buffer[done:]], offset + done)
+            read = self._read(buffer[done:], offset + done)
             if not read:
                 raise CheckpointError(f"{self.path} became shorter while it was read")
             done += read
 
-    def mapped(self) -> mmap.mmap:
-        """Map the file into memory; what is written there stays private."""
-        return mmap.mmap(self.descriptor, 0, access=mmap.ACCESS_COPY)
+    def _read(self, buffer: memoryview, offset: int) -> int:
+        if hasattr(os, "preadv"):
+            return os.preadv(self.descriptor, [buffer], offset)
+        with self._lock, open(self.descriptor, "rb", buffering=0, closefd=False) as file:
+            file.seek(offset)
+            return file.readinto(buffer)
+
+    def mapped(self) -> torch.UntypedStorage:
+        """Map the file into memory, which keeps no descriptor open; what is written there stays private."""
+        import torch
+
+        # the descriptor by its name: the path may be another file's by now
+        name = Path(f"/dev/fd/{self.descriptor}")
+        storage: Any = torch.UntypedStorage.from_file(str(name if name.exists() else self.path), False, self.size)
+        return storage
 
 
 @dataclass(frozen=True)
@@ -171,7 +194,19 @@ class Tensor:
         """
         if not isinstance(self.source, Region):
             return self.source
-        return self.source.read().view(torch_dtype(self.dtype)).view(self.shape)
+        return self.source.read().view(self.torch_dtype).view(self.shape)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """Its type, as torch has it.
+
+        Raises:
+            CheckpointError: if torch has no such type.
+        """
+        try:
+            return torch_dtype(self.dtype)
+        except (KeyError, AttributeError) as error:
+            raise CheckpointError(f"tensors of type {self.dtype} are none that this torch has") from error
 
     def digest(self) -> str:
         """Return `dtype shape sha256`, what a digest says of one tensor; see `digest_of`."""
@@ -209,7 +244,7 @@ def mapped(tensors: Mapping[str, Tensor]) -> dict[str, torch.Tensor]:
     """Return the values of tensors, those in files mapped into memory rather than read."""
     import torch
 
-    files: dict[OpenFile, mmap.mmap] = {}
+    files: dict[OpenFile, torch.UntypedStorage] = {}
     made: dict[str, torch.Tensor] = {}
     used: set[Region] = set()
     for name, tensor in tensors.items():
@@ -218,8 +253,8 @@ def mapped(tensors: Mapping[str, Tensor]) -> dict[str, torch.Tensor]:
             continue
         if region.file not in files:
             files[region.file] = region.file.mapped()
-        whole = torch.frombuffer(files[region.file], dtype=torch.uint8, count=region.size, offset=region.begin)
-        values = whole.view(torch_dtype(tensor.dtype)).view(tensor.shape)
+        part = files[region.file][region.begin : region.begin + region.size]
+        values = torch.empty(0, dtype=tensor.torch_dtype).set_(part).view(tensor.shape)
         # what goes by two names is two tensors: a model that shares them by accident could not be saved
         made[name] = values.clone() if region in used else values
         used.add(region)
@@ -254,12 +289,15 @@ def _read_header(file: OpenFile) -> tuple[dict[str, Tensor], dict[str, str] | No
         size = _header_size(file)
         raw = bytearray(size)
         file.read_into(memoryview(raw), 8)
-        header = json.loads(raw)
+        header = json.loads(raw.decode(), object_pairs_hook=_each_once)
+        if not isinstance(header, dict):
+            raise ValueError("its header is no object")
+        "".join(header).encode()  # half a letter is none
         metadata = header.pop("__metadata__", None)
-        if metadata is not None and not all(isinstance(value, str) for value in metadata.values()):
+        if metadata is not None and not _is_of_text(metadata):
             raise ValueError("its metadata are not text")
         found = {name: _entry(file, 8 + size, entry) for name, entry in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file.path} is damaged, or no safetensors file: {error}") from error
     end = 8 + size
     for region in sorted((region for _, _, region in found.values()), key=lambda region: (region.begin, region.size)):
@@ -269,6 +307,18 @@ def _read_header(file: OpenFile) -> tuple[dict[str, Tensor], dict[str, str] | No
     if end != file.size:
         raise CheckpointError(f"{file.path} is damaged: its header tells of {end:,} bytes, it has {file.size:,}")
     return {name: Tensor(*entry) for name, entry in found.items()}, metadata
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object; the later of two values by one name would hide the first."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("it says something twice")
+    return found
+
+
+def _is_of_text(metadata: Any) -> bool:
+    return isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
 
 
 def _header_size(file: OpenFile) -> int:
@@ -283,9 +333,12 @@ def _header_size(file: OpenFile) -> int:
 
 
 def _entry(file: OpenFile, first: int, entry: Any) -> tuple[str, Shape, Region]:
-    dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if len(entry) != 3 or dtype not in _BITS or not isinstance(shape, list):
-        raise ValueError(f"it has a tensor that is no such thing: {str(entry)[:200]}")
+    said = [entry.get(key) for key in ("dtype", "shape", "data_offsets")] if isinstance(entry, dict) else []
+    match said:
+        case [str(dtype), [*shape], [begin, end]] if len(entry) == 3 and dtype in _BITS:
+            pass
+        case _:
+            raise ValueError(f"it has a tensor that is no such thing: {str(entry)[:200]}")
     for number in (*shape, begin, end):
         if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < 2**63:
             raise ValueError(f"it has a tensor of which {str(number)[:50]} is no size")

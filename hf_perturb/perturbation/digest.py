@@ -27,6 +27,12 @@ _CODES = {
     "uint8": "U8",
     "bool": "BOOL",
     "complex64": "C64",
+    "uint64": "U64",
+    "uint32": "U32",
+    "uint16": "U16",
+    "float8_e8m0fnu": "F8_E8M0",
+    "float8_e4m3fnuz": "F8_E4M3FNUZ",
+    "float8_e5m2fnuz": "F8_E5M2FNUZ",
 }
 DTYPES = {code: name for name, code in _CODES.items()}
 

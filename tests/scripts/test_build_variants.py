@@ -1,0 +1,38 @@
+"""The script that builds a matrix of variants: whole, again, and over what is damaged."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import hf_perturb
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "build_variants.py"
+MATRIX = "bases: [demo]\nmethods: [reinit, resample]\nseeds: [1]\n"
+
+
+def build(folder: Path, *options: str) -> tuple[int, dict[str, str]]:
+    """Run it in a folder; return its exit code, and what became of each variant."""
+    (folder / "matrix.yaml").write_text(MATRIX, encoding="utf-8")
+    command = [sys.executable, SCRIPT, "matrix.yaml", "--json", *options]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.stdout, done.stderr
+    rows = json.loads(done.stdout)
+    return done.returncode, {row["path"]: row["status"] for row in rows}
+
+
+def test_what_is_missing_is_built_and_what_is_there_is_verified(tmp_path):
+    code, built = build(tmp_path)
+    assert code == 0
+    assert list(built.values()) == ["built", "built"]
+    paths = sorted(tmp_path / path for path in built)
+    assert [hf_perturb.verify_variant(path, base="demo").ok for path in paths] == [True, True]
+    hf_perturb.create_variant("demo", paths[0], "resample", force=True)
+    paths[1].joinpath("model.safetensors").write_bytes(b"")
+    code, found = build(tmp_path)
+    assert code == 1
+    assert found[str(paths[0].relative_to(tmp_path))].startswith("another variant is there")
+    assert found[str(paths[1].relative_to(tmp_path))].startswith("damaged")
+    code, found = build(tmp_path, "--force")
+    assert code == 0
+    assert list(found.values()) == ["built", "built"]
