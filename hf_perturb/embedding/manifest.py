@@ -40,6 +40,11 @@ class Shard:
         """The name of its file."""
         return f"shard-{self.number:06d}.parquet"
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return what the manifest says of it."""
+        kept = {key: value for key, value in asdict(self).items() if key != "number" and value is not None}
+        return {"file": self.file, **kept}
+
 
 @dataclass(frozen=True)
 class Schema:
@@ -67,8 +72,7 @@ class Manifest:
         inputs: what decides the embeddings, as JSON.
         described: what is only said of them, as JSON.
         schema: the columns.
-        shards: those planned.
-        complete: whether all are written.
+        shards: those planned; whether all are written, `complete` says.
         report: what the run that completed them says, as JSON.
     """
 
@@ -86,7 +90,6 @@ class Manifest:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what the file says."""
-        shards = [{"file": shard.file, **asdict(shard)} for shard in self.shards]
         return {
             "format": FORMAT,
             "complete": self.complete,
@@ -94,10 +97,7 @@ class Manifest:
             "inputs": self.inputs,
             "described": self.described,
             "columns": asdict(self.schema),
-            "shards": [
-                {key: value for key, value in entry.items() if key != "number" and value is not None}
-                for entry in shards
-            ],
+            "shards": [shard.to_dict() for shard in self.shards],
             "report": self.report,
         }
 
@@ -143,32 +143,29 @@ def read_manifest(out: Path) -> Manifest:
     except (OSError, ValueError) as error:
         raise _damaged(path, str(error)) from error
     found = content.get("format") if isinstance(content, dict) else None
-    if not isinstance(found, str) or not found.startswith("hf_perturb embeddings/"):
+    if not str(found).startswith("hf_perturb embeddings/"):
         raise FolderExistsError(f"{out} is no folder of embeddings: the format of its {MANIFEST} is {found!r}")
     if found != FORMAT:
         raise EmbeddingsError(f"{path}: got format {found!r}; allowed: {FORMAT!r}; update hf-perturb")
     try:
         manifest = _parsed(content)
-        asked, stated = manifest.fingerprint, content["fingerprint"]
+        stated = content["fingerprint"]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _damaged(path, repr(error)) from error
-    if asked != stated:
-        raise _damaged(path, f"its inputs have the fingerprint {asked}, it says {stated}")
+    if manifest.fingerprint != stated:
+        raise _damaged(path, f"its inputs have the fingerprint {manifest.fingerprint}, it says {stated}")
     return manifest
 
 
 def _parsed(content: dict[str, Any]) -> Manifest:
-    columns = content["columns"]
-    entries = content["shards"]
+    columns, entries = content["columns"], content["shards"]
     shards = tuple(
         Shard(number, int(entry["first"]), int(entry["records"]), int(entry["residues"]), entry.get("bytes"))
         for number, entry in enumerate(entries)
     )
     if [entry["file"] for entry in entries] != [shard.file for shard in shards]:
         raise ValueError("its shards are not in order")
-    schema = Schema(
-        tuple(columns["integers"]), dict(columns["vectors"]), dict(columns["residues"]), columns["nullable"] is True
-    )
+    schema = Schema(**{**columns, "integers": tuple(columns["integers"])})
     inputs, described, report = (dict(content[key]) for key in ("inputs", "described", "report"))
     return Manifest(inputs, described, schema, shards, content["complete"] is True, report)
 

@@ -6,8 +6,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_perturb.embedding.columns import arrow, is_whole
 from hf_perturb.embedding.manifest import Schema, Shard, read_manifest
+from hf_perturb.embedding.store import arrow, is_whole
 from hf_perturb.errors import EmbeddingsError
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("pyarrow")
 from support.shards import FIXED, RESIDUES, SCHEMA, content, fill, plan, start
 
-from hf_perturb.embedding import columns as module
+from hf_perturb.embedding import store as module
 from hf_perturb.embedding.manifest import Schema
 from hf_perturb.embedding.read import read_embeddings
 from hf_perturb.errors import EmbeddingsError, FolderExistsError

@@ -34,10 +34,9 @@ from support.shards import (
     start,
 )
 
-from hf_perturb.embedding import columns as module
-from hf_perturb.embedding.columns import is_whole
+from hf_perturb.embedding import store as module
 from hf_perturb.embedding.manifest import Schema
-from hf_perturb.embedding.store import open_store, refuse_foreign, store_lock
+from hf_perturb.embedding.store import is_whole, open_store, refuse_foreign, store_lock
 from hf_perturb.errors import EmbeddingsError, FolderExistsError, FolderLockedError
 
 # what is written

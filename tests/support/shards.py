@@ -60,6 +60,6 @@ def numbers(shards: list[Shard]) -> list[int]:
 
 def child(code: str, *words: object) -> subprocess.CompletedProcess:
     """Run code in another process that has what is above here."""
-    imports = "import os, signal\nfrom hf_perturb.embedding import columns as module\nfrom support.shards import *\n"
+    imports = "import os, signal\nfrom hf_perturb.embedding import store as module\nfrom support.shards import *\n"
     path = [sys.executable, "-c", imports + code, *map(str, words)]
     return subprocess.run(path, cwd=TESTS, capture_output=True, text=True, check=False)
