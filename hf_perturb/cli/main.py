@@ -16,15 +16,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hf_perturb
+from hf_perturb.cli import output
 from hf_perturb.cli.arguments import make_parser
-from hf_perturb.cli.output import (
-    print_embeddings,
-    print_json,
-    print_push,
-    print_table,
-    print_verification,
-    progress_bar,
-)
 from hf_perturb.embedding.options import EmbedOptions
 from hf_perturb.embedding.ranks import SaidElsewhereError, launched
 from hf_perturb.perturbation.spec import DEFAULT_SEED, RULES, Perturbation
@@ -92,7 +85,7 @@ def run_list(options: argparse.Namespace) -> None:
     from hf_perturb.variants.listing import catalogue_rows, tensor_rows
 
     rows = catalogue_rows(options.json) if options.base is None else tensor_rows(options.base)
-    print_json(rows, indent=1) if options.json else print_table(rows)
+    output.print_json(rows, indent=1) if options.json else output.print_table(rows)
 
 
 def run_convert(options: argparse.Namespace) -> None:
@@ -105,7 +98,7 @@ def run_convert(options: argparse.Namespace) -> None:
         files = hf_perturb.export_checkpoint(
             options.source, options.out, options.to, allow_nonfinite=nonfinite, on_note=_note
         )
-        print_json({"files": list(map(str, files))}) if options.json else print("\n".join(map(str, files)))
+        output.print_json({"files": list(map(str, files))}) if options.json else print("\n".join(map(str, files)))
         return
     done = hf_perturb.convert_checkpoint(
         options.source,
@@ -117,7 +110,7 @@ def run_convert(options: argparse.Namespace) -> None:
     for note in done.notes:
         _note(note)
     if options.json:
-        print_json({"path": options.out, **asdict(done)})
+        output.print_json({"path": options.out, **asdict(done)})
     else:
         print(f"{options.out}: {done.architecture} of {done.parameters:,} parameters\n{done.digest}")
 
@@ -127,7 +120,7 @@ def run_create(options: argparse.Namespace) -> None:
     shared = {"force": options.force, "jobs": options.jobs}
     if not options.method:
         _refuse_without_method(options, "BASE is a recipe")
-        with progress_bar() as progress:
+        with output.progress_bar() as progress:
             try:
                 record = hf_perturb.create_variant(options.base, options.out, progress=progress, **shared)
             except hf_perturb.PerturbationError as error:
@@ -137,13 +130,13 @@ def run_create(options: argparse.Namespace) -> None:
         asked = _asked(options, options.base)
         out = Path(options.out)
         wanted: dict[Any, Any] = {out: asked[0]} if len(asked) == 1 and not options.cascade else folders(out, asked)
-        with progress_bar() as progress:
+        with output.progress_bar() as progress:
             records = hf_perturb.create_variants(
                 options.base, wanted, recipe=options.recipe, progress=progress, **shared
             )
     if options.json:
         rows = [{"path": str(path), "perturbation": record.to_dict()} for path, record in records.items()]
-        print_json(rows[0] if len(rows) == 1 else rows)
+        output.print_json(rows[0] if len(rows) == 1 else rows)
     else:
         print("\n".join(f"{path}: {record}\n{record.digest}" for path, record in records.items()))
 
@@ -175,16 +168,16 @@ def _asked(options: argparse.Namespace, base: str, revision: str | None = None) 
 def run_verify(options: argparse.Namespace) -> int:
     """Compare a folder with its record; 1 if it is not as recorded."""
     try:
-        with progress_bar() as progress:
+        with output.progress_bar() as progress:
             found = hf_perturb.verify_variant(
                 options.path, options.base, revision=options.revision, jobs=options.jobs, progress=progress
             )
     except hf_perturb.HfPerturbError as error:
         if options.json:
             # a script should see a damaged folder where it looks for one
-            print_json({"ok": False, "path": options.path, "problems": [" ".join(str(error).split())]})
+            output.print_json({"ok": False, "path": options.path, "problems": [" ".join(str(error).split())]})
         raise
-    print_json(found.to_dict()) if options.json else print_verification(found, options.path)
+    output.print_json(found.to_dict()) if options.json else output.print_verification(found, options.path)
     return int(not found.ok)
 
 
@@ -195,14 +188,14 @@ def run_compare(options: argparse.Namespace) -> None:
 
     if options.plot:
         check_picture(options.plot)
-    with progress_bar() as progress:
+    with output.progress_bar() as progress:
         found = hf_perturb.compare_checkpoints(options.a, options.b, jobs=options.jobs, progress=progress)
     if options.plot:
         plot_comparison(found, options.plot)
     if options.json:
-        print_json(found.to_dict())
+        output.print_json(found.to_dict())
     else:
-        print_table(comparison_table(found, per=options.per))
+        output.print_table(comparison_table(found, per=options.per))
 
 
 def run_embed(options: argparse.Namespace) -> int:
@@ -215,7 +208,7 @@ def run_embed(options: argparse.Namespace) -> int:
     if not options.method:
         _refuse_without_method(options, "MODEL is embedded as it is")
     places = (options.model, options.fasta, options.out)
-    with progress_bar("res", shown=not rank) as progress:
+    with output.progress_bar("res", shown=not rank) as progress:
         try:
             if options.method:
                 asked = _asked(options, options.model, options.revision)
@@ -225,7 +218,7 @@ def run_embed(options: argparse.Namespace) -> int:
         except SaidElsewhereError:
             return 1
     if not rank:
-        print_embeddings(list(done.values()), options.json, several=bool(options.method))
+        output.print_embeddings(list(done.values()), options.json, several=bool(options.method))
     return 0
 
 
@@ -238,9 +231,9 @@ def _refuse_without_method(options: argparse.Namespace, why: str) -> None:
 def run_push(options: argparse.Namespace) -> None:
     """Publish a folder, or say what that would change."""
     given = ("path", "repo_id", "private", "revision", "tag", "collection", "format", "force", "dry_run")
-    with progress_bar() as progress:
+    with output.progress_bar() as progress:
         done = hf_perturb.push_variant(**{name: getattr(options, name) for name in given}, progress=progress)
-    print_json(done.to_dict()) if options.json else print_push(done, options.dry_run)
+    output.print_json(done.to_dict()) if options.json else output.print_push(done, options.dry_run)
 
 
 def _note(note: str) -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import gzip
 import re
 import shutil
+import stat
 import string
 import sys
 import tempfile
 import zlib
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from hf_perturb.errors import FastaError
 
@@ -21,6 +22,7 @@ _GZIP = b"\x1f\x8b"
 _BOM = b"\xef\xbb\xbf"
 _HEAD = 4096  # bytes that are looked at for what is no text
 _UNDECODABLE = "\ufffd"
+_REMEDY = "give a FASTA file, plain or packed with gzip"
 
 # how files begin that are taken for a FASTA, and what to do with them
 _OTHERS = {
@@ -65,23 +67,18 @@ class Findings:
     """What was met in a FASTA that its owner may not know of.
 
     Args:
-        found: kind (a key of `_SENTENCES`) -> how many records, and the name of the first of them.
+        found: kind (a key of `_SENTENCES`) -> how many `records`, and the name of the `first` of them.
     """
 
-    found: dict[str, tuple[int, str]] = field(default_factory=dict)
+    found: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def add(self, kind: str, name: str) -> None:
         """Count a record of a kind; its name is kept if it is the first."""
-        before, first = self.found.get(kind, (0, name))
-        self.found[kind] = before + 1, first
+        self.found.setdefault(kind, {"records": 0, "first": name})["records"] += 1
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """Return kind -> {"records": how many, "first": name} of what was met, ready for JSON."""
-        return {
-            kind: {"records": self.found[kind][0], "first": self.found[kind][1]}
-            for kind in _SENTENCES
-            if kind in self.found
-        }
+        """Return what was met, ready for JSON, in one order."""
+        return {kind: dict(self.found[kind]) for kind in _SENTENCES if kind in self.found}
 
     def lines(self) -> list[str]:
         """Return a sentence for each kind that was met."""
@@ -94,17 +91,11 @@ class Findings:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A sequence of a FASTA.
+    """A sequence of a FASTA."""
 
-    Args:
-        index: place in the file, from 0.
-        id: first word of the header; empty where there is none.
-        sequence: residues as `clean` leaves them; may be empty.
-    """
-
-    index: int
-    id: str
-    sequence: str
+    index: int  # place in the file, from 0
+    id: str  # first word of the header; empty where there is none
+    sequence: str  # residues as `clean` leaves them; may be empty
 
     @property
     def name(self) -> str:
@@ -112,12 +103,25 @@ class Record:
         return self.id or f"record {self.index + 1}"
 
 
-def read_records(path: Path, findings: Findings | None = None) -> Generator[Record, None, None]:
-    """Read a FASTA, plain or packed with gzip, a record at a time.
+def stamp_of(path: Path) -> tuple[int, int]:
+    """Return size and time of a FASTA, which tell whether it was changed.
 
-    Args:
-        path: a regular file, since it is read more than once; its name says nothing about its content.
-        findings: is told what is met.
+    Raises:
+        FastaError: if it is not there, or no regular file, which could not be read more than once.
+    """
+    try:
+        found = path.stat()
+    except OSError as error:
+        reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
+        raise FastaError(f"{path} {reason}; {_REMEDY}") from error
+    if not stat.S_ISREG(found.st_mode):
+        kind = "a folder" if stat.S_ISDIR(found.st_mode) else "not a regular file"
+        raise FastaError(f"{path} is {kind}; {_REMEDY}")
+    return found.st_size, found.st_mtime_ns
+
+
+def read_records(path: Path, findings: Findings | None = None) -> Generator[Record, None, None]:
+    """Read a FASTA, plain or packed with gzip, a record at a time; `findings` is told what is met.
 
     Raises:
         FastaError: if the file cannot be read, is damaged, is not FASTA, or has no sequences; if an id or a sequence
@@ -125,15 +129,11 @@ def read_records(path: Path, findings: Findings | None = None) -> Generator[Reco
     """
     findings = Findings() if findings is None else findings
     read = 0
+    stamp_of(path)
     try:
-        if path.exists() and not path.is_file():
-            kind = "a folder" if path.is_dir() else "not a regular file"
-            raise FastaError(f"{path} is {kind}; give a FASTA file, plain or packed with gzip")
         for header, raw in _split(path):
             yield _record(path, read, header, raw, findings)
             read += 1
-    except FileNotFoundError as error:
-        raise FastaError(f"{path} does not exist; give a FASTA file, plain or packed with gzip") from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise FastaError(
             f"{path} is truncated or damaged gzip, after {read:,} records: {error}; fetch or pack it again"
@@ -144,17 +144,26 @@ def read_records(path: Path, findings: Findings | None = None) -> Generator[Reco
         raise FastaError(f"{path} has no sequences in it; a FASTA record is a line that begins with '>' and residues")
 
 
-def spool_stdin(target: Path) -> None:
-    """Copy standard input to a file, since a FASTA is read more than once.
+@contextmanager
+def file_of(fasta: str | Path) -> Iterator[Path]:
+    """Give a file that can be read twice: for `-`, one of what standard input holds, which is removed afterwards.
 
     Raises:
-        FastaError: if standard input is closed, or a terminal.
-        OSError: if the file cannot be written.
+        FastaError: if standard input is closed, or a terminal, or cannot be kept.
     """
+    if str(fasta) != "-":
+        yield Path(fasta)
+        return
     if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
         raise FastaError("standard input has no FASTA: it is a terminal or closed; pipe a FASTA in, or name a file")
-    with target.open("wb") as file:
-        shutil.copyfileobj(sys.stdin.buffer, file)
+    with tempfile.TemporaryDirectory(prefix="hf_perturb-") as folder:
+        path = Path(folder) / "standard-input.fasta"
+        try:
+            with path.open("wb") as file:
+                shutil.copyfileobj(sys.stdin.buffer, file)
+        except OSError as error:
+            raise FastaError(f"standard input cannot be kept: {error}; set TMPDIR to a folder that has room") from error
+        yield path
 
 
 def _record(path: Path, index: int, header: str, raw: str, findings: Findings) -> Record:
@@ -179,17 +188,6 @@ def _record(path: Path, index: int, header: str, raw: str, findings: Findings) -
     return record
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """Open a file for its bytes, unpacked where its first two are gzip's."""
-    with path.open("rb") as file:
-        if not file.peek(2).startswith(_GZIP):
-            yield file
-            return
-        with gzip.open(file) as unpacked:
-            yield unpacked
-
-
 def _split(path: Path) -> Iterator[tuple[str, str]]:
     """Give header and sequence of each record, as they are written but for the ends of lines."""
     try:
@@ -200,7 +198,10 @@ def _split(path: Path) -> Iterator[tuple[str, str]]:
     def pair(header: str, sequence: str, _: None) -> tuple[str, str]:
         return header, sequence  # dnaio's own class refuses headers that are not ASCII
 
-    with _opened(path) as file:
+    with ExitStack() as opened:
+        file: Any = opened.enter_context(path.open("rb"))
+        if file.peek(2).startswith(_GZIP):
+            file = opened.enter_context(gzip.open(file))
         _check_text(path, file)
         reader: Any = dnaio.FastaReader(file, sequence_class=pair)
         # it decodes as the locale says, and stops at what it cannot: a name in a description is no reason to
@@ -211,34 +212,15 @@ def _split(path: Path) -> Iterator[tuple[str, str]]:
             raise FastaError(f"{path} is not FASTA: line {(error.line or 0) + 1}: {error.message}") from error
 
 
-def _check_text(path: Path, file: BinaryIO) -> None:
-    """Refuse what is plainly something else; the reader sees to the rest."""
-    head: bytes = file.peek(_HEAD)[:_HEAD]  # type: ignore[attr-defined]  # both kinds have it
+def _check_text(path: Path, file: Any) -> None:
+    """Raise if a file is plainly something else; the reader sees to the rest."""
+    head: bytes = file.peek(_HEAD)[:_HEAD]
     begin = head.removeprefix(_BOM).lstrip()
     for magic, remedy in _OTHERS.items():
         if begin.startswith(magic):
             raise FastaError(f"{path} is not FASTA: it {remedy}")
     if b"\0" in head:
         raise FastaError(f"{path} is not FASTA: it is binary, or UTF-16; give text in UTF-8, plain or packed with gzip")
-
-
-@contextmanager
-def file_of(fasta: str | Path) -> Iterator[Path]:
-    """Give a file that can be read twice: for `-`, one of what standard input holds, which is removed afterwards.
-
-    Raises:
-        FastaError: if standard input cannot be kept.
-    """
-    if str(fasta) != "-":
-        yield Path(fasta)
-        return
-    with tempfile.TemporaryDirectory(prefix="hf_perturb-") as folder:
-        path = Path(folder) / "standard-input.fasta"
-        try:
-            spool_stdin(path)
-        except OSError as error:
-            raise FastaError(f"standard input cannot be kept: {error}; set TMPDIR to a folder that has room") from error
-        yield path
 
 
 def clean(raw: str) -> str:

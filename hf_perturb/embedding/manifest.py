@@ -19,21 +19,13 @@ _SHOWN = 60  # characters of a value in a message
 
 @dataclass(frozen=True)
 class Shard:
-    """A run of records that one file holds.
+    """A run of records that one file holds."""
 
-    Args:
-        number: from 0 on, in the order of the input.
-        first: number of its first record.
-        records: how many it has, the rows of the file.
-        residues: how many these have together.
-        bytes: of the file, known when all are written.
-    """
-
-    number: int
-    first: int
+    number: int  # from 0 on, in the order of the input
+    first: int  # number of its first record
     records: int
     residues: int
-    bytes: int | None = None
+    bytes: int | None = None  # of the file, known when all are written
 
     @property
     def file(self) -> str:
@@ -48,40 +40,26 @@ class Shard:
 
 @dataclass(frozen=True)
 class Schema:
-    """The columns of a shard beside `id` and `length`, in order.
+    """The columns of a shard beside `id` and `length`, in order."""
 
-    Args:
-        integers: names of further int32 columns.
-        vectors: numbers of float32 in the one vector that each record has, by name of the column.
-        residues: likewise where each residue has a vector.
-        nullable: whether there may be records without vectors; then a vector a record is a list of any size, and
-            otherwise one of fixed size.
-    """
-
-    integers: tuple[str, ...] = ()
+    integers: tuple[str, ...] = ()  # names of further int32 columns
+    # numbers of float32 in the one vector that each record, or each residue, has, by name of the column
     vectors: Mapping[str, int] = field(default_factory=dict)
     residues: Mapping[str, int] = field(default_factory=dict)
+    # whether there may be records without vectors; then a vector a record is a list of any size, else of a fixed one
     nullable: bool = False
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What `_manifest.json` says.
+    """What `_manifest.json` says."""
 
-    Args:
-        inputs: what decides the embeddings, as JSON.
-        described: what is only said of them, as JSON.
-        schema: the columns.
-        shards: those planned; whether all are written, `complete` says.
-        report: what the run that completed them says, as JSON.
-    """
-
-    inputs: dict[str, Any]
-    described: dict[str, Any]
+    inputs: dict[str, Any]  # what decides the embeddings, as JSON
+    described: dict[str, Any]  # what is only said of them, as JSON
     schema: Schema
-    shards: tuple[Shard, ...]
-    complete: bool = False
-    report: dict[str, Any] = field(default_factory=dict)
+    shards: tuple[Shard, ...]  # those planned
+    complete: bool = False  # whether all are written
+    report: dict[str, Any] = field(default_factory=dict)  # what the run that completed them says, as JSON
 
     @property
     def fingerprint(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -28,32 +28,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Embedder:
-    """A network that is named or at hand, and what is to be done to it.
+    """A network that embeds: one that is to be loaded, and perturbed then, or a model that is at hand.
 
     Args:
         name: how it is called.
+        source: what it is loaded from, or the model itself.
         network: what it is.
         record: what was done to its weights.
         published_as: name of the published checkpoint that they are, where that is known.
         dtype: the type that they are in.
-        checkpoint: that it is loaded from, `None` for a model that is at hand.
-        model: the model itself, if it is at hand.
         perturbation: what is done to the weights once they are loaded.
     """
 
     name: str
+    source: Checkpoint | PerturbablePreTrainedModel
     network: Network
     record: Perturbation | None
     published_as: str | None
     dtype: torch.dtype
-    checkpoint: Checkpoint | None = None
-    model: PerturbablePreTrainedModel | None = None
     perturbation: Perturbation | None = None
-
-    @property
-    def is_original(self) -> bool:
-        """Whether it is an original file, which `from_pretrained` does not read."""
-        return self.checkpoint is not None and self.checkpoint.place is None
 
     def perturbed(self, perturbation: Perturbation | None) -> Embedder:
         """Return the same network, to be perturbed when it is loaded.
@@ -66,29 +59,26 @@ class Embedder:
             return self
         if self.record is not None:
             raise StackedPerturbationError(f"{self.name!r} is a variant already, by {self.record}; start from its base")
-        if self.model is not None:
+        if not isinstance(self.source, Checkpoint):
             raise StackedPerturbationError(
                 "a model that is at hand is not perturbed here, since that would change it; give the base's name"
             )
         # what does not fit is told before hours of work on the base
-        make_plan(self.network.family, self._shapes(), perturbation, self.network.language_head)
+        make_plan(self.network.family, self.source.shapes, perturbation, self.network.language_head)
         return replace(self, perturbation=perturbation)
-
-    def _shapes(self) -> Mapping[str, tuple[int, ...]]:
-        return {} if self.checkpoint is None else self.checkpoint.shapes
 
     def digest(self) -> str:
         """Return the digest of the weights before they are perturbed; reads all of them."""
-        if self.checkpoint is None:
-            return digest_of({} if self.model is None else self.model.state_dict())
+        if not isinstance(self.source, Checkpoint):
+            return digest_of(self.source.state_dict())
         # the record of what is loaded may be wrong; a recipe is compared with its own while it is loaded
-        return str(self.checkpoint.stated_digest) if self.checkpoint.is_recipe else self.checkpoint.digest()
+        return str(self.source.stated_digest) if self.source.is_recipe else self.source.digest()
 
     def described(self) -> dict[str, Any]:
         """Return what is said of it besides, as JSON."""
         return {
             "name": self.name,
-            "revision": None if self.checkpoint is None else self.checkpoint.revision,
+            "revision": self.source.revision if isinstance(self.source, Checkpoint) else None,
             "model_type": self.network.family,
             "published_as": self.published_as,
             "record": None if self.record is None else self.record.to_dict(),
@@ -96,53 +86,48 @@ class Embedder:
 
     @contextmanager
     def loaded(self, dtype: torch.dtype, device: str) -> Iterator[PerturbablePreTrainedModel]:
-        """Give the model, ready to embed; one that is at hand stays where it is, and is as it was afterwards.
-
-        Args:
-            dtype: of the weights and of the arithmetic.
-            device: as torch names it, or `auto`: spread over all devices there are.
+        """Give the model, ready to embed in a type on a device; one that is at hand is as it was afterwards.
 
         Raises:
             EmbeddingsError: if the device has too little memory.
             OSError: if it cannot be read any more.
         """
-        if self.model is None:
+        if isinstance(self.source, Checkpoint):
             with memory_told(f"{device}, for this network in {dtype}; try a smaller --dtype, or --device auto"):
-                model = self._load(dtype, device)
+                model = _load(self.source, self.perturbation, dtype, device)
             with _exact_products():
                 yield model
             return
-        modes = {module: module.training for module in self.model.modules()}
+        modes = {module: module.training for module in self.source.modules()}
         try:
             with _exact_products():
-                yield self.model.eval()
+                yield self.source.eval()
         finally:
             for module, mode in modes.items():
                 module.training = mode
 
-    def _load(self, dtype: torch.dtype, device: str) -> PerturbablePreTrainedModel:
-        checkpoint: Any = self.checkpoint
-        if self.is_original:
-            model: Any = loading.model_of(checkpoint)
-            if self.perturbation is not None:
-                # a copy: its tensors are those of the checkpoint, of which other variants are made
-                model = deepcopy(model).to(dtype).perturb(self.perturbation)
-            return model.to(device, dtype)
-        given: dict[str, Any] = {"dtype": dtype, "perturbation": self.perturbation}
-        if device == "auto":
-            given["device_map"] = "auto"
-        # the language head is not needed; Transformers makes words of a classifier for which there is no place
-        trunk = replace(self.network, architecture=self.network.architecture.replace("ForMaskedLM", "Model"))
-        model = loading.model_class(trunk).from_pretrained(checkpoint, **given)
-        return model.eval() if device == "auto" else model.eval().to(device)
+
+def _load(
+    checkpoint: Checkpoint, perturbation: Perturbation | None, dtype: torch.dtype, device: str
+) -> PerturbablePreTrainedModel:
+    """Load a network, and perturb it; the device is one that torch names, or `auto`: spread over all there are."""
+    network = checkpoint.network
+    if checkpoint.place is None:  # an original file, which `from_pretrained` does not read
+        model: Any = loading.model_of(checkpoint)
+        if perturbation is not None:
+            # a copy: its tensors are those of the checkpoint, of which other variants are made
+            model = deepcopy(model).to(dtype).perturb(perturbation)
+        return model.to(device, dtype)
+    # the language head is not needed; Transformers makes words of a classifier for which there is no place
+    trunk = replace(network, architecture=network.architecture.replace("ForMaskedLM", "Model"))
+    cls: Any = loading.model_class(trunk)
+    given = {"device_map": "auto"} if device == "auto" else {}
+    model = cls.from_pretrained(checkpoint, dtype=dtype, perturbation=perturbation, **given).eval()
+    return model if device == "auto" else model.to(device)
 
 
 def open_embedder(model: str | Path | PerturbablePreTrainedModel, revision: str | None = None) -> Embedder:
-    """Find a network and look at its weights, or take one that is at hand.
-
-    Args:
-        model: a folder, a Hub id, an original `.pt`, `demo`, or a model of this package.
-        revision: of a Hub id.
+    """Open a checkpoint by its name, and compare it with its network; or take a model that is at hand.
 
     Raises:
         CheckpointError: if there is none, or it is damaged or of another family.
@@ -160,7 +145,7 @@ def open_embedder(model: str | Path | PerturbablePreTrainedModel, revision: str 
     else:
         stored = found.stated_dtype or "F32"
     dtype = torch_dtype(found.dtype or stored)
-    return Embedder(str(model), found.network, found.record, found.published_as, dtype, checkpoint=found)
+    return Embedder(str(model), found, found.network, found.record, found.published_as, dtype)
 
 
 def _at_hand(model: PerturbablePreTrainedModel) -> Embedder:
@@ -169,11 +154,10 @@ def _at_hand(model: PerturbablePreTrainedModel) -> Embedder:
             f"model: got a {type(model).__name__}; allowed: a name, a folder, or a model of hf_perturb; an original"
             " becomes one with hf_perturb.wrap(module)"
         )
-    name, config = model.name_or_path or type(model).__name__, model.config
     if any(tensor.is_meta for tensor in model.state_dict().values()):
         raise UnsupportedModuleError(f"model: the weights of this {type(model).__name__} are not in memory")
-    said = config.perturbation, config.published_as
-    return Embedder(name, loading.network_of(model), *said, model.dtype, model=model)
+    name, config = model.name_or_path or type(model).__name__, model.config
+    return Embedder(name, model, loading.network_of(model), config.perturbation, config.published_as, model.dtype)
 
 
 def choose_dtype(asked: str | torch.dtype | None, embedder: Embedder) -> torch.dtype:
@@ -186,25 +170,20 @@ def choose_dtype(asked: str | torch.dtype | None, embedder: Embedder) -> torch.d
     dtype = embedder.dtype if asked is None else names.get(str(asked).removeprefix("torch."))
     if dtype is None:
         raise ModelInputError(f"dtype: got {asked!r}; allowed: {', '.join(names)}")
-    if embedder.model is not None and dtype != embedder.dtype:
+    if not isinstance(embedder.source, Checkpoint) and dtype != embedder.dtype:
         raise ModelInputError(f"dtype: got {asked}; this model is in {embedder.dtype}, and stays so: model.to({dtype})")
     return dtype
 
 
 def choose_device(asked: str | None, embedder: Embedder, own: str | None = None) -> str:
-    """Return the device to compute on, a GPU where there is one if none is asked for.
-
-    Args:
-        asked: as torch names it, `auto`, or `None`.
-        embedder: that is to compute.
-        own: that of this process, if there are several.
+    """Return the device to compute on: `own` of several processes, a GPU where there is one if none is asked for.
 
     Raises:
         ModelInputError: if there is no such device, or it cannot be had.
     """
-    if embedder.model is not None:
-        here = str(embedder.model.device)
-        if asked not in (None, here, embedder.model.device.type):
+    if not isinstance(embedder.source, Checkpoint):
+        here = str(embedder.source.device)
+        if asked not in (None, here, embedder.source.device.type):
             raise ModelInputError(
                 f"device: got {asked!r}; this model is on {here}, and stays there: model.to({asked!r})"
             )
@@ -217,7 +196,7 @@ def choose_device(asked: str | None, embedder: Embedder, own: str | None = None)
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         return "cpu" if accelerator is None else accelerator.type
     if asked == "auto":
-        if embedder.is_original:
+        if embedder.source.place is None:
             raise ModelInputError(
                 f"device: got 'auto' for the file {embedder.name}; make a base of it first: hf-perturb convert"
             )
@@ -246,14 +225,7 @@ def _exact_products() -> Iterator[None]:
 
 @contextmanager
 def memory_told(what: str) -> Iterator[None]:
-    """Say plainly that there is too little memory.
-
-    Args:
-        what: whose, for what, and the remedy.
-
-    Raises:
-        EmbeddingsError: if so.
-    """
+    """Raise an `EmbeddingsError` if there is too little memory; it says whose, for what, and the remedy."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:  # torch has no one class for it

@@ -8,7 +8,7 @@ from inspect import Parameter, getdoc, signature
 from operator import index
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from hf_perturb.embedding.manifest import EMBEDDED
+from hf_perturb.embedding.manifest import EMBEDDED, Schema
 from hf_perturb.errors import FastaError, ModelInputError
 
 if TYPE_CHECKING:
@@ -124,21 +124,12 @@ def with_options(function: Function) -> Function:
 
 @dataclass(frozen=True)
 class Choices:
-    """What is made of each record.
+    """What is made of each record: `EmbedOptions` as one network understands them."""
 
-    Args:
-        layers: numbers of the representations, ascending; 0 is the embedding.
-        pools: how the residues of a record become one vector; may be empty.
-        per_residue: whether the vector of every residue is kept too.
-        limit: most residues that the network takes at once, `None` for any number.
-        long: what becomes of longer records, one of `LONG`.
-        overlap: residues that neighbouring windows share.
-    """
-
-    layers: tuple[int, ...]
+    layers: tuple[int, ...]  # ascending
     pools: tuple[str, ...] = ("mean",)
     per_residue: bool = False
-    limit: int | None = None
+    limit: int | None = None  # most residues that the network takes at once, `None` for any number
     long: str = "refuse"
     overlap: int = 0
 
@@ -158,15 +149,20 @@ class Choices:
         names = {"truncate": (EMBEDDED,), "window": ("windows",)}
         return () if self.limit is None else names.get(self.long, ())
 
+    def schema(self, width: int, nullable: bool) -> Schema:
+        """Return the columns of vectors of `width` numbers; `nullable` if there are records without residues."""
+        vectors = {name: width for name, _, _ in self.vectors}
+        return Schema(self.integers, vectors, {name: width for name, _ in self.residues}, nullable)
+
     def to_dict(self) -> dict[str, Any]:
         """Return what decides the embeddings, as JSON."""
-        long: dict[str, Any] = {"long": self.long, "limit": self.limit, "overlap": self.overlap}
-        kept = {key: value for key, value in long.items() if key != "overlap" or self.long == "window"}
+        overlap = {"overlap": self.overlap} if self.long == "window" else {}
+        long = {"long": self.long, "limit": self.limit, **overlap}
         return {
             "layers": list(self.layers),
             "pool": list(self.pools),
             "per_residue": self.per_residue,
-            "long_records": None if self.limit is None else kept,
+            "long_records": None if self.limit is None else long,
         }
 
     def windows(self, length: int) -> list[tuple[int, int]]:
@@ -183,15 +179,7 @@ class Choices:
         return [(start, start + self.limit) for start in (*starts, length - self.limit)]
 
     def refuse_long(self, longest: int, name: str) -> None:
-        """Raise if there are records that the network cannot take, and nobody said what to make of them.
-
-        Args:
-            longest: residues of the longest record.
-            name: what messages call it.
-
-        Raises:
-            FastaError: naming the record, the limit and the ways out.
-        """
+        """Raise a `FastaError` if the longest record is more than the network takes, and no option says what then."""
         if self.long == "refuse" and self.limit is not None and longest > self.limit:
             raise FastaError(
                 f"record {name!r} has {longest:,} residues; allowed: at most {self.limit:,}, because this network has"
@@ -200,11 +188,7 @@ class Choices:
 
 
 def read_layers(layers: str | int | Iterable[int], depth: int) -> tuple[int, ...]:
-    """Read numbers of representations, counted as fair-esm and sequence-models count them.
-
-    Args:
-        layers: see `EmbedOptions`.
-        depth: layers of the network.
+    """Read numbers of representations of a network of `depth` layers, counted as the original packages count them.
 
     Raises:
         ModelInputError: naming what it got and what is allowed.

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import cache
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from hf_perturb.embedding.manifest import Shard
 from hf_perturb.errors import EmbeddingsError
@@ -66,15 +66,16 @@ class Ranks:
             there.wait()
             distributed.all_gather_object(values, value, group=self._group)
         except RuntimeError as error:
-            self._lost(error)
+            if self.rank:
+                raise SaidElsewhereError("another process ended before its work was done") from error
+            raise EmbeddingsError(
+                "another process failed or was killed before its work was done; every shard that is there is whole: the"
+                " same command continues, on any number of processes"
+            ) from error
         return values
 
     def together(self, do: Callable[[], Result], first_only: bool = False) -> Result:
-        """Do something in every process; it fails everywhere if it fails anywhere.
-
-        Args:
-            do: what to do.
-            first_only: let the first process do it, and give everybody its result.
+        """Do something in every process, or in the first for all; it fails everywhere if it fails anywhere.
 
         Raises:
             SaidElsewhereError: if only others failed, or a process of lower rank too.
@@ -94,14 +95,6 @@ class Ranks:
             raise failure
         return cast(Result, outcomes[0][1] if first_only else value)
 
-    def _lost(self, error: RuntimeError) -> NoReturn:
-        if self.rank:
-            raise SaidElsewhereError("another process ended before its work was done") from error
-        raise EmbeddingsError(
-            "another process failed or was killed before its work was done; every shard that is there is whole: the"
-            " same command continues, on any number of processes"
-        ) from error
-
 
 def launched() -> tuple[int, int, int]:
     """Return the number of this process, that on its machine, and how many there are in all."""
@@ -114,10 +107,7 @@ def launched() -> tuple[int, int, int]:
 
 @cache
 def find_ranks(cpu: bool) -> Ranks:
-    """Return the processes that this one belongs to, once they have found each other.
-
-    Args:
-        cpu: whether they are to work on CPUs, whatever the machine has.
+    """Return the processes that this one belongs to, once they have found each other; on CPUs if `cpu`.
 
     Raises:
         EmbeddingsError: if they cannot find each other.
@@ -155,15 +145,7 @@ def _own_device(local: int) -> str:
 
 
 def split(work: Sequence[Shard], size: int) -> list[list[Shard]]:
-    """Divide work so that all have about as many residues to do: the largest piece goes to whoever has least.
-
-    Args:
-        work: in order.
-        size: how many share it.
-
-    Returns:
-        What each has to do, in order.
-    """
+    """Divide work so that all have about as many residues to do: the largest piece goes to whoever has least."""
     parts: list[list[Shard]] = [[] for _ in range(size)]
     loads = [0] * size
     for shard in sorted(work, key=lambda shard: -shard.residues):

@@ -5,22 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hf_perturb.embedding.batches import Encoder, Unit, batches, units_of
-from hf_perturb.embedding.fasta import Record, file_of
+from hf_perturb.embedding.batches import Encoder, Unit, batches, embed_batch, units_of
+from hf_perturb.embedding.fasta import Record, file_of, stamp_of
 from hf_perturb.embedding.manifest import EMBEDDED, MANIFEST, Manifest, Schema, Shard
 from hf_perturb.embedding.model import Embedder, choose_device, choose_dtype, open_embedder
 from hf_perturb.embedding.options import Choices, EmbedOptions, with_options
-from hf_perturb.embedding.pooling import embed_batch
 from hf_perturb.embedding.ranks import Ranks, find_ranks, split
 from hf_perturb.embedding.store import Store, open_store, refuse_foreign, store_lock
-from hf_perturb.embedding.survey import ShardLimits, Survey, iterate_shards, stamp_of, survey
+from hf_perturb.embedding.survey import ShardLimits, Survey, iterate_shards, survey
 from hf_perturb.errors import EmbeddingsError, FastaError, FolderExistsError, ModelInputError, PerturbationError
 from hf_perturb.perturbation import Perturbation
 from hf_perturb.variants.matrix import folder_name
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
     from hf_perturb.networks.perturbable import PerturbablePreTrainedModel
 
 BASE = "base"  # the folder of what is not perturbed, beside those of its variants
-# what a shard holds at most, and so what is in memory
-_SHARD = {"records": 65_536, "residues": 262_144, "bytes": 128 * 2**20}
 # on a core, ESM-2 and CARP are as fast with 1,024 to 8,192, within a tenth
 _TOKENS_ON_CPU = 4_096
 _TOKENS_ELSEWHERE = 32_768
@@ -63,8 +60,7 @@ class Embeddings:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the same as JSON has it."""
-        values = {each.name: getattr(self, each.name) for each in fields(self)}
-        return values | {"path": str(self.path), "columns": list(self.columns), "notes": list(self.notes)}
+        return {**asdict(self), "path": str(self.path), "columns": list(self.columns), "notes": list(self.notes)}
 
 
 @with_options
@@ -165,61 +161,38 @@ def _embed_all(
     embedders, choices, dtype, device = ranks.together(prepare)
     [network, *_] = embedders.values()
     width = network.network.sizes.hidden_size
+    # bytes of a record and of a residue, whose vectors are of float32
+    record, residue = 64 + 4 * width * len(choices.vectors), 1 + 4 * width * len(choices.residues)
     with file_of(fasta) as path:
         stamp = ranks.together(lambda: stamp_of(path))
 
         def look() -> tuple[Survey, str]:
             for out in wanted:
                 refuse_foreign(out)
-            found = survey(path, _limits(choices, width))
+            found = survey(path, ShardLimits(record_bytes=record, residue_bytes=residue))
             choices.refuse_long(found.longest, found.longest_name)
             return found, network.digest()
 
         found, weights = ranks.together(look, first_only=True)
-        vectors = {name: width for name, _, _ in choices.vectors}
-        residues = {name: width for name, _ in choices.residues}
-        schema = Schema(choices.integers, vectors, residues, nullable="empty" in found.findings.found)
+        schema = choices.schema(width, nullable="empty" in found.findings.found)
         run = _Run(options, choices, dtype, device, ranks, path, stamp, str(fasta), found, weights, schema)
         return {out: run.embed(out, embedder) for out, embedder in embedders.items()}
 
 
-def _limits(choices: Choices, width: int) -> ShardLimits:
-    vector = 4 * width
-    return ShardLimits(
-        **_SHARD,
-        record_bytes=64 + vector * len(choices.vectors),
-        residue_bytes=1 + vector * len(choices.residues),
-    )
-
-
 @dataclass(frozen=True)
 class _Run:
-    """One FASTA and what is made of it, in one folder or several.
-
-    Args:
-        options: what was asked for.
-        choices: what that means for this network.
-        dtype: of weights and arithmetic.
-        device: where to compute.
-        ranks: the processes that share the work.
-        fasta: the file.
-        stamp: size and time of it, as they were when it was opened.
-        called: how the user calls it.
-        found: what is known of it.
-        weights: digest of what the network has before it is perturbed.
-        schema: the columns.
-    """
+    """One FASTA and what is made of it, in one folder or several."""
 
     options: EmbedOptions
-    choices: Choices
+    choices: Choices  # what the options mean for this network
     dtype: torch.dtype
     device: str
     ranks: Ranks
     fasta: Path
-    stamp: tuple[int, int]
-    called: str
+    stamp: tuple[int, int]  # of the FASTA, when it was opened
+    called: str  # as the user calls it
     found: Survey
-    weights: str
+    weights: str  # digest of what the network has before it is perturbed
     schema: Schema
 
     def embed(self, out: Path, embedder: Embedder) -> Embeddings:
@@ -273,6 +246,7 @@ class _Run:
         store.finish({"findings": self.found.findings.to_dict()})
 
     def _write(self, store: Store, shards: Sequence[Shard], embedder: Embedder) -> None:
+        """Embed the records of some shards, and write these."""
         encoder = Encoder(embedder.network.sizes)
         done, total = 0, sum(shard.residues for shard in shards)
         advance = self.options.progress or (lambda done, total: None)
@@ -281,7 +255,7 @@ class _Run:
             budget = self.options.tokens or (_TOKENS_ON_CPU if model.device.type == "cpu" else _TOKENS_ELSEWHERE)
             for shard, records in iterate_shards(self.fasta, shards, self.stamp):
                 units = units_of(records, self.choices)
-                columns = self._blank(records, units)
+                columns = self._blank(records)
                 for batch in batches(units, budget, encoder.special):
                     self._fill(columns, records, batch, embed_batch(model, batch, encoder, self.choices, budget))
                     done += sum(len(unit.sequence) * len(unit.rows) for unit in batch)
@@ -291,7 +265,11 @@ class _Run:
     def _fill(
         self, columns: dict[str, Any], records: Sequence[Record], batch: Sequence[Unit], found: dict[str, list[Any]]
     ) -> None:
-        """Put what was found for a batch where it belongs, and refuse what is no number."""
+        """Put what was found for a batch where it belongs.
+
+        Raises:
+            EmbeddingsError: if there is something that is no number.
+        """
         import numpy as np
 
         for name, values in found.items():
@@ -304,7 +282,7 @@ class _Run:
                 for row in unit.rows:
                     columns[name][row] = value
 
-    def _blank(self, records: Sequence[Record], units: Sequence[Unit]) -> dict[str, Any]:
+    def _blank(self, records: Sequence[Record]) -> dict[str, Any]:
         """Return the columns of a shard before its vectors are known."""
         import numpy as np
 
@@ -314,9 +292,8 @@ class _Run:
         if EMBEDDED in schema.integers:
             columns[EMBEDDED] = np.minimum(lengths, self.choices.limit or 0).astype(np.int32)
         if "windows" in schema.integers:
-            columns["windows"] = np.zeros(len(records), np.int32)
-            for unit in units:
-                columns["windows"][unit.rows] = len(unit.windows)
+            counts = [len(self.choices.windows(length)) if length else 0 for length in lengths.tolist()]
+            columns["windows"] = np.array(counts, np.int32)
         for name, width in schema.vectors.items():
             columns[name] = np.zeros((len(records), width), np.float32)
         for name, width in schema.residues.items():

@@ -128,13 +128,8 @@ def open_store(
 ) -> Store:
     """Begin a folder of embeddings, or continue with one. Within `store_lock`, which makes the folder.
 
-    Args:
-        out: the folder.
-        inputs: what decides the embeddings, as JSON: with shards of other inputs, none is continued with.
-        described: what is only said of them, as JSON.
-        shards: the plan, in order.
-        schema: the columns.
-        force: remove other embeddings; what is in the folder and not ours stays.
+    With shards of other `inputs`, another plan or other columns, it is not continued: these are removed if `force`, and
+    what is in the folder and not ours stays.
 
     Raises:
         EmbeddingsError: if the folder is of other inputs, or damaged, or cannot be written.
@@ -327,14 +322,12 @@ def _groups(schema: Schema, lengths: NDArray[np.int32]) -> Iterator[slice]:
 
 
 def _vectors(rows: NDArray[np.float32], nulls: NDArray[np.bool_], nullable: bool) -> Any:
-    import numpy as np
-
     pa, _ = arrow()
-    width = rows.shape[1]
-    values = pa.array((rows[~nulls] if nulls.any() else rows).reshape(-1))  # no copy of what is contiguous
     if nullable:
-        return _lists(values, np.where(nulls, 0, width), nulls)
-    return pa.FixedSizeListArray.from_arrays(values, width)
+        given = [None if null else row for row, null in zip(rows, nulls, strict=True)]
+        return pa.array(given, pa.large_list(pa.float32()))
+    # nothing of what is contiguous is copied
+    return pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])
 
 
 def _residues(rows: list[NDArray[np.float32]], nulls: NDArray[np.bool_], width: int) -> Any:
@@ -343,13 +336,7 @@ def _residues(rows: list[NDArray[np.float32]], nulls: NDArray[np.bool_], width: 
     pa, _ = arrow()
     kept = [row for row, null in zip(rows, nulls, strict=True) if not null]
     flat = np.concatenate(kept).reshape(-1) if kept else np.zeros(0, np.float32)
-    lengths = np.array([0 if null else len(row) for row, null in zip(rows, nulls, strict=True)])
-    return _lists(pa.FixedSizeListArray.from_arrays(pa.array(flat), width), lengths, nulls)
-
-
-def _lists(values: Any, lengths: NDArray[np.int64], nulls: NDArray[np.bool_]) -> Any:
-    import numpy as np
-
-    pa, _ = arrow()
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    return pa.LargeListArray.from_arrays(pa.array(offsets), values, mask=pa.array(nulls))
+    lengths = [0 if null else len(row) for row, null in zip(rows, nulls, strict=True)]
+    offsets = pa.array(np.cumsum([0, *lengths], dtype=np.int64))
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(flat), width)
+    return pa.LargeListArray.from_arrays(offsets, vectors, mask=pa.array(nulls))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hf_perturb.embedding.fasta import Findings, Record, read_records
+from hf_perturb.embedding.fasta import Findings, Record, read_records, stamp_of
 from hf_perturb.embedding.manifest import Shard
 from hf_perturb.errors import FastaError
 
@@ -20,7 +20,7 @@ LEAST_RESIDUES = 16_384
 
 @dataclass(frozen=True, slots=True)
 class ShardLimits:
-    """What a shard may hold; a single record that is larger is a shard by itself.
+    """What a shard holds at most, and so what is in memory; a single record that is larger is a shard by itself.
 
     Args:
         records: most records.
@@ -30,16 +30,11 @@ class ShardLimits:
         residue_bytes: bytes of output that each of its residues costs besides.
     """
 
-    records: int
-    residues: int
-    bytes: int
+    records: int = 65_536
+    residues: int = 262_144
+    bytes: int = 128 * 2**20
     record_bytes: int = 0
     residue_bytes: int = 0
-
-    def allow(self, records: int, residues: int) -> bool:
-        """Whether so much fits into a shard."""
-        size = records * self.record_bytes + residues * self.residue_bytes
-        return records <= self.records and residues <= self.residues and size <= self.bytes
 
     def in_force(self, total: int) -> ShardLimits:
         """Return the limits for a FASTA of `total` residues: residues are clamp(total / 128, 16384, as they were)."""
@@ -48,60 +43,43 @@ class ShardLimits:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What is known of a FASTA once it was read.
-
-    Args:
-        records: how many it has.
-        residues: how many they have, cleaned.
-        longest: residues of its longest record.
-        longest_name: what messages call that record, the first of them if there are several.
-        digest: "sha256:<hex>" of a line "id<tab>sequence" per cleaned record; packing and line widths don't count.
-        findings: what was met in it.
-        shards: consecutive, together all of it. They depend on the records and the limits alone.
-    """
+    """What is known of a FASTA once it was read."""
 
     records: int
-    residues: int
-    longest: int
+    residues: int  # cleaned
+    longest: int  # residues of its longest record, the first of them if there are several
     longest_name: str
-    digest: str
+    digest: str  # of a line "id<tab>sequence" per cleaned record; packing and line widths don't count
     findings: Findings
-    shards: tuple[Shard, ...]
+    shards: tuple[Shard, ...]  # consecutive, together all of it; they depend on the records and the limits alone
 
 
 def survey(path: Path, limits: ShardLimits) -> Survey:
     """Read a FASTA once; memory does not grow with it, but for the plan.
 
-    Args:
-        path: the FASTA, plain or packed with gzip.
-        limits: of each shard. That of the residues is lowered for a small FASTA: see `ShardLimits.in_force`.
-
     Raises:
         FastaError: as `read_records` does.
     """
-    look = _Look()
+    findings, digest = Findings(), hashlib.sha256()
+    total, longest, longest_name = 0, -1, ""
+
+    def sizes() -> Iterator[tuple[int, int]]:
+        nonlocal total, longest, longest_name
+        for record in read_records(path, findings):
+            length = len(record.sequence)
+            digest.update(f"{record.id}\t{record.sequence}\n".encode())
+            total += length
+            if length > longest:
+                longest, longest_name = length, record.name
+            yield 1, length
+
     # the limit in force is known at the end: pieces that fit any are cut now, and joined then
-    pieces = list(_join(look.sizes(path), limits.in_force(0)))
+    pieces = list(_join(sizes(), limits.in_force(0)))
     shards, first = [], 0
-    for number, (records, residues) in enumerate(_join(pieces, limits.in_force(look.residues))):
+    for number, (records, residues) in enumerate(_join(pieces, limits.in_force(total))):
         shards.append(Shard(number, first, records, residues))
         first += records
-    digest = f"sha256:{look.hash.hexdigest()}"
-    return Survey(first, look.residues, look.longest, look.longest_name, digest, look.findings, tuple(shards))
-
-
-def stamp_of(path: Path) -> tuple[int, int]:
-    """Return size and time of a file, which tell whether it was changed.
-
-    Raises:
-        FastaError: if it is not there.
-    """
-    try:
-        found = path.stat()
-    except OSError as error:
-        reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
-        raise FastaError(f"{path} {reason}; give a FASTA file, plain or packed with gzip") from error
-    return found.st_size, found.st_mtime_ns
+    return Survey(first, total, longest, longest_name, f"sha256:{digest.hexdigest()}", findings, tuple(shards))
 
 
 def iterate_shards(
@@ -141,32 +119,13 @@ def iterate_shards(
 def _join(parts: Iterable[tuple[int, int]], limits: ShardLimits) -> Iterator[tuple[int, int]]:
     """Join neighbours, each (records, residues), for as long as the limits allow."""
     records = residues = 0
-    for more_records, more_residues in parts:
-        if records and not limits.allow(records + more_records, residues + more_residues):
+    for part_records, part_residues in parts:
+        most, all_residues = records + part_records, residues + part_residues
+        size = most * limits.record_bytes + all_residues * limits.residue_bytes
+        if records and (most > limits.records or all_residues > limits.residues or size > limits.bytes):
             yield records, residues
             records = residues = 0
-        records += more_records
-        residues += more_residues
+        records += part_records
+        residues += part_residues
     if records:
         yield records, residues
-
-
-@dataclass(slots=True)
-class _Look:
-    """What adds up while a FASTA is read."""
-
-    residues: int = 0
-    longest: int = -1
-    longest_name: str = ""
-    hash: hashlib._Hash = field(default_factory=hashlib.sha256)
-    findings: Findings = field(default_factory=Findings)
-
-    def sizes(self, path: Path) -> Iterator[tuple[int, int]]:
-        """Read the records; give (1, residues) for each."""
-        for record in read_records(path, self.findings):
-            length = len(record.sequence)
-            self.hash.update(f"{record.id}\t{record.sequence}\n".encode())
-            self.residues += length
-            if length > self.longest:
-                self.longest, self.longest_name = length, record.name
-            yield 1, length

@@ -19,7 +19,7 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import example, given, strategies as st
 
-from hf_perturb.embedding.fasta import Findings, Record, clean, read_records, spool_stdin
+from hf_perturb.embedding.fasta import Findings, Record, clean, file_of, read_records
 from hf_perturb.errors import FastaError
 
 
@@ -256,12 +256,13 @@ def test_without_dnaio(tmp_path, monkeypatch):
         list(read_records(tmp_path / "a.fasta"))
 
 
-def test_standard_input_is_spooled(tmp_path, monkeypatch):
+def test_standard_input_is_spooled(monkeypatch):
     content = gzip.compress(b">a\nMK\n")
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
-    spool_stdin(tmp_path / "spooled")
-    assert (tmp_path / "spooled").read_bytes() == content
-    assert list(read_records(tmp_path / "spooled")) == [Record(0, "a", "MK")]
+    with file_of("-") as spooled:
+        assert spooled.read_bytes() == content
+        assert list(read_records(spooled)) == [Record(0, "a", "MK")]
+    assert not spooled.exists()
 
 
 @pytest.mark.parametrize(
@@ -269,6 +270,7 @@ def test_standard_input_is_spooled(tmp_path, monkeypatch):
 )
 def test_a_terminal_is_not_waited_for(tmp_path, monkeypatch, stdin):
     monkeypatch.setattr(sys, "stdin", stdin)
-    with pytest.raises(FastaError, match="pipe a FASTA in, or name a file"):
-        spool_stdin(tmp_path / "spooled")
-    assert not (tmp_path / "spooled").exists()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(FastaError, match="pipe a FASTA in, or name a file"), file_of("-"):
+        pass
+    assert os.listdir(tmp_path) == []

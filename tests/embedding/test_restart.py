@@ -175,13 +175,13 @@ def test_a_terminal_is_no_fasta(places, tmp_path):
 
 @pytest.mark.parametrize("instead", ["", "C"])
 def test_a_fasta_that_changes_meanwhile_is_told(places, begun, monkeypatch, instead):
-    look = survey._Look.sizes
+    read = survey.read_records
 
-    def changed(self, path):
-        yield from look(self, path)
+    def changed(path, *findings):
+        yield from read(path, *findings)
         path.write_text(path.read_text().replace("A", instead, 1))
 
-    monkeypatch.setattr(survey._Look, "sizes", changed)
+    monkeypatch.setattr(survey, "read_records", changed)
     with pytest.raises(FastaError, match="changed while it was read"):
         hf_perturb.embed(places / "carp", begun / "a.fasta", begun / "new")
 
