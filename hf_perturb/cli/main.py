@@ -93,11 +93,9 @@ def run_convert(options: argparse.Namespace) -> None:
     if options.to is not None:
         for given in ("dtype", "force"):
             if getattr(options, given):
-                raise UsageError(f"argument --{given.replace('_', '-')}: not with --to")
-        nonfinite = options.allow_nonfinite
-        files = hf_perturb.export_checkpoint(
-            options.source, options.out, options.to, allow_nonfinite=nonfinite, on_note=_note
-        )
+                raise UsageError(f"argument --{given}: not with --to")
+        places, nonfinite = (options.source, options.out), options.allow_nonfinite
+        files = hf_perturb.export_checkpoint(*places, options.to, allow_nonfinite=nonfinite, on_note=_note)
         output.print_json({"files": list(map(str, files))}) if options.json else print("\n".join(map(str, files)))
         return
     done = hf_perturb.convert_checkpoint(
@@ -117,23 +115,19 @@ def run_convert(options: argparse.Namespace) -> None:
 
 def run_create(options: argparse.Namespace) -> None:
     """Build a variant, or a matrix of them."""
-    shared = {"force": options.force, "jobs": options.jobs}
-    if not options.method:
-        _refuse_without_method(options, "BASE is a recipe")
-        with output.progress_bar() as progress:
+    out = Path(options.out)
+    with output.progress_bar() as progress:
+        shared = {"force": options.force, "jobs": options.jobs, "progress": progress}
+        if options.method:
+            asked = _asked(options, options.base)
+            wanted: dict[Any, Any] = {out: asked[0]} if len(asked) == 1 and not options.cascade else folders(out, asked)
+            records = hf_perturb.create_variants(options.base, wanted, recipe=options.recipe, **shared)
+        else:
+            _refuse_without_method(options, "BASE is a recipe")
             try:
-                record = hf_perturb.create_variant(options.base, options.out, progress=progress, **shared)
+                records = {out: hf_perturb.create_variant(options.base, out, **shared)}
             except hf_perturb.PerturbationError as error:
                 raise UsageError(str(error)) from error
-        records = {Path(options.out): record}
-    else:
-        asked = _asked(options, options.base)
-        out = Path(options.out)
-        wanted: dict[Any, Any] = {out: asked[0]} if len(asked) == 1 and not options.cascade else folders(out, asked)
-        with output.progress_bar() as progress:
-            records = hf_perturb.create_variants(
-                options.base, wanted, recipe=options.recipe, progress=progress, **shared
-            )
     if options.json:
         rows = [{"path": str(path), "perturbation": record.to_dict()} for path, record in records.items()]
         output.print_json(rows[0] if len(rows) == 1 else rows)

@@ -61,10 +61,7 @@ def units_of(records: Sequence[Record], choices: Choices) -> list[Unit]:
 def batches(units: Sequence[Unit], tokens: int, special: int) -> Iterator[list[Unit]]:
     """Put units of like length together, the longest first, so that a device that is too small says so at once.
 
-    Args:
-        units: of a shard.
-        tokens: most tokens of a batch, padding included; a unit that has more is a batch by itself.
-        special: tokens of a row that are no residues.
+    A batch has at most so many tokens, padding and the special ones of each row included, or is one unit by itself.
     """
     batch: list[Unit] = []
     rows = width = 0

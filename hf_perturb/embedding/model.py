@@ -28,25 +28,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Embedder:
-    """A network that embeds: one that is to be loaded, and perturbed then, or a model that is at hand.
-
-    Args:
-        name: how it is called.
-        source: what it is loaded from, or the model itself.
-        network: what it is.
-        record: what was done to its weights.
-        published_as: name of the published checkpoint that they are, where that is known.
-        dtype: the type that they are in.
-        perturbation: what is done to the weights once they are loaded.
-    """
+    """A network that embeds: one that is to be loaded, and perturbed then, or a model that is at hand."""
 
     name: str
     source: Checkpoint | PerturbablePreTrainedModel
     network: Network
-    record: Perturbation | None
+    record: Perturbation | None  # what was done to the weights
     published_as: str | None
-    dtype: torch.dtype
-    perturbation: Perturbation | None = None
+    dtype: torch.dtype  # of the weights
+    perturbation: Perturbation | None = None  # what is done to them once they are loaded
 
     def perturbed(self, perturbation: Perturbation | None) -> Embedder:
         """Return the same network, to be perturbed when it is loaded.

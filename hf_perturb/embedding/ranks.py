@@ -35,13 +35,9 @@ class SaidElsewhereError(EmbeddingsError):
 
 
 class Ranks:
-    """The processes of a run; by default this one by itself.
+    """The processes of a run, which talk through `group`, in words and no tensors; by default this one by itself.
 
-    Args:
-        rank: the number of this one.
-        size: how many there are.
-        device: that of this process, `None` to choose freely.
-        group: through which they talk; they have words to exchange, and no tensors.
+    `rank` is the number of this one, and `device` its own, `None` to choose freely.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, device: str | None = None, group: ProcessGroup | None = None):

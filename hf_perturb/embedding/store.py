@@ -18,7 +18,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from hf_perturb.embedding.manifest import EMBEDDED, MANIFEST, Manifest, Schema, Shard, read_manifest
+from hf_perturb.embedding.manifest import EMBEDDED, MANIFEST, Manifest, Schema, Shard, canonical, read_manifest
 from hf_perturb.errors import CheckpointError, EmbeddingsError, FolderExistsError, FolderLockedError
 from hf_perturb.storage.scratch import folders_made, lock, sync
 
@@ -135,7 +135,8 @@ def open_store(
         EmbeddingsError: if the folder is of other inputs, or damaged, or cannot be written.
     """
     arrow()
-    wanted = Manifest(dict(inputs), dict(described), schema, tuple(shards))
+    # in one order, however they were put together
+    wanted = Manifest(json.loads(canonical(dict(inputs))), dict(described), schema, tuple(shards))
     if (out / MANIFEST).exists():
         found = read_manifest(out)
         if said := found.differences(wanted):

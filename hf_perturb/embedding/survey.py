@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 from hf_perturb.embedding.fasta import Findings, Record, read_records, stamp_of
@@ -20,21 +21,13 @@ LEAST_RESIDUES = 16_384
 
 @dataclass(frozen=True, slots=True)
 class ShardLimits:
-    """What a shard holds at most, and so what is in memory; a single record that is larger is a shard by itself.
-
-    Args:
-        records: most records.
-        residues: most residues.
-        bytes: most bytes of output.
-        record_bytes: bytes of output that each record costs.
-        residue_bytes: bytes of output that each of its residues costs besides.
-    """
+    """What a shard holds at most, and so what is in memory; a single record that is larger is a shard by itself."""
 
     records: int = 65_536
     residues: int = 262_144
-    bytes: int = 128 * 2**20
-    record_bytes: int = 0
-    residue_bytes: int = 0
+    bytes: int = 128 * 2**20  # of output
+    record_bytes: int = 0  # of output that each record costs
+    residue_bytes: int = 0  # of output that each of its residues costs besides
 
     def in_force(self, total: int) -> ShardLimits:
         """Return the limits for a FASTA of `total` residues: residues are clamp(total / 128, 16384, as they were)."""
@@ -85,25 +78,17 @@ def survey(path: Path, limits: ShardLimits) -> Survey:
 def iterate_shards(
     path: Path, shards: Sequence[Shard], stamp: tuple[int, int] | None = None
 ) -> Iterator[tuple[Shard, list[Record]]]:
-    """Read the records of some shards, one shard after another, in one pass that ends with the last of them.
-
-    Args:
-        path: the FASTA that was surveyed.
-        shards: ascending; those between them are skipped.
-        stamp: what `stamp_of` said when it was surveyed.
+    """Read the records of some shards, in ascending order, in one pass that ends with the last of them.
 
     Raises:
-        FastaError: as `read_records` does; if the file is not the one that was surveyed any more.
+        FastaError: as `read_records` does; if the file is not the one that was surveyed any more, or has another stamp.
     """
+    read = 0
     with closing(read_records(path)) as records:
         for shard in shards:
-            end = shard.first + shard.records
-            held = []
-            for record in records:
-                if record.index >= shard.first:
-                    held.append(record)
-                if record.index + 1 >= end:
-                    break
+            skipped = shard.first - read
+            held = list(islice(records, skipped, skipped + shard.records))
+            read = shard.first + shard.records
             residues = sum(len(record.sequence) for record in held)
             if (len(held), residues) != (shard.records, shard.residues):
                 raise FastaError(
@@ -120,12 +105,11 @@ def _join(parts: Iterable[tuple[int, int]], limits: ShardLimits) -> Iterator[tup
     """Join neighbours, each (records, residues), for as long as the limits allow."""
     records = residues = 0
     for part_records, part_residues in parts:
-        most, all_residues = records + part_records, residues + part_residues
-        size = most * limits.record_bytes + all_residues * limits.residue_bytes
-        if records and (most > limits.records or all_residues > limits.residues or size > limits.bytes):
+        more_records, more_residues = records + part_records, residues + part_residues
+        size = more_records * limits.record_bytes + more_residues * limits.residue_bytes
+        if records and (more_records > limits.records or more_residues > limits.residues or size > limits.bytes):
             yield records, residues
-            records = residues = 0
-        records += part_records
-        residues += part_residues
+            more_records, more_residues = part_records, part_residues
+        records, residues = more_records, more_residues
     if records:
         yield records, residues
