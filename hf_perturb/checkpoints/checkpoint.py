@@ -15,8 +15,8 @@ from hf_perturb.checkpoints.origins import read_original
 from hf_perturb.checkpoints.origins.stock_esm import STOCK_CLASSES, config_from_stock, is_stock, tensors_from_stock
 from hf_perturb.checkpoints.request import Record
 from hf_perturb.checkpoints.shapes import AUTO_CLASSES, PREFIXES, Shape, is_parameter, listed
-from hf_perturb.checkpoints.source import Place, located, weight_names
-from hf_perturb.checkpoints.tensors import FLOATS, Tensor, elements_of, read_tensors, same_values
+from hf_perturb.checkpoints.source import Place, located
+from hf_perturb.checkpoints.tensors import FLOATS, Region, Tensor, elements_of, read_tensors, same_values
 from hf_perturb.errors import CheckpointError, StackedPerturbationError
 from hf_perturb.perturbation.digest import DTYPES, digest_of_lines, dtype_code
 from hf_perturb.perturbation.parallel import for_each
@@ -71,6 +71,8 @@ class Checkpoint:
         variant: str | None = None,
         use_safetensors: bool | None = None,
         weights: bool = True,
+        location: str | None = None,
+        family: str | None = None,
     ) -> Checkpoint:
         """Open a checkpoint of any kind: read its configuration and the headers of its files, once.
 
@@ -82,12 +84,15 @@ class Checkpoint:
             variant: Transformers' `variant=`.
             use_safetensors: Transformers' `use_safetensors=`.
             weights: false to read the configuration alone.
+            location: the folder or Hub id, if it is not what `source` stands for.
+            family: of one whose configuration names none.
 
         Raises:
             CheckpointError: if it is missing, damaged, or keeps changing while it is read.
         """
         name = str(source)
-        if (file := Path(located(name))).is_file():
+        location = located(name) if location is None else location
+        if (file := Path(location)).is_file():
             return _open_original(file)
         if name in CATALOG and not Path(name).exists():
             raise CheckpointError(
@@ -96,9 +101,9 @@ class Checkpoint:
             )
         asked = {**(hub or {}), **({} if revision is None else {"revision": revision})}
         for _ in range(_LOOKS):
-            place = Place(name, asked)
+            place = Place(name, location, asked, variant, use_safetensors)
             try:
-                opened = _read(place, weights, variant, use_safetensors)
+                opened = _read(place, weights, family)
             except CheckpointError:
                 if place.is_as_found():
                     raise
@@ -113,6 +118,11 @@ class Checkpoint:
     def shapes(self) -> dict[str, Shape]:
         """The shape of every tensor that is stored."""
         return {name: tensor.shape for name, tensor in self.tensors.items()}
+
+    @property
+    def location(self) -> str:
+        """The folder or Hub id that it was opened at."""
+        return self.name if self.place is None else self.place.location
 
     @property
     def is_local(self) -> bool:
@@ -166,6 +176,11 @@ class Checkpoint:
     def is_current(self) -> bool:
         """Whether its files are still the ones that were opened."""
         return self.place is None or self.place.is_as_found()
+
+    def is_intact(self) -> bool:
+        """Whether nobody has written into the files that were opened; others may have taken their names."""
+        sources = [tensor.source for tensor in self.tensors.values()]
+        return all(file.is_intact() for file in {source.file for source in sources if isinstance(source, Region)})
 
     def dtypes(self, asked: str | None = None) -> dict[str, str]:
         """Return the type of every tensor, as stored, as its package has it, or as asked for (`F32`)."""
@@ -227,7 +242,7 @@ class Checkpoint:
         return self
 
     def _drop_tied(self, name: str, source: str) -> None:
-        tied = self.tensors.pop(name, None)
+        tied = self.tensors.pop(name, None) if name in self.network.shapes else None
         if tied is not None and source in self.tensors and not same_values(tied, self.tensors[source]):
             raise CheckpointError(
                 f"{self.name}: {name} and {source} differ, and this network has one tensor for both; one with a head of"
@@ -293,9 +308,11 @@ def _open_original(file: Path) -> Checkpoint:
     return Checkpoint(found.name, origin, found.network, found.tensors, **more)
 
 
-def _read(place: Place, weights: bool, variant: str | None, use_safetensors: bool | None) -> Checkpoint:
+def _read(place: Place, weights: bool, family: str | None) -> Checkpoint:
     """Read a folder or a repository, whatever becomes of its files meanwhile."""
     stored, place = place.configuration()
+    if family is not None:
+        stored = {"model_type": family, **stored}
     stock, name = is_stock(stored), place.name
     architecture, unusable = _class_of(stored, stock, name)
     try:
@@ -310,7 +327,7 @@ def _read(place: Place, weights: bool, variant: str | None, use_safetensors: boo
     network = Network.read(ours, architecture, name) if architecture else None
     tensors: dict[str, Tensor] = {}
     headers: dict[str, dict[str, str] | None] = {}
-    for file in (files := place.weights(variant, use_safetensors) if weights else []):
+    for file in (files := place.weights() if weights else []):
         found, metadata = read_tensors(file)
         tensors.update(found)
         if file.suffix == ".safetensors":
@@ -318,10 +335,8 @@ def _read(place: Place, weights: bool, variant: str | None, use_safetensors: boo
     is_recipe = weights and not files
     if not files and network is None:
         raise CheckpointError(f"{name!r}: {unusable}")
-    if is_recipe and (record is None or variant is not None):
-        raise CheckpointError(
-            f"{name!r} has no weights; looked for {', '.join(weight_names(variant, use_safetensors))}"
-        )
+    if is_recipe and (record is None or place.variant is not None):
+        raise CheckpointError(f"{name!r} has no weights; looked for {', '.join(place.weight_names)}")
     if stock and network is not None:
         tensors, network = tensors_from_stock(tensors, network)
     origin = "transformers" if stock else "hf_perturb"

@@ -104,8 +104,14 @@ class Recipe:
 
 
 def other_sizes(variant: Checkpoint, base: Checkpoint) -> list[str]:
-    """Say what a variant's configuration has otherwise than its base's, but for what a variant says of itself."""
-    ours, theirs = ({**checkpoint.stored, **checkpoint.network.to_dict()} for checkpoint in (variant, base))
-    keys = sorted((ours.keys() | theirs.keys()) - _OWN)
-    differs = [key for key in keys if ours.get(key) != theirs.get(key)]
-    return [f"config.json: {key} is {ours.get(key)!r}, the base has {theirs.get(key)!r}" for key in differs]
+    """Say what a variant's configuration has otherwise than its base's, but for what a variant says of itself.
+
+    What only one of them states says nothing: the other leaves it at what everyone takes for granted.
+    """
+    ours, theirs = (_said(checkpoint) for checkpoint in (variant, base))
+    differs = [key for key in sorted((ours.keys() & theirs.keys()) - _OWN) if ours[key] != theirs[key]]
+    return [f"config.json: {key} is {ours[key]!r}, the base has {theirs[key]!r}" for key in differs]
+
+
+def _said(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {**checkpoint.stored, **checkpoint.network.to_dict(), "num_labels": checkpoint.network.labels}

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from huggingface_hub import _CACHED_NO_EXIST, constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
+    GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
@@ -48,19 +49,26 @@ class Place:
     """A folder, or a repository on the Hub.
 
     Args:
-        name: as it was given; a folder, a Hub id, or `demo`.
+        name: as it was given.
+        location: the folder or Hub id that it stands for.
         hub: what finds a file on the Hub, some of `HUB_ARGUMENTS`.
+        variant: Transformers' `variant=`, a part of the name of a file of weights.
+        use_safetensors: Transformers' `use_safetensors=`; false for pickles alone.
         seen: the files that were found here, and what tells whether one is still the same.
     """
 
     name: str
+    location: str
     hub: Mapping[str, Any] = field(default_factory=dict)
+    variant: str | None = None
+    use_safetensors: bool | None = None
     seen: dict[Path, tuple[int, ...] | None] = field(default_factory=dict, compare=False)
 
     @property
-    def location(self) -> str:
-        """Where it is: `demo` is a folder of the package."""
-        return located(self.name)
+    def arguments(self) -> dict[str, Any]:
+        """What finds its files when Transformers looks for them."""
+        files = {"variant": self.variant, "use_safetensors": self.use_safetensors}
+        return {**self.hub, **{key: value for key, value in files.items() if value is not None}}
 
     @property
     def is_local(self) -> bool:
@@ -98,7 +106,8 @@ class Place:
             Its content, and the same place at the commit that it came from.
 
         Raises:
-            CheckpointError: if there is none, or it is no JSON object.
+            UndescribedError: if it is known that there is none.
+            CheckpointError: if it cannot be fetched, or is no JSON object.
         """
         _refuse_what_is_no_place(self.name, self.location)
         absent = "no config.json in it" if self.is_local else "no such file or folder, and not to be had from the Hub"
@@ -107,21 +116,26 @@ class Place:
         except CheckpointError as error:
             raise CheckpointError(f"{self.name!r}: {absent}; {_KINDS} ({error})") from error
         if path is None:
-            raise CheckpointError(f"{self.name!r}: {absent}; {_KINDS}")
+            raise UndescribedError(f"{self.name!r}: {absent}; {_KINDS}", self)
         found = None if self.is_local else _COMMIT.search(path.as_posix())
         return read_json(path), replace(self, hub={**self.hub, "revision": found[1]}) if found else self
 
-    def weights(self, variant: str | None = None, use_safetensors: bool | None = None) -> list[Path]:
-        """Return the files with the weights of a Transformers checkpoint; none where there are none.
+    @property
+    def weight_names(self) -> list[str]:
+        """The names that weights may go by, in the order that they are looked for."""
+        safe, variant = self.use_safetensors, self.variant
+        files = [file for file in _WEIGHTS if safe is None or safe == ("safetensors" in file)]
+        if variant is None:
+            return files
+        return [f"{stem}.{variant}.{rest}" for stem, _, rest in (file.rpartition(".") for file in files)]
 
-        Args:
-            variant: Transformers' `variant=`, a part of the name.
-            use_safetensors: Transformers' `use_safetensors=`; false for pickles alone.
+    def weights(self) -> list[Path]:
+        """Return the files with the weights of a Transformers checkpoint; none where there are none.
 
         Raises:
             CheckpointError: if an index names a file that is not beside it.
         """
-        for file in weight_names(variant, use_safetensors):
+        for file in self.weight_names:
             if (path := self.find(file)) is None:
                 continue
             if ".index." not in file:
@@ -133,8 +147,21 @@ class Place:
         return []
 
 
+class UndescribedError(CheckpointError):
+    """There is no `config.json`.
+
+    Args:
+        message: says so.
+        place: where it was looked for.
+    """
+
+    def __init__(self, message: str, place: Place):
+        super().__init__(message)
+        self.place = place
+
+
 def located(name: str) -> str:
-    """Return where a name is loaded from: `demo` is a folder of the package."""
+    """Return where a name that the tools are given is: `demo` is a folder of the package."""
     return str(demo.folder()) if name == demo.NAME else name
 
 
@@ -162,14 +189,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(stored, dict):
         raise CheckpointError(f"{path}: got a JSON {type(stored).__name__}; allowed: an object")
     return stored
-
-
-def weight_names(variant: str | None = None, use_safetensors: bool | None = None) -> list[str]:
-    """Return the names that weights may go by; see `Place.weights`."""
-    files = [file for file in _WEIGHTS if use_safetensors is None or use_safetensors == ("safetensors" in file)]
-    if variant is None:
-        return files
-    return [f"{stem}.{variant}.{rest}" for stem, _, rest in (file.rpartition(".") for file in files)]
 
 
 def shards_of(index: Path) -> list[str]:
@@ -213,6 +232,9 @@ def _fetched(name: str, file: str, hub: Mapping[str, Any]) -> Path | None:
             if known is not None:
                 return None if known is _CACHED_NO_EXIST else Path(str(known))
         return Path(retried(lambda: hf_hub_download(name, file, **given), connections=True))
+    except GatedRepoError as error:
+        ask = f"ask for access on https://huggingface.co/{name}, and give the token of that account (hf auth login)"
+        raise CheckpointError(f"{name!r} is gated; {ask}") from error
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
         reason = str(error).strip().partition("\n")[0]
         what = f"no revision {revision!r} of it" if isinstance(error, RevisionNotFoundError) else "no such repository"
@@ -223,7 +245,7 @@ def _fetched(name: str, file: str, hub: Mapping[str, Any]) -> Path | None:
             return None
         # a file that could not be asked for is not one that is known to be missing
         raise CheckpointError(f"{name!r}: {file} is not in the cache, and the Hub was not reached ({error})") from error
-    except (OSError, _TRANSPORT_ERROR) as error:
+    except (OSError, ValueError, _TRANSPORT_ERROR) as error:  # arguments that exclude each other are a ValueError
         if _known_missing(name, file, given):
             return None
         raise CheckpointError(f"{name!r}: {error}") from error

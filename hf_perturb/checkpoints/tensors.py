@@ -83,14 +83,14 @@ class OpenFile:
         """Fill a buffer from an offset on; may be called by several threads.
 
         Raises:
-            CheckpointError: if the file has become shorter.
+            CheckpointError: if somebody has written into the file since it was opened.
         """
         done = 0
         while done < len(buffer):
             read = self._read(buffer[done:], offset + done)
-            if not read:
-                raise CheckpointError(f"{self.path} became shorter while it was read")
             done += read
+            if not read or not self.is_intact():
+                raise CheckpointError(f"{self.path} was written into while it was read; try again when it is whole")
 
     def _read(self, buffer: memoryview, offset: int) -> int:
         if hasattr(os, "preadv"):
@@ -131,7 +131,7 @@ class Region:
         """Read the bytes as they pass; a chunk is good until the next one.
 
         Raises:
-            CheckpointError: if the file has become shorter.
+            CheckpointError: if somebody has written into the file since it was opened.
         """
         buffer = memoryview(bytearray(min(_CHUNK, self.size)))
         for done in range(0, self.size, _CHUNK):
@@ -143,7 +143,7 @@ class Region:
         """Read the bytes into memory, `(size,)`.
 
         Raises:
-            CheckpointError: if the file has become shorter.
+            CheckpointError: if somebody has written into the file since it was opened.
         """
         import torch
 
@@ -190,7 +190,7 @@ class Tensor:
         """Return the values; those in a file are read, so that its pages stay out of memory.
 
         Raises:
-            CheckpointError: if the file has become shorter.
+            CheckpointError: if somebody has written into the file since it was opened.
         """
         if not isinstance(self.source, Region):
             return self.source

@@ -17,7 +17,7 @@ from hf_perturb.checkpoints.origins.stock_esm import config_from_stock as config
 from hf_perturb.checkpoints.recipe import Recipe
 from hf_perturb.checkpoints.request import Record, decide
 from hf_perturb.checkpoints.shapes import PREFIXES, is_parameter
-from hf_perturb.checkpoints.source import HUB_ARGUMENTS, Place, located
+from hf_perturb.checkpoints.source import HUB_ARGUMENTS, Place, UndescribedError
 from hf_perturb.checkpoints.tensors import elements_of, mapped
 from hf_perturb.errors import CheckpointError, DigestError, ModelInputError, PerturbationError
 from hf_perturb.loading.perturb import model_of, network_of, perturb_model, quantised
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from hf_perturb.networks.perturbable import PerturbablePreTrainedModel
 
 # keywords with which other files are read than those that `Checkpoint.open` finds
-_OTHER_FILES = ("gguf_file", "transformers_weights")
+_OTHER_FILES = ("transformers_weights",)
 # keywords with which Transformers works on files
 _FROM_FILES = (
     "device_map",
@@ -63,9 +63,10 @@ def load(
         OSError: if the checkpoint is not what its configuration says.
     """
     verify = kwargs.pop("verify", False)
+    opened = None if name is None else _open(cls, name, config, kwargs)
+    if opened is not None:
+        name = opened.location
     hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
-    opened = None if name is None else _open(cls, name, hub, verify, kwargs)
-    name = name if opened is None else located(opened.name)
     if verify and (opened is None or opened.stated_digest is None):
         raise CheckpointError(
             f"verify: {str(name)!r} records no digest, so there is nothing to compare its weights with"
@@ -123,43 +124,57 @@ def _families(cls: type[PerturbablePreTrainedModel]) -> list[str]:
     return [found for parent in parents if isinstance(found := getattr(parent, "model_type", None), str) and found]
 
 
-def _open(
-    cls: type[PerturbablePreTrainedModel],
-    name: Any,
-    hub: Mapping[str, Any],
-    verify: bool,
-    kwargs: dict[str, Any],
-) -> Checkpoint | None:
-    """Open a checkpoint for a class, if it is not opened yet, and leave its commit in the keywords.
+def _open(cls: type[PerturbablePreTrainedModel], name: Any, config: Any, kwargs: dict[str, Any]) -> Checkpoint | None:
+    """Open a checkpoint for a class, and leave in the keywords where its other files are.
 
     Returns:
-        The checkpoint; `None` for an adapter alone, whose base Transformers finds.
+        The checkpoint; `None` for one that is not described: an adapter alone, whose base Transformers finds, or
+        weights for the configuration that is passed.
     """
-    if kwargs.get("state_dict") is not None:
-        raise ModelInputError(f"state_dict: got one beside the checkpoint {str(name)!r}; allowed: one of the two")
-    others = sorted(key for key in _OTHER_FILES if kwargs.get(key) is not None)
-    if others and verify:
-        raise ModelInputError(f"verify: got {others[0]} too, whose weights have no digest; allowed: one of the two")
-    which = {key: kwargs.get(key) for key in ("variant", "use_safetensors")}
+    for key in ("state_dict", "gguf_file"):
+        if kwargs.get(key) is not None:
+            raise ModelInputError(f"{key}: got one beside the checkpoint {str(name)!r}; allowed: one of the two")
     try:
-        opened = name if isinstance(name, Checkpoint) else Checkpoint.open(name, hub=hub, **which, weights=not others)
-    except CheckpointError:
-        place = Place(str(name), hub)
-        if is_peft_available() and place.find("adapter_config.json") and not place.find("config.json"):
-            return None
-        raise
+        opened = name if isinstance(name, Checkpoint) else _opened(cls, str(name), config, kwargs)
+    except UndescribedError as error:
+        described = isinstance(config, PreTrainedConfig) and error.place.weights()
+        if not described and not _is_adapter(error.place):
+            raise
+        return None
+    _refuse_other_classes(cls, opened)
+    if opened.place is not None:
+        kwargs.update(opened.place.arguments)
     kwargs.pop("force_download", None)  # that is done
-    if opened.revision is not None:
-        kwargs["revision"] = opened.revision
-    # a class that somebody derived from ours loads what ours loads
+    return opened
+
+
+def _opened(cls: type[PerturbablePreTrainedModel], name: str, config: Any, kwargs: dict[str, Any]) -> Checkpoint:
+    read_as, commit = getattr(config, "_read_as", None), getattr(config, "_commit_hash", None)
+    hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
+    if read_as is not None and read_as[0] == name and commit and not hub.get("revision"):
+        hub["revision"] = commit  # the Auto classes have looked there a moment ago
+    files: dict[str, Any] = {key: kwargs.get(key) for key in ("variant", "use_safetensors")}
+    weights = not any(kwargs.get(key) is not None for key in _OTHER_FILES)
+    return Checkpoint.open(name, hub=hub, **files, weights=weights, location=name, family=_family(cls))
+
+
+def _is_adapter(place: Place) -> bool:
+    return is_peft_available() and place.find("adapter_config.json") is not None
+
+
+def _refuse_other_classes(cls: type[PerturbablePreTrainedModel], opened: Checkpoint) -> None:
+    """Raise if a class does not load what was opened; one that somebody derived from ours loads what ours loads."""
     families, found = _families(cls), opened.stored.get("model_type")
     if opened.origin in ("fair-esm", "sequence-models"):
-        raise CheckpointError(f"{str(name)!r} is an original; make a base of it first: hf-perturb convert {name} OUT")
-    if found not in (None, *families):
         raise CheckpointError(
-            f"{str(name)!r}: model_type is {found!r}, this class loads {families[0]!r}; AutoModel finds the right class"
+            f"{opened.name!r} is an original; make a base of it first: hf-perturb convert {opened.name} OUT"
         )
-    return opened
+    if found not in families:
+        found = "esm" if opened.origin == "transformers" else found
+        raise CheckpointError(
+            f"{opened.name!r}: model_type is {found!r}, this class loads {families[0]!r}; AutoModel finds the right"
+            " class"
+        )
 
 
 def _given_config(
@@ -176,13 +191,16 @@ def _given_config(
     read_as = getattr(config, "_read_as", None)
     # the Auto classes have read the same config.json a moment ago
     if opened is not None and opened.is_local and read_as is not None and read_as[0] == opened.name:
-        _check_reading(opened, read_as[1])
+        then, now = (
+            {key: value for key, value in said.items() if not key.startswith("_")}
+            for said in ({"model_type": _family(cls), **json.loads(read_as[1])}, opened.stored)
+        )
+        if then != now:
+            raise CheckpointError(
+                f"config: was read from {opened.name!r} before its config.json was replaced; read it again, or leave it"
+                " out"
+            )
     return copy.deepcopy(config)
-
-
-def _check_reading(opened: Checkpoint, written: str) -> None:
-    if written != json.dumps(opened.stored, sort_keys=True):
-        raise _changed(opened)
 
 
 def _described(
@@ -197,9 +215,7 @@ def _described(
         if config is None:
             hub = {key: kwargs.pop(key) for key in HUB_ARGUMENTS if key in kwargs}
             files = {key: kwargs.pop(key) for key in ("variant", "use_safetensors", *_OTHER_FILES) if key in kwargs}
-            types: dict[str, Any] = {
-                key: kwargs.pop(key) for key in ("dtype", "torch_dtype", "quantization_config") if key in kwargs
-            }
+            types = {key: kwargs.pop(key) for key in _TYPES if key in kwargs}
             config, left = config_class.from_dict(opened.stored, return_unused_kwargs=True, **kwargs)
             kwargs = {**hub, **files, **types, **left}
     except (ValueError, StrictDataclassError) as error:
@@ -263,7 +279,7 @@ def _needs_files(opened: Checkpoint, config: Any, kwargs: Mapping[str, Any]) -> 
     if any(kwargs.get(key) is not None for key in _FROM_FILES) or getattr(config, "quantization_config", None):
         return True
     adapter = (kwargs.get("adapter_kwargs") or {}).get("_adapter_model_path")
-    return bool(adapter or (is_peft_available() and opened.place and opened.place.find("adapter_config.json")))
+    return bool(adapter or (opened.place is not None and _is_adapter(opened.place)))
 
 
 def _is_classifier(name: str) -> bool:
@@ -332,7 +348,7 @@ def _read(
         if name is not None and opened is not None and not opened.is_current():
             raise _changed(opened) from error
         raise
-    if name is not None and opened is not None and not opened.is_current():
+    if opened is not None and not (opened.is_intact() if name is None else opened.is_current()):
         raise _changed(opened)
     return loaded
 
