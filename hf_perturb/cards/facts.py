@@ -17,8 +17,7 @@ from hf_perturb.checkpoints.catalog import LICENCES, YANG_2022, published
 from hf_perturb.checkpoints.network import Network
 from hf_perturb.checkpoints.shapes import AUTO_CLASSES, PREFIXES, is_parameter
 from hf_perturb.perturbation import Perturbation, default_axis, make_plan, scope_text
-from hf_perturb.perturbation.rules import rows_of
-from hf_perturb.perturbation.selection import rule_of
+from hf_perturb.perturbation.rules import rows_of, rule_of
 
 STUDY = (
     'Li, Amini, Yue, Yang and Lu 2024, "Feature reuse and scaling: understanding transfer learning with protein'

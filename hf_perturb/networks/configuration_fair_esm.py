@@ -1,6 +1,4 @@
-# Copyright 2026 The hf_perturb authors. All rights reserved.
-#
-# Licensed under the MIT License: see the LICENSE file at the root of the repository.
+# Copyright 2026 The hf_perturb authors. MIT License: see the LICENSE file at the root of the repository.
 """ESM-1, ESM-1b and ESM-2 model configuration."""
 
 from typing import Any

@@ -1,16 +1,17 @@
-# Copyright 2026 The hf_perturb authors. All rights reserved.
-#
-# Licensed under the MIT License: see the LICENSE file at the root of the repository.
+# Copyright 2026 The hf_perturb authors. MIT License: see the LICENSE file at the root of the repository.
 """How both families run their trunk: without padding where that gives the same, and showing each layer on request."""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
+from transformers.utils.output_capturing import capture_outputs
 
+from .inputs import check_inputs, sequence_mask
 from .packing import Packing
 from .perturbable import PerturbablePreTrainedModel
 
@@ -21,19 +22,48 @@ Visit = Callable[[int, torch.Tensor], object]
 class EncoderPreTrainedModel(PerturbablePreTrainedModel):
     """A trunk that embeds tokens, and runs layers on them; subclasses say how."""
 
-    def begin(
-        self,
-        input_ids: torch.Tensor | None,
-        attention_mask: torch.Tensor | None,
-        inputs_embeds: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Check the inputs; return representation 0, `(batch, length, hidden_size)`, and what is not padding."""
+    supports_gradient_checkpointing = True
+
+    def build_trunk(self, config: Any) -> None:
+        """Register the modules up to the last representation, in the order of the original."""
+        raise TypeError(f"{type(self).__name__} has no trunk")
+
+    def embed(
+        self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, mask: torch.Tensor
+    ) -> torch.Tensor:
+        """Return representation 0 of the original, `(batch, length, hidden_size)`."""
         raise TypeError(f"{type(self).__name__} has no trunk")
 
     def packs(self, mask: torch.Tensor, **kwargs: Any) -> bool:
         """Whether the layers may run without padding, and are not slower for it; `mask` is `(batch, length)`."""
         raise TypeError(f"{type(self).__name__} has no trunk")
 
+    def stack(self) -> tuple[nn.ModuleList, nn.Module | None]:
+        """Return the layers, and the norm after the last one."""
+        raise TypeError(f"{type(self).__name__} has no trunk")
+
+    def layer_masks(
+        self, hidden_states: torch.Tensor, mask: torch.Tensor, packing: Packing | None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Return what every layer is given beside its hidden states; the arguments are those of `run_layers`."""
+        raise TypeError(f"{type(self).__name__} has no trunk")
+
+    def get_output_embeddings(self) -> None:
+        # tying is declared by `_tied_weights_keys`; a module here would be tied once more
+        return None
+
+    def begin(
+        self,
+        input_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Check the inputs; return representation 0 and which positions are not padding, `(batch, length)`."""
+        check_inputs(self.config, input_ids, attention_mask, inputs_embeds)
+        mask = sequence_mask(self.config, input_ids, attention_mask, inputs_embeds)
+        return self.embed(input_ids, inputs_embeds, mask), mask
+
+    @capture_outputs
     def run_layers(
         self,
         hidden_states: torch.Tensor,
@@ -53,7 +83,17 @@ class EncoderPreTrainedModel(PerturbablePreTrainedModel):
             depth: the layer to stop after; `None` for the last one.
             **kwargs: those of `forward`.
         """
-        raise TypeError(f"{type(self).__name__} has no trunk")
+        layers, norm = self.stack()
+        masks = self.layer_masks(hidden_states, mask, packing, **kwargs)
+        for number, layer in enumerate(layers, start=1):
+            hidden_states = layer(hidden_states, packing=packing, **masks, **kwargs)
+            if norm is not None and number == len(layers):
+                hidden_states = norm(hidden_states)
+            if visit is not None:
+                visit(number, hidden_states)
+            if number == depth:
+                break
+        return BaseModelOutput(last_hidden_state=hidden_states)
 
     def encode(
         self,

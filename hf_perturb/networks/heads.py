@@ -1,44 +1,22 @@
-# Copyright 2026 The hf_perturb authors. All rights reserved.
-#
-# Licensed under the MIT License: see the LICENSE file at the root of the repository.
-"""Downstream heads and losses, the same for every family. No rule of a perturbation touches `classifier.*`."""
+# Copyright 2026 The hf_perturb authors. MIT License: see the LICENSE file at the root of the repository.
+"""What comes after the trunk: heads and losses, the same for every family. No rule touches `classifier.*`."""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
-from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput, TokenClassifierOutput
+from transformers.loss.loss_utils import fixed_cross_entropy
+from transformers.modeling_outputs import (
+    BaseModelOutput,
+    MaskedLMOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
-from .inputs import sequence_mask
-
-
-def residue_mean(
-    config: Any,
-    hidden_states: torch.Tensor,
-    input_ids: torch.Tensor | None,
-    attention_mask: torch.Tensor | None,
-) -> torch.Tensor:
-    """Average over residues: padding and the tokens that begin and end a sequence do not count.
-
-    Args:
-        config: for the ids of the special tokens.
-        hidden_states: `(batch, length, hidden_size)`.
-        input_ids: `(batch, length)`, or `None`: then every attended position counts.
-        attention_mask: `(batch, length)` or `None`.
-
-    Returns:
-        `(batch, hidden_size)`; zeros for a sequence without residues.
-    """
-    mask = sequence_mask(config, input_ids, attention_mask, hidden_states)
-    for name in ("bos_token_id", "eos_token_id"):
-        token = getattr(config, name, None)
-        if token is not None and input_ids is not None:
-            mask = mask & (input_ids != token)
-    weights = mask.unsqueeze(-1).to(hidden_states.dtype)
-    return (hidden_states * weights).sum(1) / weights.sum(1).clamp(min=1)
+from .inputs import residue_mask
 
 
 class SequenceClassificationHead(nn.Module):
@@ -46,18 +24,14 @@ class SequenceClassificationHead(nn.Module):
 
     def __init__(self, config: Any):
         super().__init__()
-        self.config = config
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.dropout = nn.Dropout(config.classifier_dropout)
         self.out_proj = nn.Linear(config.hidden_size, config.num_labels)
 
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        input_ids: torch.Tensor | None,
-        attention_mask: torch.Tensor | None,
-    ) -> torch.Tensor:
-        pooled = self.dropout(residue_mean(self.config, hidden_states, input_ids, attention_mask))
+    def forward(self, hidden_states: torch.Tensor, residues: torch.Tensor) -> torch.Tensor:
+        """Score sequences by their residues, `(batch, length)`; the mean is zeros where there are none."""
+        weights = residues.unsqueeze(-1).to(hidden_states.dtype)
+        pooled = self.dropout((hidden_states * weights).sum(1) / weights.sum(1).clamp(min=1))
         return self.out_proj(self.dropout(torch.tanh(self.dense(pooled))))
 
 
@@ -76,19 +50,13 @@ class TokenClassificationHead(nn.Module):
 def token_loss(
     logits: torch.Tensor, labels: torch.Tensor | None, num_items_in_batch: Any = None, **kwargs: Any
 ) -> torch.Tensor | None:
-    """Cross-entropy in nats over the positions whose label is not -100.
+    """Cross-entropy in nats of `(batch, length, classes)` over the positions whose label is not -100.
 
-    Args:
-        logits: `(batch, length, classes)`.
-        labels: `(batch, length)` or `None`.
-        num_items_in_batch: labels in all accumulated batches, which `Trainer` passes; the sum is divided by it.
+    It is the mean, or the sum divided by the labels in all accumulated batches, which `Trainer` passes.
     """
     if labels is None:
         return None
-    reduction = "mean" if num_items_in_batch is None else "sum"
-    flat, target = logits.flatten(0, 1).float(), labels.to(logits.device).flatten()
-    loss = nn.functional.cross_entropy(flat, target, reduction=reduction)
-    return loss if num_items_in_batch is None else loss / num_items_in_batch
+    return fixed_cross_entropy(logits.flatten(0, 1).float(), labels.to(logits.device).flatten(), num_items_in_batch)
 
 
 def sequence_classification_loss(config: Any, logits: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor | None:
@@ -97,10 +65,10 @@ def sequence_classification_loss(config: Any, logits: torch.Tensor, labels: torc
         return None
     labels = labels.to(logits.device)
     problem = config.problem_type
-    if problem is None:
-        integer = not labels.is_floating_point()
-        problem = "single_label_classification" if integer else "multi_label_classification"
-        problem = "regression" if config.num_labels == 1 else problem
+    if problem is None and config.num_labels == 1:
+        problem = "regression"
+    elif problem is None:
+        problem = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
     if problem == "regression":
         return nn.functional.mse_loss(logits.squeeze().float(), labels.squeeze().float())
     if problem == "single_label_classification":
@@ -108,13 +76,88 @@ def sequence_classification_loss(config: Any, logits: torch.Tensor, labels: torc
     return nn.functional.binary_cross_entropy_with_logits(logits.float(), labels.float())
 
 
-class SequenceClassificationMixin:
-    """What a network with a `SequenceClassificationHead` as its `classifier` computes."""
+class ModelMixin:
+    """A network without a head; the others are made of the same parts."""
+
+    config: Any
+    build_trunk: Callable[..., None]
+    encode: Callable[..., BaseModelOutput]
+    post_init: Callable[[], None]
+
+    def __init__(self, config: Any):
+        super().__init__(config)  # type: ignore[call-arg]
+        self.build_trunk(self.config)
+        self.build_head(self.config)
+        self.post_init()
+
+    def build_head(self, config: Any) -> None:
+        """Register the modules after the last representation: here none."""
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutput:
+        r"""Compute representations.
+
+        Args:
+            input_ids: tokens, `(batch, length)`.
+            attention_mask: 1 for tokens and 0 for padding, `(batch, length)`; the padding token never counts.
+            inputs_embeds: token embeddings in place of `input_ids`, `(batch, length, width of the embedding)`.
+
+        Returns:
+            `last_hidden_state` `(batch, length, hidden_size)`; on request `hidden_states`, the representations 0 to n
+            of the original, and of an ESM `attentions` `(batch, heads, length, length)`.
+
+        Raises:
+            ValueError: if an id, a shape, a mask or a length is not one that the network can take.
+        """
+        return self.encode(input_ids, attention_mask, inputs_embeds, return_dict=True, **kwargs)
+
+
+class MaskedLMMixin(ModelMixin):
+    """A network with a language head."""
+
+    _keys_to_ignore_on_load_unexpected: Any = None
+    predict_tokens: Callable[..., torch.Tensor]
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MaskedLMOutput:
+        r"""Predict tokens; the other arguments are those of the `forward` of the family's class without a head.
+
+        Args:
+            labels: true tokens, `(batch, length)`; positions with -100 do not count in the loss.
+
+        Returns:
+            `logits` `(batch, length, vocab_size)` and, with `labels`, the mean cross-entropy in nats.
+        """
+        outputs = self.encode(input_ids, attention_mask, inputs_embeds, return_dict=True, **kwargs)
+        logits = self.predict_tokens(outputs.last_hidden_state)
+        return MaskedLMOutput(
+            loss=token_loss(logits, labels, **kwargs),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class SequenceClassificationMixin(ModelMixin):
+    """A network with a classifier or a regression on the mean over residues."""
 
     accepts_loss_kwargs = False  # the loss is a mean over the batch at hand
-    config: Any
-    classifier: nn.Module
-    encode: Callable[..., BaseModelOutput]
+
+    def build_head(self, config: Any) -> None:
+        self.classifier = SequenceClassificationHead(config)
 
     @can_return_tuple
     def forward(
@@ -134,7 +177,8 @@ class SequenceClassificationMixin:
             `logits` `(batch, num_labels)` and, with `labels`, the loss of `config.problem_type`.
         """
         outputs = self.encode(input_ids, attention_mask, inputs_embeds, return_dict=True, **kwargs)
-        logits = self.classifier(outputs.last_hidden_state, input_ids, attention_mask)
+        residues = residue_mask(self.config, input_ids, attention_mask, outputs.last_hidden_state)
+        logits = self.classifier(outputs.last_hidden_state, residues)
         return SequenceClassifierOutput(
             loss=sequence_classification_loss(self.config, logits, labels),
             logits=logits,
@@ -143,11 +187,11 @@ class SequenceClassificationMixin:
         )
 
 
-class TokenClassificationMixin:
-    """What a network with a `TokenClassificationHead` as its `classifier` computes."""
+class TokenClassificationMixin(ModelMixin):
+    """A network with a classifier on every residue."""
 
-    classifier: nn.Module
-    encode: Callable[..., BaseModelOutput]
+    def build_head(self, config: Any) -> None:
+        self.classifier = TokenClassificationHead(config)
 
     @can_return_tuple
     def forward(

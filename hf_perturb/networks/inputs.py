@@ -1,6 +1,4 @@
-# Copyright 2026 The hf_perturb authors. All rights reserved.
-#
-# Licensed under the MIT License: see the LICENSE file at the root of the repository.
+# Copyright 2026 The hf_perturb authors. MIT License: see the LICENSE file at the root of the repository.
 """What a network checks of its inputs before any kernel runs, and which positions are sequence."""
 
 from typing import Any
@@ -15,22 +13,15 @@ def check_inputs(
     input_ids: torch.Tensor | None,
     attention_mask: torch.Tensor | None,
     inputs_embeds: torch.Tensor | None,
-    embedding_size: int,
-    max_length: int | None = None,
 ) -> None:
-    """Refuse inputs that would fail deep inside a kernel, or worse, would not fail.
-
-    Args:
-        config: the model's configuration, for `vocab_size`.
-        input_ids: `(batch, length)` or `None`.
-        attention_mask: `(batch, length)` or `None`.
-        inputs_embeds: `(batch, length, embedding_size)` or `None`.
-        embedding_size: width of a token embedding.
-        max_length: most tokens that a sequence may have, special tokens included; `None` for no limit.
+    """Raise on inputs of `forward` that would fail deep inside a kernel, or worse, would not fail.
 
     Raises:
         ValueError: naming the argument, what it got, what is allowed and the remedy.
     """
+    # only CARP embeds in another width, and only ESM-1b has a limit
+    embedding_size = getattr(config, "embedding_size", config.hidden_size)
+    max_length = getattr(config, "max_tokens", None)
     if (input_ids is None) == (inputs_embeds is None):
         raise ModelInputError("give exactly one of input_ids and inputs_embeds")
     if input_ids is not None:
@@ -92,3 +83,18 @@ def sequence_mask(
     else:
         mask = torch.ones(inputs_embeds.shape[:2], dtype=torch.bool, device=inputs_embeds.device)
     return mask if attention_mask is None else mask & attention_mask.to(mask.device, torch.bool)
+
+
+def residue_mask(
+    config: Any,
+    input_ids: torch.Tensor | None,
+    attention_mask: torch.Tensor | None,
+    hidden_states: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return which positions are residues: as `sequence_mask`, without the tokens that begin and end a sequence."""
+    mask = sequence_mask(config, input_ids, attention_mask, hidden_states)
+    for name in ("bos_token_id", "eos_token_id"):
+        token = getattr(config, name, None)
+        if token is not None and input_ids is not None:
+            mask = mask & (input_ids != token)
+    return mask

@@ -1,6 +1,4 @@
-# Copyright 2026 The hf_perturb authors. All rights reserved.
-#
-# Licensed under the MIT License: see the LICENSE file at the root of the repository.
+# Copyright 2026 The hf_perturb authors. MIT License: see the LICENSE file at the root of the repository.
 """The parts of ESM-1, ESM-1b and ESM-2.
 
 Source: `esm.modules`, `esm.multihead_attention` and `esm.rotary_embedding` (fair-esm 2.0.0).
@@ -64,24 +62,18 @@ class FairEsmRotaryPositions(nn.Module):
     def forward(
         self, query: torch.Tensor, key: torch.Tensor, positions: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Turn `(batch, heads, length, width)` by its position in the batch; only differences of positions matter.
-
-        Args:
-            query: `(batch, heads, length, width)`.
-            key: the same.
-            positions: `(length,)`; `None` where they are 0, 1, 2 and so on.
-        """
+        """Turn `(batch, heads, length, width)` by `positions`, `(length,)`, or 0, 1, 2; only differences matter."""
         rates = self.inv_freq.to(torch.promote_types(self.inv_freq.dtype, torch.float32))
         if positions is None:
             positions = torch.arange(query.shape[2], device=query.device)
         angles = torch.outer(positions.to(rates.device, rates.dtype), rates).repeat(1, 2)
         cos, sin = angles.cos(), angles.sin()
-        return self._turn(query, cos, sin), self._turn(key, cos, sin)
 
-    @staticmethod
-    def _turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        first, second = x.chunk(2, dim=-1)
-        return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
+        def turn(x: torch.Tensor) -> torch.Tensor:
+            first, second = x.chunk(2, dim=-1)
+            return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
+
+        return turn(query), turn(key)
 
 
 def eager_attention_forward(
@@ -94,17 +86,10 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attend, and return the weights.
+    """Attend, and return the weights; one of Transformers' attention functions, without dropout as the originals.
 
-    Args:
-        module: the attention layer, which the interface passes.
-        query: `(batch, heads, length, head)`.
-        key: `(batch, heads, keys, head)`.
-        value: `(batch, heads, keys, head)`.
-        attention_mask: `(batch, 1, length, keys)`, bool or additive, or `None`.
-        scaling: factor of the scores.
-        dropout: unused; the originals have none.
-        **kwargs: unused.
+    Queries are `(batch, heads, length, head)`, keys and values `(batch, heads, keys, head)`, the mask is
+    `(batch, 1, length, keys)`, bool or additive, or `None`.
     """
     scores = torch.matmul(query * scaling, key.transpose(2, 3))
     if attention_mask is not None and attention_mask.dtype == torch.bool:
@@ -223,14 +208,11 @@ class FairEsmContactHead(nn.Module):
         self.regression = nn.Linear(config.num_hidden_layers * config.num_attention_heads, 1)
 
     def forward(self, attentions: torch.Tensor, residues: torch.Tensor) -> torch.Tensor:
-        """Predict contacts.
+        """Return probabilities, `(batch, length without the special tokens, the same)`.
 
         Args:
             attentions: `(batch, layers * heads, length, length)`.
-            residues: which positions are residues, not special tokens or padding, `(batch, length)`.
-
-        Returns:
-            Probabilities `(batch, length without the special tokens, the same)`.
+            residues: which positions are residues, `(batch, length)`.
         """
         residues = residues.to(attentions.dtype)
         attentions = attentions * residues[:, None, None, :] * residues[:, None, :, None]

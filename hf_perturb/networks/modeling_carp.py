@@ -1,6 +1,4 @@
-# Copyright 2026 The hf_perturb authors. All rights reserved.
-#
-# Licensed under the MIT License: see the LICENSE file at the root of the repository.
+# Copyright 2026 The hf_perturb authors. MIT License: see the LICENSE file at the root of the repository.
 """PyTorch CARP model: a ByteNet over protein sequences, trained as a masked language model.
 
 Source of the network: `sequence_models.pretrained.CARP` and `sequence_models.convolutional` (sequence-models 1.8.0),
@@ -15,27 +13,16 @@ from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple
-from transformers.utils.output_capturing import capture_outputs
+from transformers.utils import TransformersKwargs
 
 from .configuration_carp import CarpConfig
-from .encoder import EncoderPreTrainedModel, Visit
-from .heads import (
-    SequenceClassificationHead,
-    SequenceClassificationMixin,
-    TokenClassificationHead,
-    TokenClassificationMixin,
-    token_loss,
-)
-from .inputs import check_inputs, sequence_mask
+from .encoder import EncoderPreTrainedModel
+from .heads import MaskedLMMixin, ModelMixin, SequenceClassificationMixin, TokenClassificationMixin
 from .packing import Packing, can_pack, in_one_piece
 
 # tokens whose neighbours are gathered at a time: few enough to stay in the cache
 _GATHERED = 1024
-# a checkpoint of the masked LM is a good one for every class without its head
-_LANGUAGE_HEAD = (r"^model\.decoder\.", r"^model\.last_norm\.")
 
 
 class CarpLinear(nn.Conv1d):
@@ -56,17 +43,8 @@ def packed_convolution(
 ) -> torch.Tensor:
     """Add up one product a tap and sequence, leaving out what a tap would see beyond the ends.
 
-    With proteins of some hundred residues and dilations up to 128, that is a tenth of the work.
-
-    Args:
-        x: `(tokens, channels)`.
-        weight: `(out, channels, taps)`, an odd number of taps.
-        bias: `(out,)`.
-        dilation: residues from tap to tap.
-        packing: where the sequences are.
-
-    Returns:
-        `(tokens, out)`.
+    With proteins of some hundred residues and dilations up to 128, that is a tenth of the work. `x` is
+    `(tokens, channels)`, `weight` `(out, channels, taps)` with an odd number of taps; the result is `(tokens, out)`.
     """
     taps = weight.permute(2, 1, 0).contiguous()
     middle = len(taps) // 2
@@ -107,13 +85,7 @@ class CarpConvolution(nn.Conv1d):
     def forward(  # type: ignore[override]
         self, hidden_states: torch.Tensor, padding_mask: torch.Tensor, packing: Packing | None = None
     ) -> torch.Tensor:
-        """Mix residues.
-
-        Args:
-            hidden_states: `(batch, length, channels)`, or packed, `(1, tokens, channels)`.
-            padding_mask: 1 where there is a residue, else 0, `(batch, length, 1)`.
-            packing: that of the hidden states, if they are packed.
-        """
+        """Mix residues of `(batch, length, channels)`, or packed `(1, tokens, channels)`; the mask has one channel."""
         if packing is not None:
             convolve = packed_convolution if hidden_states.dtype == torch.float32 else gathered_convolution
             mixed = convolve(hidden_states.squeeze(0), self.weight, self.bias, self.dilation[0], packing)
@@ -131,19 +103,9 @@ class CarpBlock(GradientCheckpointingLayer):
         self.activation = ACT2FN[config.hidden_act]
         self.conv = CarpConvolution(block_size, config.kernel_size, dilation)
         # the numbers are the places in the original's nn.Sequential, whose activations have no weights
-        self.sequence1 = nn.ModuleDict(
-            {
-                "0": nn.LayerNorm(hidden_size),
-                "2": pointwise(hidden_size, block_size),
-                "3": nn.LayerNorm(block_size),
-            }
-        )
-        self.sequence2 = nn.ModuleDict(
-            {
-                "0": nn.LayerNorm(block_size),
-                "2": pointwise(block_size, hidden_size),
-            }
-        )
+        down, up = pointwise(hidden_size, block_size), pointwise(block_size, hidden_size)
+        self.sequence1 = nn.ModuleDict({"0": nn.LayerNorm(hidden_size), "2": down, "3": nn.LayerNorm(block_size)})
+        self.sequence2 = nn.ModuleDict({"0": nn.LayerNorm(block_size), "2": up})
 
     def forward(
         self,
@@ -170,20 +132,13 @@ class CarpEmbedder(nn.Module):
         self.up_embedder = pointwise(config.embedding_size, config.hidden_size)
         self.layers = nn.ModuleList([CarpBlock(config, dilation) for dilation in config.dilations])
 
-    def forward(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
-        """Embed tokens; representation 0 of the original."""
-        return self.up_embedder["conv"](self.embedder(input_ids) if inputs_embeds is None else inputs_embeds)
-
 
 class CarpNetwork(nn.Module):
     """The module that the original calls `model`. Source: `sequence_models.convolutional.ByteNetLM`."""
 
-    def __init__(self, config: CarpConfig, language_head: bool):
+    def __init__(self, config: CarpConfig):
         super().__init__()
         self.embedder = CarpEmbedder(config)
-        if language_head:
-            self.decoder = pointwise(config.hidden_size, config.vocab_size)
-            self.last_norm = nn.LayerNorm(config.hidden_size)
 
 
 class CarpPreTrainedModel(EncoderPreTrainedModel):
@@ -191,10 +146,11 @@ class CarpPreTrainedModel(EncoderPreTrainedModel):
 
     config: CarpConfig
     config_class = CarpConfig
-    supports_gradient_checkpointing = True
     _no_split_modules = ["CarpBlock", "SequenceClassificationHead"]
     _can_record_outputs = {"hidden_states": CarpBlock}
-    _language_head = _LANGUAGE_HEAD
+    _language_head = [r"^model\.decoder\.", r"^model\.last_norm\."]
+    # a checkpoint of the masked LM is a good one for every class without its head
+    _keys_to_ignore_on_load_unexpected = _language_head
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -212,19 +168,14 @@ class CarpPreTrainedModel(EncoderPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.model.embedder.embedder
 
-    def get_output_embeddings(self) -> None:
-        # the decoder is never tied to the embedding: they differ in width
-        return None
+    def build_trunk(self, config: CarpConfig) -> None:
+        self.model = CarpNetwork(config)
 
-    def begin(
-        self,
-        input_ids: torch.Tensor | None,
-        attention_mask: torch.Tensor | None,
-        inputs_embeds: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        check_inputs(self.config, input_ids, attention_mask, inputs_embeds, self.config.embedding_size)
-        mask = sequence_mask(self.config, input_ids, attention_mask, inputs_embeds)
-        return self.model.embedder(input_ids, inputs_embeds), mask
+    def embed(
+        self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, mask: torch.Tensor
+    ) -> torch.Tensor:
+        embedder = self.model.embedder
+        return embedder.up_embedder["conv"](embedder.embedder(input_ids) if inputs_embeds is None else inputs_embeds)
 
     def packs(self, mask: torch.Tensor, **kwargs: Any) -> bool:
         # CODEPATH: the CPU convolves even a batch without padding faster in one row; elsewhere that is not measured.
@@ -236,118 +187,40 @@ class CarpPreTrainedModel(EncoderPreTrainedModel):
         # a gap inside a sequence keeps its place, so it cannot be taken out
         return in_one_piece(mask)
 
-    @capture_outputs
-    def run_layers(
-        self,
-        hidden_states: torch.Tensor,
-        mask: torch.Tensor,
-        packing: Packing | None = None,
-        visit: Visit | None = None,
-        depth: int | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> BaseModelOutput:
-        padding_mask = mask.unsqueeze(-1).to(hidden_states.dtype)
-        for number, layer in enumerate(self.model.embedder.layers, start=1):
-            hidden_states = layer(hidden_states, padding_mask=padding_mask, packing=packing, **kwargs)
-            if visit is not None:
-                visit(number, hidden_states)
-            if number == depth:
-                break
-        return BaseModelOutput(last_hidden_state=hidden_states)
+    def stack(self) -> tuple[nn.ModuleList, nn.Module | None]:
+        return self.model.embedder.layers, None
+
+    def layer_masks(
+        self, hidden_states: torch.Tensor, mask: torch.Tensor, packing: Packing | None, **kwargs: Any
+    ) -> dict[str, Any]:
+        return {"padding_mask": mask.unsqueeze(-1).to(hidden_states.dtype)}
 
 
-class CarpModel(CarpPreTrainedModel):
-    """CARP without a head: representations of residues."""
+class CarpModel(ModelMixin, CarpPreTrainedModel):
+    """CARP without a head: representations of residues.
 
-    _keys_to_ignore_on_load_unexpected = list(_LANGUAGE_HEAD)
-
-    def __init__(self, config: CarpConfig):
-        super().__init__(config)
-        self.model = CarpNetwork(self.config, language_head=False)
-        self.post_init()
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> BaseModelOutput:
-        r"""Compute representations.
-
-        Args:
-            input_ids: tokens, `(batch, length)`.
-            attention_mask: 1 for tokens and 0 for padding, `(batch, length)`. The token `-` counts as padding too,
-                as in the original.
-            inputs_embeds: token embeddings in place of `input_ids`, `(batch, length, embedding_size)`.
-
-        Returns:
-            `last_hidden_state` `(batch, length, hidden_size)`, before the language head's norm; on request
-            `hidden_states`: the embedding, then the output of every block.
-
-        Raises:
-            ValueError: if an id, a shape or a mask is not one that the network can take.
-        """
-        return self.encode(input_ids, attention_mask, inputs_embeds, return_dict=True, **kwargs)
+    The token `-` counts as padding, as in the original. The last representation is that before the language head's
+    norm.
+    """
 
 
-class CarpForMaskedLM(CarpPreTrainedModel):
+class CarpForMaskedLM(MaskedLMMixin, CarpPreTrainedModel):
     """CARP with its language head."""
 
-    def __init__(self, config: CarpConfig):
-        super().__init__(config)
-        self.model = CarpNetwork(self.config, language_head=True)
-        self.post_init()
+    def build_head(self, config: CarpConfig) -> None:
+        self.model.decoder = pointwise(config.hidden_size, config.vocab_size)
+        self.model.last_norm = nn.LayerNorm(config.hidden_size)
 
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> MaskedLMOutput:
-        r"""Predict tokens; the arguments are those of `CarpModel.forward`.
-
-        Args:
-            labels: true tokens, `(batch, length)`; positions with -100 do not count in the loss.
-
-        Returns:
-            `logits` `(batch, length, vocab_size)` and, with `labels`, the mean cross-entropy in nats.
-        """
-        outputs = self.encode(input_ids, attention_mask, inputs_embeds, return_dict=True, **kwargs)
-        logits = self.model.decoder["conv"](self.model.last_norm(outputs.last_hidden_state))
-        return MaskedLMOutput(
-            loss=token_loss(logits, labels, **kwargs),
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-        )
+    def predict_tokens(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.model.decoder["conv"](self.model.last_norm(hidden_states))
 
 
 class CarpForSequenceClassification(SequenceClassificationMixin, CarpPreTrainedModel):
     """CARP with a classifier or a regression on the mean over residues."""
 
-    _keys_to_ignore_on_load_unexpected = list(_LANGUAGE_HEAD)
-
-    def __init__(self, config: CarpConfig):
-        super().__init__(config)
-        self.model = CarpNetwork(self.config, language_head=False)
-        self.classifier = SequenceClassificationHead(self.config)
-        self.post_init()
-
 
 class CarpForTokenClassification(TokenClassificationMixin, CarpPreTrainedModel):
     """CARP with a classifier on every residue."""
-
-    _keys_to_ignore_on_load_unexpected = list(_LANGUAGE_HEAD)
-
-    def __init__(self, config: CarpConfig):
-        super().__init__(config)
-        self.model = CarpNetwork(self.config, language_head=False)
-        self.classifier = TokenClassificationHead(self.config)
-        self.post_init()
 
 
 __all__ = [

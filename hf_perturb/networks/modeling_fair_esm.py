@@ -1,6 +1,4 @@
-# Copyright 2026 The hf_perturb authors. All rights reserved.
-#
-# Licensed under the MIT License: see the LICENSE file at the root of the repository.
+# Copyright 2026 The hf_perturb authors. MIT License: see the LICENSE file at the root of the repository.
 """PyTorch ESM-1, ESM-1b and ESM-2 models, with the names and the arithmetic of fair-esm.
 
 Source of the networks: `esm.model.esm1.ProteinBertModel`, `esm.model.esm2.ESM2`, `esm.modules` and
@@ -16,21 +14,11 @@ import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
-from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
-from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple
-from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_fair_esm import FairEsmConfig
-from .encoder import EncoderPreTrainedModel, Visit
-from .heads import (
-    SequenceClassificationHead,
-    SequenceClassificationMixin,
-    TokenClassificationHead,
-    TokenClassificationMixin,
-    token_loss,
-)
-from .inputs import check_inputs, sequence_mask
+from .encoder import EncoderPreTrainedModel
+from .heads import MaskedLMMixin, ModelMixin, SequenceClassificationMixin, TokenClassificationMixin
+from .inputs import residue_mask
 from .layers_fair_esm import (
     FairEsmAttention,
     FairEsmContactHead,
@@ -47,23 +35,21 @@ from .record import ModelInputError
 # the share of tokens that was masked in training; source: esm.model.esm1.ProteinBertModel.forward
 _MASK_RATIO_TRAIN = 0.15 * 0.8
 
-# a checkpoint of the masked LM is a good one for every class without its head
-_LANGUAGE_HEAD = (r"^lm_head\.", r"^embed_out")
-
 
 class FairEsmPreTrainedModel(EncoderPreTrainedModel):
     """Weights, initialisation and the trunk that every ESM head shares."""
 
     config: FairEsmConfig
     config_class = FairEsmConfig
-    supports_gradient_checkpointing = True
     # what reads its inputs beside its own modules' outputs, or parameters of its own beside theirs
     _no_split_modules = ["FairEsmLayer", "FairEsmLMHead", "SequenceClassificationHead"]
     _supports_sdpa = True
     _supports_attention_backend = True
     _keep_in_fp32_modules_strict = ["rot_emb"]
     _can_record_outputs = {"hidden_states": FairEsmLayer, "attentions": FairEsmAttention}
-    _language_head = _LANGUAGE_HEAD
+    _language_head = [r"^lm_head\.", r"^embed_out"]
+    # a checkpoint of the masked LM is a good one for every class without its head
+    _keys_to_ignore_on_load_unexpected = _language_head
 
     @property
     def _supports_flex_attn(self) -> bool:  # type: ignore[override]
@@ -71,7 +57,6 @@ class FairEsmPreTrainedModel(EncoderPreTrainedModel):
         return self.config.model_version != "ESM-1"
 
     def build_trunk(self, config: FairEsmConfig) -> None:
-        """Register the modules up to the last representation, in the order of the original."""
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
         self.layers = nn.ModuleList([FairEsmLayer(config) for _ in range(config.num_hidden_layers)])
         # CODEPATH: ESM-1v was published without the regression that predicts contacts.
@@ -135,10 +120,6 @@ class FairEsmPreTrainedModel(EncoderPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.embed_tokens
 
-    def get_output_embeddings(self) -> None:
-        # tying is declared by `_tied_weights_keys`; a module here would be tied once more
-        return None
-
     def document_tensors(self, rules: str = "documented") -> dict[str, torch.Tensor]:
         tensors = super().document_tensors(rules)
         # the study drew the tied head, so under its rules a model without one has its embedding drawn all the same
@@ -157,18 +138,8 @@ class FairEsmPreTrainedModel(EncoderPreTrainedModel):
             self.lm_head.weight = nn.Parameter(tied.detach().clone(), requires_grad=tied.requires_grad)
 
     def embed(
-        self,
-        input_ids: torch.Tensor | None,
-        inputs_embeds: torch.Tensor | None,
-        mask: torch.Tensor,
+        self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, mask: torch.Tensor
     ) -> torch.Tensor:
-        """Embed tokens and positions; representation 0 of the original.
-
-        Args:
-            input_ids: `(batch, length)` or `None`.
-            inputs_embeds: token embeddings, `(batch, length, hidden_size)`, or `None`.
-            mask: which positions are not padding, `(batch, length)`.
-        """
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         # below, `.to(hidden_states)` also brings together what a device map has put on several devices
@@ -190,30 +161,15 @@ class FairEsmPreTrainedModel(EncoderPreTrainedModel):
             hidden_states = hidden_states * mask.unsqueeze(-1).to(hidden_states)
         return hidden_states
 
-    def begin(
-        self,
-        input_ids: torch.Tensor | None,
-        attention_mask: torch.Tensor | None,
-        inputs_embeds: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        config = self.config
-        check_inputs(config, input_ids, attention_mask, inputs_embeds, config.hidden_size, config.max_tokens)
-        mask = sequence_mask(config, input_ids, attention_mask, inputs_embeds)
-        return self.embed(input_ids, inputs_embeds, mask), mask
-
     def packs(self, mask: torch.Tensor, **kwargs: Any) -> bool:
         return can_pack(mask, self.config, **kwargs) and not bool(mask.all())
 
-    @capture_outputs
-    def run_layers(
-        self,
-        hidden_states: torch.Tensor,
-        mask: torch.Tensor,
-        packing: Packing | None = None,
-        visit: Visit | None = None,
-        depth: int | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> BaseModelOutput:
+    def stack(self) -> tuple[nn.ModuleList, nn.Module | None]:
+        return self.layers, self.emb_layer_norm_after
+
+    def layer_masks(
+        self, hidden_states: torch.Tensor, mask: torch.Tensor, packing: Packing | None, **kwargs: Any
+    ) -> dict[str, Any]:
         config = self.config
         key_mask: Any = None
         if kwargs.get("output_attentions", config.output_attentions):
@@ -223,15 +179,7 @@ class FairEsmPreTrainedModel(EncoderPreTrainedModel):
         # CODEPATH: every query of ESM-1 sees the extra key, that of `bias_k`.
         if key_mask is not None and config.model_version == "ESM-1":
             key_mask = nn.functional.pad(key_mask, (0, 1), value=key_mask.dtype == torch.bool)
-        for number, layer in enumerate(self.layers, start=1):
-            hidden_states = layer(hidden_states, attention_mask=key_mask, padding_mask=mask, packing=packing, **kwargs)
-            if number == len(self.layers) and self.emb_layer_norm_after is not None:
-                hidden_states = self.emb_layer_norm_after(hidden_states)
-            if visit is not None:
-                visit(number, hidden_states)
-            if number == depth:
-                break
-        return BaseModelOutput(last_hidden_state=hidden_states)
+        return {"attention_mask": key_mask, "padding_mask": mask}
 
     def predict_contacts(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Predict which residues touch.
@@ -254,121 +202,43 @@ class FairEsmPreTrainedModel(EncoderPreTrainedModel):
                 " original again with its -contact-regression.pt beside it"
             )
         attentions = self.encode(input_ids, attention_mask, output_attentions=True, return_dict=True).attentions
-        residues = sequence_mask(self.config, input_ids, attention_mask, None)
-        for token in (self.config.bos_token_id, self.config.eos_token_id):
-            if token is not None:
-                residues = residues & (input_ids != token)
+        residues = residue_mask(self.config, input_ids, attention_mask)
         return self.contact_head(torch.cat([each.to(residues.device) for each in attentions], dim=1), residues)
 
 
-class FairEsmModel(FairEsmPreTrainedModel):
-    """ESM without a head: representations of residues, and contacts."""
-
-    _keys_to_ignore_on_load_unexpected = list(_LANGUAGE_HEAD)
-
-    def __init__(self, config: FairEsmConfig):
-        super().__init__(config)
-        self.build_trunk(self.config)
-        self.post_init()
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> BaseModelOutput:
-        r"""Compute representations.
-
-        Args:
-            input_ids: tokens, `(batch, length)`.
-            attention_mask: 1 for tokens and 0 for padding, `(batch, length)`; the padding token never counts.
-            inputs_embeds: token embeddings in place of `input_ids`, `(batch, length, hidden_size)`.
-
-        Returns:
-            `last_hidden_state` `(batch, length, hidden_size)`; on request `hidden_states`, the representations 0 to n
-            of the original (the last one normed, but for ESM-1), and `attentions` `(batch, heads, length, length)`.
-
-        Raises:
-            ValueError: if an id, a shape, a mask or a length is not one that the network can take.
-        """
-        return self.encode(input_ids, attention_mask, inputs_embeds, return_dict=True, **kwargs)
+class FairEsmModel(ModelMixin, FairEsmPreTrainedModel):
+    """ESM without a head: representations of residues, and contacts. The last one is normed, but for ESM-1."""
 
 
-class FairEsmForMaskedLM(FairEsmPreTrainedModel):
+class FairEsmForMaskedLM(MaskedLMMixin, FairEsmPreTrainedModel):
     """ESM with its language head."""
 
     _tied_weights_keys = {"lm_head.weight": "embed_tokens.weight"}
 
-    def __init__(self, config: FairEsmConfig):
-        super().__init__(config)
-        self.build_trunk(self.config)
+    def build_head(self, config: FairEsmConfig) -> None:
         self.embed_out = self.embed_out_bias = None
         # CODEPATH: ESM-1 projects with a matrix of its own, the others with a head on the tied embedding.
-        if config.model_version == "ESM-1":
-            self.embed_out = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
-            # CODEPATH: every released ESM-1 has the bias; the original class can go without.
-            if config.final_bias:
-                self.embed_out_bias = nn.Parameter(torch.empty(config.vocab_size))
-        else:
-            self.lm_head = FairEsmLMHead(self.config)
-        self.post_init()
+        if config.model_version != "ESM-1":
+            self.lm_head = FairEsmLMHead(config)
+            return
+        self.embed_out = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
+        # CODEPATH: every released ESM-1 has the bias; the original class can go without.
+        if config.final_bias:
+            self.embed_out_bias = nn.Parameter(torch.empty(config.vocab_size))
 
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> MaskedLMOutput:
-        r"""Predict tokens; the arguments are those of `FairEsmModel.forward`.
-
-        Args:
-            labels: true tokens, `(batch, length)`; positions with -100 do not count in the loss.
-
-        Returns:
-            `logits` `(batch, length, vocab_size)` and, with `labels`, the mean cross-entropy in nats.
-        """
-        outputs = self.encode(input_ids, attention_mask, inputs_embeds, return_dict=True, **kwargs)
-        if self.embed_out is not None:
-            # these parameters are not in a module that a device map could bring the hidden states to
-            last = outputs.last_hidden_state.to(self.embed_out.device)
-            logits = nn.functional.linear(last, self.embed_out, self.embed_out_bias)
-        else:
-            logits = self.lm_head(outputs.last_hidden_state)
-        return MaskedLMOutput(
-            loss=token_loss(logits, labels, **kwargs),
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+    def predict_tokens(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if self.embed_out is None:
+            return self.lm_head(hidden_states)
+        # these parameters are not in a module that a device map could bring the hidden states to
+        return nn.functional.linear(hidden_states.to(self.embed_out.device), self.embed_out, self.embed_out_bias)
 
 
 class FairEsmForSequenceClassification(SequenceClassificationMixin, FairEsmPreTrainedModel):
     """ESM with a classifier or a regression on the mean over residues."""
 
-    _keys_to_ignore_on_load_unexpected = list(_LANGUAGE_HEAD)
-
-    def __init__(self, config: FairEsmConfig):
-        super().__init__(config)
-        self.build_trunk(self.config)
-        self.classifier = SequenceClassificationHead(self.config)
-        self.post_init()
-
 
 class FairEsmForTokenClassification(TokenClassificationMixin, FairEsmPreTrainedModel):
     """ESM with a classifier on every residue."""
-
-    _keys_to_ignore_on_load_unexpected = list(_LANGUAGE_HEAD)
-
-    def __init__(self, config: FairEsmConfig):
-        super().__init__(config)
-        self.build_trunk(self.config)
-        self.classifier = TokenClassificationHead(self.config)
-        self.post_init()
 
 
 __all__ = [

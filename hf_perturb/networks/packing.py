@@ -1,10 +1,8 @@
-# Copyright 2026 The hf_perturb authors. All rights reserved.
-#
-# Licensed under the MIT License: see the LICENSE file at the root of the repository.
+# Copyright 2026 The hf_perturb authors. MIT License: see the LICENSE file at the root of the repository.
 """Batches without padding: the tokens of all sequences in one row, so that no layer works on what is not there."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
 from typing import Any
@@ -25,6 +23,9 @@ class Packing:
     mask: torch.Tensor
     places: torch.Tensor
     lengths: tuple[int, ...]
+    # what is worked out once for all layers
+    _neighbours: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict, init=False, repr=False)
+    _elsewhere: dict[torch.device, "Packing"] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def of(cls, mask: torch.Tensor) -> "Packing":
@@ -46,7 +47,6 @@ class Packing:
         places = self.places.to(device, **kwargs)
         if places is self.places:
             return self
-        # the layers of one device share what is worked out there
         if places.device not in self._elsewhere:
             self._elsewhere[places.device] = replace(self, mask=self.mask.to(device, **kwargs), places=places)
         return self._elsewhere[places.device]
@@ -78,23 +78,9 @@ class Packing:
             self._neighbours[taps, dilation] = seen.to(self.places.device)
         return self._neighbours[taps, dilation]
 
-    @cached_property
-    def _neighbours(self) -> dict[tuple[int, int], torch.Tensor]:
-        return {}
-
-    @cached_property
-    def _elsewhere(self) -> dict[torch.device, "Packing"]:
-        return {}
-
 
 def can_pack(mask: torch.Tensor, config: Any, **kwargs: Any) -> bool:
-    """Whether a batch may be run without its padding, with the same results.
-
-    Args:
-        mask: which positions are not padding, `(batch, length)`.
-        config: the model's, for what it returns.
-        **kwargs: those of `forward`.
-    """
+    """Whether a batch with this mask, `(batch, length)`, gives the same without its padding; `kwargs` of `forward`."""
     # a graph that is traced or exported must hold for other batches, and nothing of it has values
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or mask.is_meta:  # type: ignore[attr-defined]
         return False
@@ -125,19 +111,10 @@ def packed_attention(
     interface: Callable[..., Any],
     scaling: float,
 ) -> torch.Tensor:
-    """Attend within each sequence.
+    """Attend within each sequence, by one of Transformers' attention functions; returns `(1, tokens, heads, head)`.
 
-    Args:
-        module: the attention layer, which the interface wants.
-        query: `(1, heads, tokens, head)`.
-        key: the same, or with one more key at the end of each sequence, `(1, heads, tokens + batch, head)`.
-        value: as `key`.
-        packing: where the sequences are.
-        interface: one of Transformers' attention functions.
-        scaling: factor of the scores.
-
-    Returns:
-        `(1, tokens, heads, head)`.
+    Queries are `(1, heads, tokens, head)`; keys and values the same, or with one more at the end of each sequence,
+    `(1, heads, tokens + batch, head)`.
     """
     extra = key.shape[2] != query.shape[2]
     config: Any = module.config

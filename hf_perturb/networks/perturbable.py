@@ -1,6 +1,4 @@
-# Copyright 2026 The hf_perturb authors. All rights reserved.
-#
-# Licensed under the MIT License: see the LICENSE file at the root of the repository.
+# Copyright 2026 The hf_perturb authors. MIT License: see the LICENSE file at the root of the repository.
 """What makes a Transformers model perturbable: `perturb()`, `post_init` and `from_pretrained(perturbation=...)`."""
 
 import copy
@@ -26,7 +24,7 @@ class PerturbablePreTrainedModel(PreTrainedModel):
 
     config_class: type[PreTrainedConfig]
 
-    _language_head: tuple[str, ...] = ()  # patterns of its tensors' names, which a checkpoint of the trunk lacks
+    _language_head: list[str] = []  # patterns of its tensors' names, which a checkpoint of the trunk lacks
 
     _applied = False  # whether this object's weights were perturbed by it
     _pending = False  # whether the config asks for what could not be done yet, on the meta device
@@ -57,7 +55,7 @@ class PerturbablePreTrainedModel(PreTrainedModel):
             reading.reset(token)
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
-        """Refuse: the alphabet is part of the network.
+        """Raise, for the alphabet is part of the network.
 
         Raises:
             ValueError: always.
@@ -107,11 +105,7 @@ class PerturbablePreTrainedModel(PreTrainedModel):
         return super().save_pretrained(save_directory, *args, **kwargs)
 
     def refuse_torn(self) -> None:
-        """Raise if a perturbation of this model was cut short.
-
-        Raises:
-            ValueError: with the remedy.
-        """
+        """Raise a `ValueError` if a perturbation of this model was cut short."""
         if self._torn:
             raise PerturbationError(
                 "a perturbation of this model was cut short, so part of its weights are perturbed; load the base again"
@@ -182,11 +176,7 @@ class PerturbablePreTrainedModel(PreTrainedModel):
 
     @classmethod
     def read_weights(cls, name: Any, model_args: tuple[Any, ...], config: Any, kwargs: Mapping[str, Any]) -> Any:
-        """Load as `PreTrainedModel.from_pretrained` does, the record of the configuration being no order.
-
-        Returns:
-            The model, and what Transformers says of its tensors.
-        """
+        """Load as Transformers does, the record being no order; return the model and what is said of its tensors."""
         token = reading.set(True)
         try:
             return super().from_pretrained(name, *model_args, config=config, output_loading_info=True, **kwargs)
@@ -216,9 +206,6 @@ def refuse_incomplete(
         name: of the checkpoint.
         perturbed: what was done to the weights, or is about to be; `None` for nothing.
         may_lack: whether a tensor may be missing; a downstream head always may.
-
-    Raises:
-        OSError: naming the tensors.
     """
     what = "which this network has" if perturbed is None else f"which {perturbed} perturbs"
     mismatched = [key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]]

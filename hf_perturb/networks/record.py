@@ -1,6 +1,4 @@
-# Copyright 2026 The hf_perturb authors. All rights reserved.
-#
-# Licensed under the MIT License: see the LICENSE file at the root of the repository.
+# Copyright 2026 The hf_perturb authors. MIT License: see the LICENSE file at the root of the repository.
 """The `perturbation` field of a configuration, and the one guarded hook to the package that gives it a meaning.
 
 These files travel to the Hub beside the weights. Where hf_perturb is installed they load and perturb through
@@ -34,7 +32,6 @@ __all__ = [
     "PerturbationError",
     "UnsupportedModuleError",
     "loading",
-    "parse_perturbation",
     "require",
 ]
 
@@ -43,10 +40,7 @@ _NOT_SAID = re.compile("implementation|^transformers_weights$")
 
 
 def require(what: str) -> Any:
-    """Return `hf_perturb.loading`.
-
-    Args:
-        what: that it is needed for.
+    """Return `hf_perturb.loading`, which `what` needs.
 
     Raises:
         ImportError: if only the model files are here, as in a repository loaded with `trust_remote_code`.
@@ -57,13 +51,7 @@ def require(what: str) -> Any:
 
 
 def parse_perturbation(value: Any) -> Any:
-    """Turn what a user or a `config.json` gives into a `Perturbation`.
-
-    Args:
-        value: `None`, a `Perturbation`, its dict, or a method name as shorthand.
-
-    Returns:
-        `None` or a `Perturbation`; without `hf_perturb` installed, `None` or the dict as it is stored.
+    """Turn a perturbation, its dict or a method name into a `Perturbation`; without hf_perturb, into the stored dict.
 
     Raises:
         ValueError: if the value is not a valid perturbation.
@@ -119,11 +107,7 @@ class PerturbableConfigMixin:
 
     @classmethod
     def read_stored(cls, stored: dict[str, Any]) -> dict[str, Any]:
-        """Return the content of a `config.json` in the terms of this class.
-
-        Args:
-            stored: as it is written; where it needs no translation, the same object is returned.
-        """
+        """Return the content of a `config.json` in the terms of this class, the same object if it is in them."""
         return stored
 
     @classmethod

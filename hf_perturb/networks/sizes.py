@@ -1,6 +1,4 @@
-# Copyright 2026 The hf_perturb authors. All rights reserved.
-#
-# Licensed under the MIT License: see the LICENSE file at the root of the repository.
+# Copyright 2026 The hf_perturb authors. MIT License: see the LICENSE file at the root of the repository.
 """The sizes of the networks as plain data: fields, the originals' defaults, and which values go together.
 
 Both who runs a network and who only reads its files need them, so this file imports neither torch nor Transformers.
@@ -49,15 +47,9 @@ _VERSIONS["ESM-2"] = {**_VERSIONS["ESM-1b"], "emb_layer_norm_before": False}
 
 
 def check_size(what: str, name: str, value: Any) -> None:
-    """Raise if a size is one that no network has.
+    """Raise a `ValueError` if a size of `what` is one that no network has.
 
-    Args:
-        what: whose size, for the message.
-        name: of the size; any other field is not looked at.
-        value: what is stated; one that is no integer is left to the type checks.
-
-    Raises:
-        ValueError: naming the field and what is allowed.
+    Other fields are not looked at, and a value that is no integer is left to the type checks.
     """
     largest = _LARGEST.get(name)
     if largest is not None and isinstance(value, int) and not 1 <= value <= largest:

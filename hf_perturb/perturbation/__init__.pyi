@@ -6,6 +6,7 @@ from .plan import (
     apply_plan as apply_plan,
     check_values as check_values,
     make_plan as make_plan,
+    select as select,
 )
 from .rules import (
     FAMILIES as FAMILIES,
@@ -16,7 +17,6 @@ from .scopes import (
     depth_of as depth_of,
     scope_text as scope_text,
 )
-from .selection import select as select
 from .spec import (
     Base as Base,
     Perturbation as Perturbation,

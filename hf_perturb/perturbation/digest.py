@@ -63,25 +63,26 @@ def digest_of(tensors: Mapping[str, torch.Tensor]) -> str:
     Returns:
         `"sha256:"` and 64 hexadecimal digits.
     """
-    return digest_of_lines(tensor_digests(tensors))
-
-
-def digest_of_lines(digests: Mapping[str, str]) -> str:
-    """Digest what `tensor_digests` returns; see `digest_of`."""
-    lines = [f"{name} {digest}\n" for name, digest in sorted(digests.items())]
-    return "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def tensor_digests(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """Return `dtype shape sha256` of every tensor, of one that goes by several names under the first."""
-    kept = distinct(tensors)
+    kept: dict[str, torch.Tensor] = {}
+    seen: set[tuple[int, torch.Size, tuple[int, ...]]] = set()
+    for name, tensor in tensors.items():
+        memory = (tensor.data_ptr(), tensor.shape, tensor.stride())
+        if memory not in seen or not tensor.numel():
+            kept[name] = tensor
+        seen.add(memory)
     digests = dict.fromkeys(kept, "")
 
     def hash_one(name: str) -> None:
         digests[name] = tensor_digest(kept[name])
 
     for_each(hash_one, kept)
-    return digests
+    return digest_of_lines(digests)
+
+
+def digest_of_lines(digests: Mapping[str, str]) -> str:
+    """Digest what `tensor_digest` returns, by name; see `digest_of`."""
+    lines = [f"{name} {digest}\n" for name, digest in sorted(digests.items())]
+    return "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def tensor_digest(tensor: torch.Tensor) -> str:
@@ -93,24 +94,5 @@ def tensor_digest(tensor: torch.Tensor) -> str:
 
 
 def digest_line(dtype: str, shape: Iterable[int], sha256: str) -> str:
-    """Return `dtype shape sha256`, what a digest says of one tensor.
-
-    Args:
-        dtype: as in a safetensors header.
-        shape: of the tensor.
-        sha256: of its bytes, in hexadecimal digits.
-    """
+    """Return `dtype shape sha256`, with the type as in a safetensors header and hexadecimal digits."""
     return f"{dtype} {json.dumps(list(shape))} {sha256}"
-
-
-def distinct(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the tensors without the later names of those that share their memory."""
-    seen: set[tuple[int, torch.Size, tuple[int, ...]]] = set()
-    kept = {}
-    for name, tensor in tensors.items():
-        key = (tensor.data_ptr(), tensor.shape, tensor.stride())
-        if tensor.numel() and key in seen:
-            continue
-        seen.add(key)
-        kept[name] = tensor
-    return kept

@@ -58,13 +58,10 @@ INITIALISERS: dict[str, Callable[..., torch.Tensor]] = {
 
 
 def shuffle(tensor: torch.Tensor, generator: torch.Generator, *, axis: str) -> torch.Tensor:
-    """Return a new tensor with the same entries in another order.
+    """Return a new tensor with the same entries, of any shape `(..., n)`, in another order.
 
-    Args:
-        tensor: of any shape `(..., n)`, type and device.
-        generator: on the CPU.
-        axis: `"embedding"` applies one permutation of the last dimension to every row, `"rows"` draws one for
-            every row, `"all"` permutes all entries. For a vector the first and the last are the same.
+    Axis `"embedding"` applies one permutation of the last dimension to every row, `"rows"` draws one for every row,
+    `"all"` permutes all entries. For a vector the first and the last are the same.
 
     Source: the document, "shuffle all weights along non-zero or embedding dimension" and "along all dim".
     """

@@ -19,13 +19,6 @@ _lock, _users = Lock(), 0
 _threads: int | None = None
 
 
-def usable_cores() -> int:
-    """Return how many processors this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def for_each(work: Callable[[Item], object], items: Iterable[Item], jobs: int | None = None) -> None:
     """Call `work` on every item, several at a time; the first error stops what has not begun.
 
@@ -38,7 +31,8 @@ def for_each(work: Callable[[Item], object], items: Iterable[Item], jobs: int | 
     Raises:
         PerturbationError: if that is none.
     """
-    jobs = usable_cores() if jobs is None else jobs
+    if jobs is None:
+        jobs = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if jobs < 1:
         raise PerturbationError(f"jobs: got {jobs}; allowed: 1 or more")
     with _one_thread_each():
@@ -72,9 +66,8 @@ def _one_thread_each() -> Iterator[None]:
     """Keep torch from starting threads of its own in every job: they would only wait for each other."""
     global _users, _threads
     with _lock:
-        if _threads is None and (
-            torch := sys.modules.get("torch")
-        ):  # who has not imported it needs none of its threads
+        # who has not imported torch needs none of its threads
+        if _threads is None and (torch := sys.modules.get("torch")):
             _threads = torch.get_num_threads()
             torch.set_num_threads(1)
         _users += 1

@@ -6,27 +6,23 @@ import hashlib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import torch
 
 from hf_perturb.errors import PerturbationError
 from hf_perturb.perturbation.kernels import INITIALISERS, Shape, shuffle
 from hf_perturb.perturbation.parallel import for_each
-from hf_perturb.perturbation.rules import default_axis
-from hf_perturb.perturbation.selection import rule_of, select
+from hf_perturb.perturbation.rules import default_axis, rule_of
+from hf_perturb.perturbation.scopes import in_scope
 from hf_perturb.perturbation.spec import Perturbation
 
 
 @dataclass(frozen=True)
 class Step:
-    """What happens to one tensor.
+    """What happens to one tensor: `kernel` is a name in `kernels.INITIALISERS`, or `"shuffle"`.
 
-    Args:
-        name: the tensor's name in the document.
-        shape: its shape.
-        kernel: a name in `kernels.INITIALISERS`, or `"shuffle"`.
-        arguments: keyword arguments for the kernel.
-        seed: seed of the tensor's own generator; `None` where the plan has one generator for all.
+    `seed` is that of the tensor's own generator, `None` where the plan has one generator for all.
     """
 
     name: str
@@ -47,11 +43,9 @@ class Step:
         return (math.prod(self.shape) if dict(self.arguments)["axis"] == "all" else self.shape[-1]) > 1
 
     def run(self, tensor: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        """Return the perturbed tensor, in the type and on the device of the old one.
+        """Return the perturbed tensor, in the type and on the device of the old one, which only a shuffle reads.
 
-        Args:
-            tensor: the old tensor, `shape`; only a shuffle reads it.
-            generator: the shared generator, for a step without a seed.
+        A step without a seed of its own needs the plan's generator.
         """
         if self.seed is not None:
             generator = torch.Generator("cpu").manual_seed(self.seed)
@@ -65,11 +59,9 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """The steps of a perturbation, in the order of the tensors.
+    """The steps of a perturbation, one for every tensor that changes, in the order of the tensors.
 
-    Args:
-        steps: one for every tensor that changes.
-        seed: seed of the one generator that all steps share (rules `"published"`), or `None`.
+    `seed` is that of the one generator that all steps share (rules `"published"`), or `None`.
     """
 
     steps: tuple[Step, ...]
@@ -78,6 +70,39 @@ class Plan:
     def generator(self) -> torch.Generator | None:
         """Return the shared generator, `None` where every step has its own."""
         return None if self.seed is None else torch.Generator("cpu").manual_seed(self.seed)
+
+
+def select(family: str, names: Iterable[str], perturbation: Perturbation) -> set[str]:
+    """Return the names that `include`, `exclude` and `scope` leave and that the rules do not keep.
+
+    Args:
+        family: `"fair_esm"` or `"carp"`.
+        names: every tensor of the network, its language head's even where the model at hand has none: the same
+            perturbation must work on a model with and without it.
+        perturbation: what to do.
+
+    Raises:
+        PerturbationError: if a glob matches no tensor, if `include` names only tensors that the rules keep, or if a
+            scope is not one of this network.
+    """
+    known = list(dict.fromkeys(names))
+    perturbed = [name for name in known if rule_of(family, name).reinit is not None]
+    for key, candidates in (("include", perturbed), ("exclude", known)):
+        for glob in getattr(perturbation, key):
+            if not any(fnmatchcase(name, glob) for name in candidates):
+                kept = any(fnmatchcase(name, glob) for name in known)
+                problem = "matches only tensors that the rules keep" if kept else "matches no parameter"
+                raise PerturbationError(
+                    f"perturbation {key}: glob {glob!r} {problem}; allowed: globs over names such as"
+                    f" {', '.join(map(repr, perturbed[:2] + perturbed[-1:]))}"
+                )
+    scoped = in_scope(family, known, perturbation.scope)
+
+    def asked(name: str) -> bool:
+        included = not perturbation.include or any(fnmatchcase(name, glob) for glob in perturbation.include)
+        return included and not any(fnmatchcase(name, glob) for glob in perturbation.exclude)
+
+    return {name for name in perturbed if name in scoped and asked(name)}
 
 
 def make_plan(
@@ -133,11 +158,7 @@ def tensor_seed(seed: int, name: str) -> int:
 
 
 def check_values(plan: Plan, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Refuse tensors without values.
-
-    Raises:
-        PerturbationError: if a tensor of the plan is on the meta device.
-    """
+    """Raise a `PerturbationError` if a tensor of the plan has no values, being on the meta device."""
     for step in plan.steps:
         if tensors[step.name].is_meta:
             raise PerturbationError(
@@ -153,11 +174,8 @@ def apply_plan(
 
     Args:
         plan: from `make_plan` over the same names.
-        tensors: the tensors by document name; none on the meta device.
+        tensors: the tensors by document name; none on the meta device, which is an error before anything is changed.
         owners: parameters that may be given new memory, faster than changing mapped pages; none that others may hold.
-
-    Raises:
-        PerturbationError: if a tensor has no values, before anything is changed.
     """
     check_values(plan, tensors)
     generator = plan.generator()

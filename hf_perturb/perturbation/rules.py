@@ -1,6 +1,6 @@
 """THE tables: for every tensor of a family, how it is drawn anew and whether it is shuffled.
 
-`keep` is explicit. A tensor that no row names, or that two rows name, is an error (see `plan.py`).
+What is kept has a row as well: a tensor that no row names, or that two rows name, is an error.
 
 Sources: *document* is `scr/encoding/README.md` of microsoft/protein-transfer, *study* is
 `scr/encoding/encoding_classes.py` there at commit 8aed408, *fair-esm* is fair-esm 2.0.0, *sequence-models* is
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
 
-from hf_perturb.errors import PerturbationError
+from hf_perturb.errors import PerturbationError, RuleError
 
 
 @dataclass(frozen=True)
@@ -36,42 +36,36 @@ class Initialiser:
 
 @dataclass(frozen=True)
 class Row:
-    """One rule.
+    """One rule: what reinit draws is what resample shuffles.
 
     Args:
         pattern: names of the tensors; `*` stands for anything, `{a,b}` for either.
         reinit: initialiser, `None` to keep.
-        resample: whether the tensor is shuffled.
         source: where the rule comes from.
         published: initialiser under the rules `"published"`; `"same"` where study and document agree.
     """
 
     pattern: str
     reinit: Initialiser | None
-    resample: bool
     source: str
     published: Initialiser | str | None = "same"
-
-    def __post_init__(self) -> None:
-        if (self.reinit is not None) != self.resample:
-            raise PerturbationError(f"rule {self.pattern!r}: a tensor has an initialiser exactly when it is shuffled")
 
     def names(self, name: str) -> bool:
         """Whether this row is the rule of a tensor."""
         return any(fnmatchcase(name, glob) for glob in expand(self.pattern))
 
     def initialiser(self, rules: str) -> Initialiser | None:
-        """Return the initialiser under a rule set."""
+        """Return the initialiser under a set of rules."""
         if rules == "published" and not isinstance(self.published, str):
             return self.published
         return self.reinit
 
     def action(self, method: str, rules: str = "documented") -> str:
         """Return how tables name what a method does: an initialiser, `shuffle` or `keep`."""
-        if method == "resample":
-            return "shuffle" if self.resample else "keep"
-        initialiser = self.initialiser(rules)
-        return "keep" if initialiser is None else initialiser.text
+        initialiser = self.reinit if method == "resample" else self.initialiser(rules)
+        if initialiser is None:
+            return "keep"
+        return "shuffle" if method == "resample" else initialiser.text
 
 
 @cache
@@ -97,55 +91,50 @@ NORMAL_PADDED = Initialiser("normal", "`normal_()`, then 0 in the padding row", 
 
 _ATTENTION = "document; fair-esm MultiheadAttention.reset_parameters"
 _LINEAR_BIAS = "document; torch Linear.reset_parameters"
+_EMBEDDING = "document; torch Embedding.reset_parameters"
 _CONV = "document; torch Conv1d.reset_parameters"
 _NORM = "document; fair-esm ESM1LayerNorm and ESM1bLayerNorm; the study builds ones and zeros and drops them"
 _LM_HEAD = "document; fair-esm RobertaLMHead"
 
 FAIR_ESM = (
-    Row("embed_tokens.weight", None, False, "document: no bracket; fair-esm ProteinBertModel"),
-    Row("{embed_out,embed_out_bias}", None, False, "document: no bracket; fair-esm ESM-1 output projection"),
-    Row("embed_positions._float_tensor", None, False, "document: 'leave untouched'; a buffer without values"),
-    Row("layers.*.self_attn.rot_emb.inv_freq", None, False, "buffer of rotary positions (ESM-2); fair-esm"),
-    Row("classifier.*", None, False, "a downstream head, no part of the studied network"),
-    Row("layers.*.self_attn.{q,k,v}_proj.weight", XAVIER_QKV, True, _ATTENTION),
-    Row("layers.*.self_attn.{q,k,v}_proj.bias", FAN_IN, True, _LINEAR_BIAS),
-    Row("layers.*.self_attn.out_proj.weight", XAVIER, True, _ATTENTION),
-    Row("layers.*.self_attn.out_proj.bias", ZERO, True, _ATTENTION),
-    Row("layers.*.self_attn.bias_{k,v}", XAVIER_NORMAL, True, _ATTENTION + "; the study leaves them", None),
-    Row("layers.*.{self_attn,final}_layer_norm.weight", ONE, True, _NORM, None),
-    Row("layers.*.{self_attn,final}_layer_norm.bias", ZERO, True, _NORM, None),
-    Row("emb_layer_norm_{before,after}.weight", ONE, True, _NORM, None),
-    Row("emb_layer_norm_{before,after}.bias", ZERO, True, _NORM, None),
-    Row("layers.*.fc{1,2}.weight", KAIMING, True, "document; torch Linear.reset_parameters"),
-    Row("layers.*.fc{1,2}.bias", FAN_IN, True, _LINEAR_BIAS),
-    Row("contact_head.regression.weight", KAIMING, True, "document; torch Linear.reset_parameters"),
-    Row("contact_head.regression.bias", FAN_IN, True, _LINEAR_BIAS),
-    Row(
-        "embed_positions.weight",
-        NORMAL_PADDED,
-        True,
-        "document; torch Embedding.reset_parameters; the study zeroes no row",
-        NORMAL,
-    ),
-    Row("lm_head.weight", XAVIER, True, _LM_HEAD + "; the study draws it while tied to embed_tokens"),
-    Row("lm_head.bias", ZERO, True, _LM_HEAD + "; the study leaves it", None),
-    Row("lm_head.layer_norm.weight", ONE, True, _NORM, None),
-    Row("lm_head.layer_norm.bias", ZERO, True, _NORM, None),
-    Row("lm_head.dense.weight", KAIMING, True, _LM_HEAD),
-    Row("lm_head.dense.bias", FAN_IN, True, _LM_HEAD),
+    Row("embed_tokens.weight", None, "document: no bracket; fair-esm ProteinBertModel"),
+    Row("{embed_out,embed_out_bias}", None, "document: no bracket; fair-esm ESM-1 output projection"),
+    Row("embed_positions._float_tensor", None, "document: 'leave untouched'; a buffer without values"),
+    Row("layers.*.self_attn.rot_emb.inv_freq", None, "buffer of rotary positions (ESM-2); fair-esm"),
+    Row("classifier.*", None, "a downstream head, no part of the studied network"),
+    Row("layers.*.self_attn.{q,k,v}_proj.weight", XAVIER_QKV, _ATTENTION),
+    Row("layers.*.self_attn.{q,k,v}_proj.bias", FAN_IN, _LINEAR_BIAS),
+    Row("layers.*.self_attn.out_proj.weight", XAVIER, _ATTENTION),
+    Row("layers.*.self_attn.out_proj.bias", ZERO, _ATTENTION),
+    Row("layers.*.self_attn.bias_{k,v}", XAVIER_NORMAL, _ATTENTION + "; the study leaves them", None),
+    Row("layers.*.{self_attn,final}_layer_norm.weight", ONE, _NORM, None),
+    Row("layers.*.{self_attn,final}_layer_norm.bias", ZERO, _NORM, None),
+    Row("emb_layer_norm_{before,after}.weight", ONE, _NORM, None),
+    Row("emb_layer_norm_{before,after}.bias", ZERO, _NORM, None),
+    Row("layers.*.fc{1,2}.weight", KAIMING, "document; torch Linear.reset_parameters"),
+    Row("layers.*.fc{1,2}.bias", FAN_IN, _LINEAR_BIAS),
+    Row("contact_head.regression.weight", KAIMING, "document; torch Linear.reset_parameters"),
+    Row("contact_head.regression.bias", FAN_IN, _LINEAR_BIAS),
+    Row("embed_positions.weight", NORMAL_PADDED, _EMBEDDING + "; the study zeroes no row", NORMAL),
+    Row("lm_head.weight", XAVIER, _LM_HEAD + "; the study draws it while tied to embed_tokens"),
+    Row("lm_head.bias", ZERO, _LM_HEAD + "; the study leaves it", None),
+    Row("lm_head.layer_norm.weight", ONE, _NORM, None),
+    Row("lm_head.layer_norm.bias", ZERO, _NORM, None),
+    Row("lm_head.dense.weight", KAIMING, _LM_HEAD),
+    Row("lm_head.dense.bias", FAN_IN, _LM_HEAD),
 )
 
 _BLOCK = "model.embedder.layers.*."
 CARP = (
-    Row("model.embedder.embedder.*", None, False, "document: no bracket; sequence-models ByteNet"),
-    Row("model.embedder.up_embedder.*", None, False, "document: no bracket; sequence-models ByteNet"),
-    Row("model.decoder.*", None, False, "document: no bracket; sequence-models ByteNetLM"),
-    Row("model.last_norm.*", None, False, "document: no bracket; sequence-models ByteNetLM"),
-    Row("classifier.*", None, False, "a downstream head, no part of the studied network"),
-    Row(_BLOCK + "{conv,sequence1.2.conv,sequence2.2.conv}.weight", KAIMING, True, _CONV),
-    Row(_BLOCK + "{conv,sequence1.2.conv,sequence2.2.conv}.bias", FAN_IN, True, _CONV),
-    Row(_BLOCK + "{sequence1.0,sequence1.3,sequence2.0}.weight", ONE, True, "document; torch LayerNorm"),
-    Row(_BLOCK + "{sequence1.0,sequence1.3,sequence2.0}.bias", ZERO, True, "document; torch LayerNorm"),
+    Row("model.embedder.embedder.*", None, "document: no bracket; sequence-models ByteNet"),
+    Row("model.embedder.up_embedder.*", None, "document: no bracket; sequence-models ByteNet"),
+    Row("model.decoder.*", None, "document: no bracket; sequence-models ByteNetLM"),
+    Row("model.last_norm.*", None, "document: no bracket; sequence-models ByteNetLM"),
+    Row("classifier.*", None, "a downstream head, no part of the studied network"),
+    Row(_BLOCK + "{conv,sequence1.2.conv,sequence2.2.conv}.weight", KAIMING, _CONV),
+    Row(_BLOCK + "{conv,sequence1.2.conv,sequence2.2.conv}.bias", FAN_IN, _CONV),
+    Row(_BLOCK + "{sequence1.0,sequence1.3,sequence2.0}.weight", ONE, "document; torch LayerNorm"),
+    Row(_BLOCK + "{sequence1.0,sequence1.3,sequence2.0}.bias", ZERO, "document; torch LayerNorm"),
 )
 
 FAMILIES: dict[str, tuple[Row, ...]] = {"fair_esm": FAIR_ESM, "carp": CARP}
@@ -155,14 +144,26 @@ _DEFAULT_AXES = {"fair_esm": "embedding", "carp": "all"}
 
 
 def rows_of(family: str) -> tuple[Row, ...]:
-    """Return the table of a family.
-
-    Raises:
-        PerturbationError: if there is none.
-    """
+    """Return the table of a family; raise a `PerturbationError` if there is none."""
     if family not in FAMILIES:
         raise PerturbationError(f"family {family!r} has no rules; allowed: {', '.join(FAMILIES)}")
     return FAMILIES[family]
+
+
+def rule_of(family: str, name: str) -> Row:
+    """Return the one row that names a tensor.
+
+    Raises:
+        RuleError: if no row does, or more than one.
+    """
+    rows = [row for row in rows_of(family) if row.names(name)]
+    if len(rows) != 1:
+        found = "no rule names it" if not rows else "rules " + " and ".join(repr(r.pattern) for r in rows) + " name it"
+        raise RuleError(
+            f"tensor {name!r} of family {family!r}: {found}; every tensor needs exactly one row in"
+            " hf_perturb/perturbation/rules.py"
+        )
+    return rows[0]
 
 
 def default_axis(family: str) -> str:

@@ -92,6 +92,7 @@ DIRECTIONS = {"top-down": "top", "bottom-up": "bottom"}
 _NAMES = tuple(sorted({part.name for parts in PARTS.values() for part in parts}))
 # six digits are more layers than any network has, and int() refuses thousands of them in its own words
 _NUMBER = "(0|[1-9][0-9]{0,5})"
+_SPAN = re.compile(f"(?:(top|bottom):|layers:{_NUMBER}-){_NUMBER}")
 _IN_LAYER = re.compile(r"(?:model\.embedder\.)?layers\.([0-9]+)\.(.+)")
 
 
@@ -114,12 +115,7 @@ def parse_scope(value: object) -> tuple[str, ...]:
 
 
 def in_scope(family: str, names: Iterable[str], scope: Iterable[str]) -> set[str]:
-    """Return the tensors that are in every one of the scopes.
-
-    Args:
-        family: `"fair_esm"` or `"carp"`.
-        names: every tensor of the network: the number of layers comes from them.
-        scope: names of scopes, as `parse_scope` returns them.
+    """Return the tensors, of all of the network's, that are in every one of the scopes.
 
     Raises:
         PerturbationError: if the family lacks a scope, or the network a layer.
@@ -150,16 +146,12 @@ def scope_text(family: str, name: str) -> str:
 
 
 def cascade(depth: int, direction: str) -> list[str]:
-    """Return the scopes of a cascade, one for each depth, each with one layer more than the one before.
+    """Return the scopes of a cascade, each with one layer more than the one before, up to `depth` layers.
 
-    Args:
-        depth: number of layers of the network, from `depth_of`.
-        direction: `"top-down"` begins at the output, `"bottom-up"` at the input.
+    It begins at the output, `"top-down"`, or at the input, `"bottom-up"`. Source: cascade; it is top-down there.
 
     Raises:
         PerturbationError: if the depth is not a positive integer, or the direction is another.
-
-    Source: cascade; it goes from the output to the input there.
     """
     if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
         raise PerturbationError(f"cascade depth: got {depth!r}; allowed: the network's number of layers, 1 or more")
@@ -175,11 +167,10 @@ def _place(name: str) -> tuple[int | None, str]:
 
 def _read(name: str) -> tuple[str, int, int] | None:
     """Return kind, first and last number of a scope that names layers, `("top", 1, 4)` of `top:4`."""
-    kind, first, last = "layers", 1, 0
-    if found := re.fullmatch(f"(top|bottom):{_NUMBER}", name):
-        kind, last = found[1], int(found[2])
-    elif found := re.fullmatch(f"layers:{_NUMBER}-{_NUMBER}", name):
-        first, last = int(found[1]), int(found[2])
+    found = _SPAN.fullmatch(name)
+    if found is None:
+        return None
+    kind, first, last = found[1] or "layers", int(found[2] or 1), int(found[3])
     return (kind, first, last) if first <= last else None
 
 

@@ -96,7 +96,7 @@ class Target:
         outputs: by the name to write, in the order of the network.
         sink: where they go.
         generator: the one that all steps share, `None` where each has its own.
-        digests: `dtype shape sha256` of every tensor, as `tensor_digests` gives them; filled in while it is written.
+        digests: `dtype shape sha256` of every tensor, as `tensor_digest` gives it; filled in while it is written.
     """
 
     outputs: Mapping[str, Output]

@@ -131,7 +131,7 @@ def test_a_tensor_without_a_rule_is_an_error_even_where_it_is_not_asked_for():
 @pytest.mark.parametrize("pattern", ["layers.0.fc1.*", "embed_tokens.{weight,bias}", "lm_head.weight"])
 @pytest.mark.parametrize("keep", [True, False])
 def test_a_tensor_with_two_rules_is_an_error(monkeypatch, pattern, keep):
-    extra = Row(pattern, None if keep else ZERO, not keep, "a test")
+    extra = Row(pattern, None if keep else ZERO, "a test")
     monkeypatch.setitem(FAMILIES, "fair_esm", (*FAMILIES["fair_esm"], extra))
     model = small_model("esm1b")
     before = copied(model)
@@ -147,10 +147,3 @@ def test_a_tensor_with_two_rules_is_an_error(monkeypatch, pattern, keep):
     assert any(repr(name) in str(error.value) for name in own)
     assert not differing(before, copied(model))
     assert model.config.perturbation is None
-
-
-def test_a_row_cannot_be_shuffled_and_kept_at_once():
-    with pytest.raises(PerturbationError, match=r"'a\.weight'"):
-        Row("a.weight", None, True, "a test")
-    with pytest.raises(PerturbationError, match=r"'a\.weight'"):
-        Row("a.weight", ZERO, False, "a test")
