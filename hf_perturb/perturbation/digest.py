@@ -63,13 +63,7 @@ def digest_of(tensors: Mapping[str, torch.Tensor]) -> str:
     Returns:
         `"sha256:"` and 64 hexadecimal digits.
     """
-    kept: dict[str, torch.Tensor] = {}
-    seen: set[tuple[int, torch.Size, tuple[int, ...]]] = set()
-    for name, tensor in tensors.items():
-        memory = (tensor.data_ptr(), tensor.shape, tensor.stride())
-        if memory not in seen or not tensor.numel():
-            kept[name] = tensor
-        seen.add(memory)
+    kept = distinct(tensors)
     digests = dict.fromkeys(kept, "")
 
     def hash_one(name: str) -> None:
@@ -96,3 +90,15 @@ def tensor_digest(tensor: torch.Tensor) -> str:
 def digest_line(dtype: str, shape: Iterable[int], sha256: str) -> str:
     """Return `dtype shape sha256`, with the type as in a safetensors header and hexadecimal digits."""
     return f"{dtype} {json.dumps(list(shape))} {sha256}"
+
+
+def distinct(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the tensors without the later names of those that share their memory."""
+    kept: dict[str, torch.Tensor] = {}
+    seen: set[tuple[int, torch.Size, tuple[int, ...]]] = set()
+    for name, tensor in tensors.items():
+        memory = (tensor.data_ptr(), tensor.shape, tensor.stride())
+        if memory not in seen or not tensor.numel():
+            kept[name] = tensor
+        seen.add(memory)
+    return kept
