@@ -18,7 +18,7 @@ from hf_perturb.checkpoints.recipe import Recipe
 from hf_perturb.checkpoints.request import Record, decide
 from hf_perturb.checkpoints.shapes import PREFIXES, is_parameter
 from hf_perturb.checkpoints.source import HUB_ARGUMENTS, Place, UndescribedError
-from hf_perturb.checkpoints.tensors import elements_of, mapped
+from hf_perturb.checkpoints.tensors import elements_of, mapped, read_tensors
 from hf_perturb.errors import CheckpointError, DigestError, ModelInputError, PerturbationError
 from hf_perturb.loading.perturb import model_of, network_of, perturb_model, quantised
 from hf_perturb.networks.perturbable import refuse_incomplete
@@ -137,8 +137,10 @@ def _open(cls: type[PerturbablePreTrainedModel], name: Any, config: Any, kwargs:
     try:
         opened = name if isinstance(name, Checkpoint) else _opened(cls, str(name), config, kwargs)
     except UndescribedError as error:
-        described = isinstance(config, PreTrainedConfig) and error.place.weights()
-        if not described and not _is_adapter(error.place):
+        files = error.place.weights() if isinstance(config, PreTrainedConfig) else []
+        for file in files:
+            read_tensors(file)  # Transformers would not name one that is damaged
+        if not files and not _is_adapter(error.place):
             raise
         return None
     _refuse_other_classes(cls, opened)

@@ -16,6 +16,8 @@ from .record import CheckpointError, ModelInputError, PerturbationError, Unsuppo
 # while a checkpoint is being read, post_init must not act on the record that its config brings along
 reading: ContextVar[bool] = ContextVar("reading", default=False)
 
+# keywords that find a file, as Transformers has them
+_PLACES = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
 _NAMED = 8  # how many tensors a message names
 
 
@@ -150,28 +152,38 @@ class PerturbablePreTrainedModel(PreTrainedModel):
     def _load_stored(cls, name: Any, model_args: tuple[Any, ...], config: Any, kwargs: dict[str, Any]) -> Any:
         """Load what is stored, where hf_perturb is not installed; see `read_weights`."""
         asked = kwargs.pop("perturbation", None)
-        if isinstance(config, PreTrainedConfig) and config.perturbation != config.stored_perturbation():
-            asked = config.perturbation  # the Auto classes have folded the keyword into it
+        try:
+            own = cls.config_class.from_pretrained(name, **{key: kwargs[key] for key in _PLACES if key in kwargs})
+        except (
+            OSError,
+            TypeError,
+        ):  # also for a state_dict: the configuration that is passed is all that describes the weights
+            own = config
+        if isinstance(config, PreTrainedConfig):
+            if config.perturbation != own.perturbation:
+                asked = config.perturbation  # the Auto classes have folded the keyword into it
+            config = copy.deepcopy(config)
+            config.perturbation, config.digest = own.perturbation, own.digest
         if asked is not None:
             require("perturbation=, also to compare it with the record (perturbations do not stack),")
         if kwargs.pop("verify", False):
             require("verify=True")
         others = kwargs.get("ignore_mismatched_sizes", False)
+        record = getattr(own, "perturbation", None)
         try:
             # Transformers' own error would not name the tensors
             model, info = cls.read_weights(name, model_args, config, {**kwargs, "ignore_mismatched_sizes": True})
         except OSError as error:
-            if "file named" not in str(error):
+            if record is None or "file named" not in str(error):
                 raise
-            problem = f"{str(name)!r} has no weights; if it is a recipe, to rebuild them needs the package that defines"
-            raise ImportError(f"{problem} the rules: pip install hf-perturb") from error
-        record = model.config.perturbation
+            problem = (
+                f"{str(name)!r} is a recipe without weights; to make them needs the package that defines the rules"
+            )
+            raise ImportError(f"{problem}: pip install hf-perturb") from error
         if info["mismatched_keys"] and not others:
             shapes = [f"{key} {tuple(found)} instead of {tuple(own)}" for key, found, own in info["mismatched_keys"]]
             raise CheckpointError(f"the checkpoint {str(name)!r} has tensors of another shape: {_listed(shapes)}")
-        refuse_incomplete(
-            model, info, name, record, lambda tensor: record is None and model.is_of_language_head(tensor)
-        )
+        refuse_incomplete(model, info, name, None, lambda tensor: record is None and model.is_of_language_head(tensor))
         return model, info
 
     @classmethod

@@ -101,10 +101,6 @@ class PerturbableConfigMixin:
             (made[0] if unused else made)._read_as = (str(place), written)
         return made
 
-    def stored_perturbation(self) -> Any:
-        """Return the record that was in the `config.json` which this was read from, `None` for none."""
-        return parse_perturbation(json.loads(self._read_as[1]).get("perturbation")) if self._read_as else None
-
     @classmethod
     def read_stored(cls, stored: dict[str, Any]) -> dict[str, Any]:
         """Return the content of a `config.json` in the terms of this class, the same object if it is in them."""

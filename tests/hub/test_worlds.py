@@ -174,6 +174,12 @@ said["layers"] = refused(AutoModel.from_pretrained, "lab/carp", num_hidden_layer
 again = AutoModelForMaskedLM.from_pretrained("lab/carp", **options)
 again.save_pretrained("again")
 said["again"] = lines(AutoModelForMaskedLM.from_pretrained("again", **options)) == said["lab/carp"]["lines"]
+configuration = type(again.config).from_pretrained("again")
+with_config = type(again).from_pretrained("again", config=configuration)
+said["config"] = lines(with_config) == lines(again)
+said["config"] = said["config"] and with_config.config.perturbation == again.config.perturbation
+configuration.perturbation = {"method": "resample", "seed": 3}
+said["asked"] = refused(type(again).from_pretrained, "again", config=configuration)
 said["packages"] = sorted({"hf_perturb", "esm", "sequence_models", "wrapt"} & set(sys.modules))
 """
     code += "".join(snippets(hub, name, trusting=True) for name in (*NETWORKS, "base"))
@@ -188,6 +194,8 @@ said["packages"] = sorted({"hf_perturb", "esm", "sequence_models", "wrapt"} & se
     assert "perturbations do not stack" in said["stacked"]
     assert "num_hidden_layers: got 1000000" in said["layers"]
     assert said["again"] is True
+    assert said["config"] is True
+    assert "perturbations do not stack" in said["asked"]
     assert said["packages"] == []
 
 

@@ -164,6 +164,12 @@ def test_retry_after_is_honoured(published, hub, naps):
     assert 17 in naps
 
 
+def test_a_gated_repository_is_to_be_asked_for(published, hub):
+    hub.fail("head", times=9, status=403, headers={"X-Error-Code": "GatedRepo"})
+    with pytest.raises(OSError, match=f"'{REPO}' is gated; ask for access on"):
+        CarpForMaskedLM.from_pretrained(REPO)
+
+
 @pytest.mark.parametrize("endpoint", ["get", "storage"])
 def test_a_fault_that_stays_is_an_error(endpoint, published, hub, naps):
     hub.fail(endpoint, times=99, status=503)

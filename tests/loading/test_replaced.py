@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 from support.models import model_class, small_model
-from transformers import AutoModelForMaskedLM
+from transformers import AutoConfig, AutoModelForMaskedLM
 
 from hf_perturb.checkpoints import source
 from hf_perturb.checkpoints.checkpoint import Checkpoint
@@ -147,3 +147,46 @@ def test_a_live_model_keeps_what_it_loaded(folders, tmp_path):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     shutil.rmtree(tmp_path / "place")
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_file_that_is_written_into_is_an_error(folders, tmp_path, monkeypatch):
+    place = shutil.copytree(folders / "1", tmp_path / "place")
+    raw = (folders / "2" / "model.safetensors").read_bytes()
+    cls = model_class("carp")
+    read = cls.read_weights.__func__
+
+    def writing(*arguments):
+        (place / "model.safetensors").write_bytes(raw)
+        return read(*arguments)
+
+    opened = Checkpoint.open(place)
+    monkeypatch.setattr(cls, "read_weights", classmethod(writing))
+    with pytest.raises(OSError, match="was replaced while it was loaded"):
+        cls.from_pretrained(place)
+    with pytest.raises(OSError, match=r"model\.safetensors was written into while it was read"):
+        opened.digest()
+
+
+def test_no_variant_is_made_of_a_file_that_is_written_into(folders, tmp_path, monkeypatch):
+    place = shutil.copytree(folders / "base", tmp_path / "place")
+    check = Checkpoint.check
+
+    def writing(self):
+        path = place / "model.safetensors"
+        raw = path.read_bytes()
+        path.write_bytes(raw[:-4] + b"\0\0\0\0")
+        return check(self)
+
+    monkeypatch.setattr(Checkpoint, "check", writing)
+    with pytest.raises(OSError, match="was written into while it was read"):
+        create_variant(place, tmp_path / "variant", "resample")
+    assert not (tmp_path / "variant").exists()
+
+
+def test_a_configuration_of_another_folder_is_not_that_of_this_one(folders, tmp_path):
+    place = shutil.copytree(folders / "1", tmp_path / "place")
+    config = AutoConfig.from_pretrained(place)
+    shutil.rmtree(place)
+    shutil.copytree(folders / "2", place)
+    with pytest.raises(OSError, match="was replaced; read it again, or leave it out"):
+        model_class("carp").from_pretrained(place, config=config)

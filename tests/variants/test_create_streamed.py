@@ -478,7 +478,7 @@ def test_a_base_that_is_cut_short_meanwhile_is_an_error(base_of, asked, tmp_path
         return make_blueprint(*arguments)
 
     monkeypatch.setattr(variants, "make_blueprint", cut)
-    with pytest.raises(hf_perturb.CheckpointError, match="became shorter while it was read"):
+    with pytest.raises(hf_perturb.CheckpointError, match="was written into while it was read"):
         create_variant(tmp_path / "base", tmp_path / "out", asked)
     assert os.listdir(tmp_path) == ["base"]
 
