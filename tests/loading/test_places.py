@@ -1,0 +1,168 @@
+"""Where a checkpoint is: names as they are given, configurations that say little, and weights that none describes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+
+import pytest
+import torch
+from support.models import model_class, small_model
+from transformers import AutoModelForMaskedLM
+
+import hf_perturb
+from hf_perturb.checkpoints.checkpoint import Checkpoint
+from hf_perturb.checkpoints.tensors import OpenFile
+from hf_perturb.perturbation import digest_of
+from hf_perturb.variants.create import create_variant
+
+NETWORKS = ("carp", "esm1b")
+
+
+@pytest.fixture
+def place(request, tmp_path):
+    """Write a base of a network."""
+    network = getattr(request, "param", "carp")
+    small_model(network).save_pretrained(tmp_path / "place")
+    return tmp_path / "place"
+
+
+def edit(folder, **changes):
+    """Change the `config.json` of a folder; what is `None` goes."""
+    path = folder / "config.json"
+    said = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({key: value for key, value in said.items() if value is not None}))
+
+
+def weights_of(model):
+    return digest_of(dict(model.state_dict()))
+
+
+def test_a_folder_by_the_name_of_the_demo_is_loaded(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    place.rename("demo")
+    for cls in (model_class("carp"), AutoModelForMaskedLM):
+        model = cls.from_pretrained("demo")
+        assert model.name_or_path == "demo"
+        assert weights_of(model) == weights_of(small_model("carp"))
+    assert Checkpoint.open("demo").location != "demo"
+
+
+def test_a_name_stays_as_it_was_given(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("place", "./place", str(place)):
+        assert model_class("carp").from_pretrained(name).config.name_or_path == name
+
+
+@pytest.mark.parametrize(("network", "place"), [(network, network) for network in NETWORKS], indirect=["place"])
+def test_a_class_knows_the_family_of_a_configuration_that_names_none(network, place):
+    edit(place, model_type=None)
+    cls = model_class(network)
+    assert weights_of(cls.from_pretrained(place)) == weights_of(small_model(network))
+    assert weights_of(cls.from_pretrained(place, config=cls.config_class.from_pretrained(place)))
+    edit(place, num_hidden_layers=1)
+    with pytest.raises(OSError, match="is not what its config"):
+        cls.from_pretrained(place)
+
+
+@pytest.mark.parametrize(("network", "place"), [(network, network) for network in NETWORKS], indirect=["place"])
+def test_weights_without_a_configuration_need_one(network, place):
+    cls = model_class(network)
+    config = cls.config_class.from_pretrained(place)
+    (place / "config.json").unlink()
+    assert weights_of(cls.from_pretrained(place, config=config)) == weights_of(small_model(network))
+    perturbed = cls.from_pretrained(place, config=config, perturbation="reinit")
+    assert weights_of(perturbed) == weights_of(small_model(network).perturb("reinit"))
+    with pytest.raises(OSError, match=r"no config\.json in it"):
+        cls.from_pretrained(place)
+    os.truncate(place / "model.safetensors", 3)
+    with pytest.raises(OSError, match=r"model\.safetensors is damaged"):
+        cls.from_pretrained(place, config=config)
+
+
+def test_what_was_opened_is_loaded_from_where_it_is(place):
+    (place / "model.safetensors").rename(place / "model.half.safetensors")
+    opened = Checkpoint.open(place, variant="half")
+    for options in ({}, {"device_map": "cpu"}, {"verify": False, "dtype": torch.float64}):
+        assert model_class("carp").from_pretrained(opened, **options).name_or_path == str(place)
+
+
+def test_a_class_of_another_family_names_the_format_that_is_there(tmp_path):
+    small_model("esm2").save_pretrained(tmp_path / "base")
+    hf_perturb.export_checkpoint(tmp_path / "base", tmp_path / "stock", "transformers")
+    with pytest.raises(OSError, match="model_type is 'esm', this class loads 'carp'"):
+        model_class("carp").from_pretrained(tmp_path / "stock")
+
+
+def test_other_weights_beside_a_checkpoint_are_refused(place):
+    with pytest.raises(ValueError, match=r"gguf_file: got one beside the checkpoint"):
+        model_class("carp").from_pretrained(place, gguf_file="model.gguf")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"return_dict": True},
+        {"num_labels": 2},
+        {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}, "label2id": {"LABEL_0": 0, "LABEL_1": 1}},
+        {"problem_type": "regression"},
+        {"hidden_act": None},
+        {"classifier_dropout": None},
+    ],
+    ids=str,
+)
+def test_what_everyone_takes_for_granted_may_be_said_or_not(changes, place, tmp_path):
+    create_variant(place, tmp_path / "control", "reinit")
+    create_variant(place, tmp_path / "recipe", "reinit", recipe=True)
+    shutil.copytree(tmp_path / "control", tmp_path / "said")
+    edit(tmp_path / "said", **changes)
+    assert hf_perturb.verify_variant(tmp_path / "said", base=place).problems == ()
+    edit(place, **changes)
+    assert hf_perturb.verify_variant(tmp_path / "control", base=place).problems == ()
+    create_variant(tmp_path / "recipe", tmp_path / "made")
+
+
+@pytest.mark.parametrize(
+    "changes", [{"classifier_dropout": 0.5}, {"id2label": {"0": "a", "1": "b", "2": "c"}}], ids=str
+)
+def test_what_a_variant_says_otherwise_is_found(changes, place, tmp_path):
+    create_variant(place, tmp_path / "control", "reinit")
+    edit(tmp_path / "control", **changes)
+    assert not hf_perturb.verify_variant(tmp_path / "control", base=place).ok
+
+
+def test_files_are_read_where_the_system_cannot_read_at_an_offset(place, monkeypatch):
+    before = Checkpoint.open(place).check().digest()
+    monkeypatch.delattr(os, "preadv")
+    assert Checkpoint.open(place).check().digest() == before
+    file = OpenFile(place / "model.safetensors")
+    whole = bytearray(file.size)
+    file.read_into(memoryview(whole), 0)
+    assert whole == (place / "model.safetensors").read_bytes()
+
+
+def test_a_file_that_may_not_be_read_is_named(place, monkeypatch):
+    def refusing(path, flags):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "open", refusing)
+    with pytest.raises(OSError, match=r"model\.safetensors cannot be opened: .*Permission denied"):
+        OpenFile(place / "model.safetensors")
+
+
+def test_no_descriptor_stays_open_for_a_model_that_is_loaded(place):
+    def open_files():
+        return len(os.listdir("/proc/self/fd"))
+
+    model_class("carp").from_pretrained(place)
+    before = open_files()
+    models = [model_class("carp").from_pretrained(place) for _ in range(5)]
+    assert len(models) == 5
+    assert open_files() <= before
+
+
+def test_arguments_that_exclude_each_other_are_an_error_of_the_checkpoint():
+    hub = {"force_download": True, "local_files_only": True}
+    with pytest.raises(OSError, match="force_download"):
+        Checkpoint.open("lab/nothing", hub=hub)
