@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from hf_perturb.cards import card
-from hf_perturb.cards.facts import Stored, origin_of
+from hf_perturb.cards.facts import origin_of
 from hf_perturb.checkpoints.catalog import CATALOG, Entry
 from hf_perturb.perturbation import Perturbation, make_plan
 from hf_perturb.perturbation.rules import FAMILIES, default_axis, rows_of
@@ -65,7 +65,7 @@ def published_card(entry: Entry) -> str:
             rows.append({"rule": row, "named": named, "head": tied_to})
     return card.render(
         "published.md",
-        Stored.of(network),
+        network,
         origin_of(network, entry.name, None),
         entry=entry,
         sizes={key: value for key, value in entry.sizes.items() if key != "model_version"},

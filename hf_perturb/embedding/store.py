@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from hf_perturb.embedding.manifest import EMBEDDED, MANIFEST, Manifest, Schema, Shard, canonical, read_manifest
 from hf_perturb.errors import CheckpointError, EmbeddingsError, FolderExistsError, FolderLockedError
-from hf_perturb.storage.scratch import folders_made, lock, sync
+from hf_perturb.storage.folders import folders_made, lock, sync
 
 if TYPE_CHECKING:
     import numpy as np

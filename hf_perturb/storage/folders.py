@@ -1,21 +1,39 @@
-"""Folders that appear whole or not at all, and what may be replaced."""
+"""Folders and files that appear whole or not at all, what may be replaced, and the locks that keep two writers apart.
+
+What is written grows in a hidden folder beside its place; what a killed process left there is swept by the next one.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import json
+import os
+import re
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from hf_perturb.errors import CheckpointError, FolderExistsError
-from hf_perturb.storage.scratch import put_in_place, scratch_folder
+from filelock import FileLock, Timeout
+
+from hf_perturb.errors import CheckpointError, FolderExistsError, FolderLockedError
 
 # what a folder of ours may hold
 _FILES = ("config.json", "model*.safetensors", "model.safetensors.index.json", "tokenizer*.json", "README.md")
+_OLD = ".old"
+# of Linux, for `renameat2`
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
+
+
+# ---- what may be replaced
 
 
 def refuse_out(out: Path, source: Path, force: bool, kind: str) -> None:
-    """Refuse a folder to write that is or holds the source, or that holds what is not ours to replace.
+    """Raise if a folder to write is or holds the source, or holds what is not ours to replace.
 
     Args:
         out: the folder to write.
@@ -29,24 +47,38 @@ def refuse_out(out: Path, source: Path, force: bool, kind: str) -> None:
     """
     if source.exists():
         try:
-            one, other = out.resolve(), source.resolve()
+            holds_source = source.resolve().is_relative_to(out.resolve())
         except RuntimeError as error:  # what Python before 3.13 makes of it
             raise CheckpointError(f"{out} leads round in a circle of links: {error}") from error
-        if one == other or one in other.parents:
+        if holds_source:
             raise CheckpointError(f"{out} is, or holds, the base {source}; choose another folder to write")
-    if not out.exists() and not out.is_symlink():
+    if not _is_taken(out):
         return
     if not force:
         raise FolderExistsError(f"{out} exists already; choose another folder, or replace it with --force (force=True)")
     if out.is_symlink() or not out.is_dir():
         raise FolderExistsError(f"{out} is no folder, so --force does not replace it; choose another")
-    others = sorted(file.name for file in out.iterdir() if not any(file.match(glob) for glob in _FILES))
-    if others:
+    files = sorted(out.iterdir())
+    if others := [file.name for file in files if not any(file.match(glob) for glob in _FILES)]:
         raise FolderExistsError(
             f"{out} holds {others[0]}, which is not ours to replace; move it, or choose another folder"
         )
-    if any(out.iterdir()) and not _is_as_written(out, kind):
+    if files and not _is_as_written(out, kind):
         raise FolderExistsError(f"{out} is no {kind}, so --force does not replace it; choose another folder")
+
+
+def refuse_existing(*outs: Path) -> None:
+    """Raise if there is something that is never replaced.
+
+    Raises:
+        FolderExistsError: naming it.
+    """
+    for out in filter(_is_taken, outs):
+        raise FolderExistsError(f"{out} exists already; choose another name, or move it")
+
+
+def _is_taken(out: Path) -> bool:
+    return out.exists() or out.is_symlink()
 
 
 def _is_as_written(folder: Path, kind: str) -> bool:
@@ -54,20 +86,23 @@ def _is_as_written(folder: Path, kind: str) -> bool:
     try:
         stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         record = stored.get("perturbation")
+        if kind == "base":
+            return record is None and stored.get("digest") is not None
+        return record.get("digest") is not None
     except (OSError, ValueError, AttributeError, RecursionError):
         return False
-    if kind == "base":
-        return record is None and stored.get("digest") is not None
-    return isinstance(record, dict) and record.get("digest") is not None
+
+
+# ---- whole or not at all
 
 
 @contextmanager
-def whole_folder(out: Path, check: Callable[[], None] = lambda: None) -> Iterator[Path]:
+def whole_folder(out: Path, check: Callable[[Path], None] = lambda out: None) -> Iterator[Path]:
     """Give a folder to fill that becomes `out` when the block ends well, and is gone when it does not.
 
     Args:
         out: the folder to be; what is there by then is replaced.
-        check: raises if that must not be; asked again at the end, because to fill the folder may take an hour.
+        check: called with `out` at the end, raises if it must not be: to fill the folder may take an hour.
 
     Raises:
         FolderLockedError: if another process is writing `out`.
@@ -81,8 +116,46 @@ def whole_folder(out: Path, check: Callable[[], None] = lambda: None) -> Iterato
         mode = (fresh / "config.json").stat().st_mode
         for file in fresh.iterdir():
             file.chmod(mode)  # safetensors writes files that only their owner can read
-        check()
-        put_in_place(fresh, place)
+        check(out)
+        _put_in_place(fresh, place)
+
+
+@contextmanager
+def whole_files(*outs: Path) -> Iterator[list[Path]]:
+    """Give files to write that get their names when the block ends well, the first one last; none may exist before.
+
+    Raises:
+        FolderExistsError: if one exists.
+    """
+    refuse_existing(*outs)
+    with scratch_folder(outs[0]) as scratch:
+        fresh = {out: scratch / out.name for out in outs}
+        yield list(fresh.values())
+        refuse_existing(*outs)
+        written = [out for out in reversed(outs) if fresh[out].exists()]
+        try:
+            for out in written:
+                fresh[out].rename(out)
+        except BaseException:
+            for out in written:
+                if not fresh[out].exists():
+                    out.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def nothing_written(what: str | Path, errors: tuple[type[Exception], ...] = (OSError,)) -> Iterator[None]:
+    """Say of an error of the system that nothing was written; one of ours says so itself.
+
+    Raises:
+        CheckpointError: in its place.
+    """
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except errors as error:
+        raise CheckpointError(f"{what}: nothing was written, because {error}") from error
 
 
 def allow_open_files(folders: int) -> None:
@@ -102,34 +175,117 @@ def allow_open_files(folders: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
-def refuse_existing(*outs: Path) -> None:
-    """Refuse what is there already and is never replaced.
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
-    Raises:
-        FolderExistsError: naming it.
-    """
-    for out in outs:
-        if out.exists() or out.is_symlink():
-            raise FolderExistsError(f"{out} exists already; choose another name, or move it")
+
+def _put_in_place(fresh: Path, out: Path) -> None:
+    """Make a folder inside a scratch folder appear as `out`; what is there goes to the scratch folder."""
+    for path in (*fresh.iterdir(), fresh):
+        sync(path)
+    if not out.exists():
+        fresh.rename(out)
+    elif not _exchange(fresh, out):
+        # beside the scratch folder, where a run after a crash finds it
+        old = fresh.parent.with_name(fresh.parent.name + _OLD)
+        out.rename(old)
+        try:
+            fresh.rename(out)
+        except BaseException:
+            old.rename(out)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    sync(out.parent)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two folders in one step; `False` where the system or the file system cannot."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError:
+        return False
+    paths = os.fsencode(one), os.fsencode(other)
+    return bool(renameat2(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _RENAME_EXCHANGE) == 0)
+
+
+# ---- scratch folders and locks
 
 
 @contextmanager
-def whole_files(*outs: Path) -> Iterator[list[Path]]:
-    """Give files to write that get their names when the block ends well, the first one last; none may exist before.
+def scratch_folder(out: Path) -> Iterator[Path]:
+    """Give an empty folder beside `out` that is gone afterwards; what a killed process left there is swept first.
 
     Raises:
-        FolderExistsError: if one exists.
+        FolderLockedError: if another process is writing `out`.
+        CheckpointError: if the folder above cannot be made.
     """
-    refuse_existing(*outs)
-    with scratch_folder(outs[0]) as scratch:
-        yield [scratch / out.name for out in outs]
-        refuse_existing(*outs)
-        written = [out for out in reversed(outs) if (scratch / out.name).exists()]
+    prefix = f".{out.name}.hf_perturb-"
+    with folders_made(out.parent), lock(out, out.parent / f"{prefix}lock") as locked:
+        if locked:
+            _sweep(out, prefix)
+        with tempfile.TemporaryDirectory(prefix=prefix, dir=out.parent, ignore_cleanup_errors=True) as name:
+            yield Path(name)
+
+
+def _sweep(out: Path, prefix: str) -> None:
+    """Remove what killed processes left, and put back what one had moved away."""
+    # as `tempfile` names them; what only begins so is a user's, or an output's that is called `{out}.hf_perturb-x`
+    pattern = re.compile(f"{re.escape(prefix)}[a-z0-9_]{{8}}({re.escape(_OLD)})?")
+    left = [path for path in out.parent.iterdir() if pattern.fullmatch(path.name) and path.is_dir()]
+    for path in left:
+        if path.name.endswith(_OLD) and not out.exists():
+            path.rename(out)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def folders_made(folder: Path) -> Iterator[None]:
+    """Make a folder and those above it; the ones that were not there are removed again when the block fails.
+
+    Raises:
+        CheckpointError: if they cannot be made.
+    """
+    absent = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
         try:
-            for out in written:
-                (scratch / out.name).rename(out)
-        except BaseException:
-            for out in written:
-                if not (scratch / out.name).exists():
-                    out.unlink(missing_ok=True)
-            raise
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"{folder} cannot be made: {error}") from error
+        yield
+    except BaseException:
+        for path in absent:
+            with suppress(OSError):  # somebody else's by now
+                path.rmdir()
+        raise
+
+
+@contextmanager
+def lock(out: Path, path: Path) -> Iterator[bool]:
+    """Hold the lock of an output, the file `path`; give `False` where the file system has no locks.
+
+    Raises:
+        FolderLockedError: if another process holds it.
+        CheckpointError: if the file cannot be written.
+    """
+    held = FileLock(path, timeout=0, fallback_to_soft=False)
+    try:
+        held.acquire()
+    except Timeout as error:
+        raise FolderLockedError(
+            f"{out} is locked: another process is writing it; wait for it, or choose another folder"
+        ) from error
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise CheckpointError(f"{path.parent} cannot be written: {error}") from error
+    try:
+        yield held.is_locked
+    finally:
+        # before it is let go: who opens it after that makes a new one
+        path.unlink(missing_ok=True)
+        held.release()

@@ -43,47 +43,42 @@ class Blueprint:
 
 
 def make_blueprint(base: Checkpoint, asked: Perturbation) -> Blueprint:
-    """Say how a variant of a base is made; does what `perturb` does to a model in memory.
-
-    Args:
-        base: a checked checkpoint that is not perturbed.
-        asked: what to do.
+    """Say how a variant is made of a checked base; does what `perturb` does to a model in memory.
 
     Raises:
         PerturbationError: if the perturbation does not fit the network.
     """
     network, ties = base.network, base.network.tied
-    drawn = document_shapes(network, asked.rules)
-    plan = make_plan(network.family, drawn, asked, network.language_head)
-    steps = {step.name: step for step in plan.steps}
-    chosen = select(network.family, [*drawn, *network.language_head], asked)
-    separate: dict[str, str] = {}
+    chosen = select(network.family, [*network.shapes, *network.language_head], asked)
     if asked.rules == "documented" and ties.keys() & chosen:
         # the document keeps the embedding and perturbs the head, which start from the same values
-        network, separate = network.with_sizes(tie_word_embeddings=False), ties
-    outputs = {
-        name: Output(separate.get(name, name), steps.get(name))
-        for name in base.network.shapes
-        if name in separate or name not in ties
-    }
-    for name, source in ties.items():
-        if name in steps and not separate:
-            # the study drew the head while tied
-            outputs[source] = Output(source, steps[name])
-    dtypes = base.dtypes()
-    shapes = {name: (dtypes[made.source], base.tensors[made.source].shape) for name, made in outputs.items()}
+        network = network.with_sizes(tie_word_embeddings=False)
+    plan = plan_for(network, asked)
+    outputs = {name: Output(ties.get(name, name), step) for name, step in steps_of(network, plan).items()}
+    dtypes, stored = base.dtypes(), base.shapes
+    shapes = {name: (dtypes[made.source], stored[made.source]) for name, made in outputs.items()}
     return Blueprint(network, asked, outputs, shapes, plan)
+
+
+def plan_for(network: Network, asked: Perturbation) -> Plan:
+    """Plan a perturbation of a network whose head is tied or not as in the variant."""
+    return make_plan(network.family, document_shapes(network, asked.rules), asked, network.language_head)
+
+
+def steps_of(network: Network, plan: Plan) -> dict[str, Step | None]:
+    """Return what is done to every tensor that a variant stores, `None` for one that is kept.
+
+    The step bears the tensor's name, but for a tensor that is tied to the head: the study drew it as the head.
+    """
+    ties, steps = network.tied, {step.name: step for step in plan.steps}
+    stored = {name: steps.get(name) for name in network.shapes if name not in ties}
+    return stored | {source: steps[name] for name, source in ties.items() if name in steps}
 
 
 def document_shapes(network: Network, rules: str) -> dict[str, Shape]:
     """Return the shapes that a plan is made of, in the order of the original class.
 
-    Args:
-        network: of the base.
-        rules: under `"published"`, a tied head counts even where the model at hand has none: the study drew it.
+    Under the rules `"published"`, a tied head counts even where the model at hand has none: the study drew it.
     """
-    shapes = dict(network.shapes)
-    if rules == "published":
-        for name, source in network.tied.items():
-            shapes.setdefault(name, shapes[source])
-    return shapes
+    tied = network.tied if rules == "published" else {}
+    return network.shapes | {name: network.shapes[source] for name, source in tied.items()}

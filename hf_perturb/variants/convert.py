@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from hf_perturb.cards.card import base_card
+from hf_perturb.cards.card import base_card, variant_card
 from hf_perturb.checkpoints.catalog import CATALOG, published_name
 from hf_perturb.checkpoints.checkpoint import Checkpoint, write_configuration
 from hf_perturb.checkpoints.formats import DTYPES, FORMATS
@@ -16,8 +17,10 @@ from hf_perturb.checkpoints.source import located
 from hf_perturb.checkpoints.tensors import Tensor, is_finite
 from hf_perturb.checkpoints.tokenizers import save_tokenizer
 from hf_perturb.errors import CheckpointError, DigestError
-from hf_perturb.perturbation.digest import digest_of_lines, dtype_code, tensor_digest, torch_dtype
-from hf_perturb.storage.folders import refuse_existing, refuse_out, whole_folder
+from hf_perturb.perturbation import Perturbation
+from hf_perturb.perturbation.digest import digest_of_lines, dtype_code
+from hf_perturb.storage.folders import nothing_written, refuse_existing, refuse_out, whole_folder
+from hf_perturb.variants.blueprint import plan_for, steps_of
 from hf_perturb.variants.stream import write_weights
 
 
@@ -72,24 +75,26 @@ def convert_checkpoint(
     if source in CATALOG or not force:
         refuse_out(out, place, force, "base")  # before anything is fetched
     checkpoint = _open_source(source).check()
-    kind = "base" if checkpoint.record is None else "variant"
-    refuse_out(out, place, force, kind)
-    try:
-        with whole_folder(out, lambda: refuse_out(out, place, force, kind)) as folder:
-            dtypes = checkpoint.dtypes(None if dtype is None else dtype_code(dtype))
-            written = write_weights(folder, checkpoint.tensors, dtypes)
-            if not allow_nonfinite:
-                _refuse_nonfinite(checkpoint, written.nonfinite)
-            digest = written.digest()
-            cast = any(dtypes[name] != tensor.dtype for name, tensor in checkpoint.tensors.items())
-            _check_digest(checkpoint, None if cast else digest)
-            _describe(folder, checkpoint, digest, next(iter(dtypes.values())), source)
-    except CheckpointError:
-        raise
-    except OSError as error:
-        raise CheckpointError(f"{out}: nothing was written, because {error}") from error
-    found = checkpoint.network.architecture, checkpoint.parameters
-    return Conversion(checkpoint.origin, *found, digest, tuple(checkpoint.notes))
+    check = partial(refuse_out, source=place, force=force, kind="base" if checkpoint.record is None else "variant")
+    check(out)
+    with nothing_written(out), whole_folder(out, check) as folder:
+        dtypes = checkpoint.dtypes(None if dtype is None else dtype_code(dtype))
+        written = write_weights(folder, checkpoint.tensors, dtypes)
+        if not allow_nonfinite:
+            _refuse_nonfinite(checkpoint, written.nonfinite)
+        digest = written.digest()
+        cast = any(dtypes[name] != tensor.dtype for name, tensor in checkpoint.tensors.items())
+        _check_digest(checkpoint, None if cast else digest)
+        network, record = checkpoint.network, checkpoint.record
+        published = published_name(source, network) or checkpoint.published_as
+        of_base = digest if record is None else None
+        record = None if record is None else replace(record, digest=digest)
+        kind = next(iter(dtypes.values()))
+        content = checkpoint.configuration(network, record, digest=of_base, dtype=kind, published_as=published)
+        write_configuration(folder, content)
+        save_tokenizer(network.alphabet, folder)
+        _write_card(folder, checkpoint, record, of_base, published)
+    return Conversion(checkpoint.origin, network.architecture, checkpoint.parameters, digest, tuple(checkpoint.notes))
 
 
 def _open_source(source: str) -> Checkpoint:
@@ -102,17 +107,22 @@ def _open_source(source: str) -> Checkpoint:
     return Checkpoint.open(source)
 
 
-def _describe(folder: Path, checkpoint: Checkpoint, digest: str, dtype: str, source: str) -> None:
-    """Write what is beside the weights of a base or a variant, with their digest."""
-    network, record = checkpoint.network, checkpoint.record
-    published = published_name(source, network) or checkpoint.published_as
-    if record is not None:
-        record = replace(record, digest=digest)
-    of_base = digest if record is None else None
-    content = checkpoint.configuration(network, record, digest=of_base, dtype=dtype, published_as=published)
-    write_configuration(folder, content)
-    save_tokenizer(network.alphabet, folder)
-    (folder / "README.md").write_text(base_card(checkpoint, record, of_base, published), encoding="utf-8")
+def _write_card(
+    folder: Path,
+    checkpoint: Checkpoint,
+    record: Perturbation | None,
+    digest: str | None,
+    published: str | None,
+    stock: bool = False,
+) -> None:
+    """Write the card of a base or a variant; see `base_card`."""
+    if record is None:
+        text = base_card(checkpoint, digest, published, stock)
+    else:
+        network = checkpoint.network
+        steps = steps_of(network, plan_for(network, record))
+        text = variant_card(network, record, steps, published, None, stock=stock)
+    (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 def export_checkpoint(
@@ -151,24 +161,16 @@ def export_checkpoint(
     _check_digest(checkpoint)
     for note in checkpoint.notes:
         on_note(note)
-    try:
+    with nothing_written(out, (OSError, RuntimeError)):  # torch.save gives a full disk as a RuntimeError
         if to == "transformers":
             return _write_stock_esm(checkpoint, Path(out))
-        return _write_original(checkpoint, Path(out), to)
-    except CheckpointError:
-        raise
-    except (OSError, RuntimeError) as error:  # torch.save gives a full disk as a RuntimeError
-        raise CheckpointError(f"{out}: nothing was written, because {error}") from error
+        # what writes `.pt` files needs torch
+        from hf_perturb.checkpoints.origins.fair_esm import write_fair_esm
+        from hf_perturb.checkpoints.origins.original import Original
+        from hf_perturb.checkpoints.origins.sequence_models import write_sequence_models
 
-
-def _write_original(checkpoint: Checkpoint, out: Path, to: str) -> tuple[Path, ...]:
-    # what writes `.pt` files needs torch
-    from hf_perturb.checkpoints.origins.fair_esm import write_fair_esm
-    from hf_perturb.checkpoints.origins.original import Original
-    from hf_perturb.checkpoints.origins.sequence_models import write_sequence_models
-
-    write = write_fair_esm if to == "fair-esm" else write_sequence_models
-    return write(Original(checkpoint.name, checkpoint.network, checkpoint.tensors, checkpoint.record), out)
+        write = write_fair_esm if to == "fair-esm" else write_sequence_models
+        return write(Original(checkpoint.name, checkpoint.network, checkpoint.tensors, checkpoint.record), Path(out))
 
 
 def _write_stock_esm(checkpoint: Checkpoint, out: Path) -> tuple[Path, ...]:
@@ -177,7 +179,7 @@ def _write_stock_esm(checkpoint: Checkpoint, out: Path) -> tuple[Path, ...]:
 
     from hf_perturb.checkpoints.origins.original import Original, cannot, check_class
 
-    network = checkpoint.network
+    network, record = checkpoint.network, checkpoint.record
     original = Original(checkpoint.name, network, checkpoint.tensors)
     if network.family != "fair_esm" or network.version == "ESM-1":
         which = "CARP" if network.family == "carp" else "ESM-1"
@@ -192,24 +194,17 @@ def _write_stock_esm(checkpoint: Checkpoint, out: Path) -> tuple[Path, ...]:
     names = stock_names(tensors)
     if network.architecture == "FairEsmModel":
         names = {ours: theirs.removeprefix("esm.") for ours, theirs in names.items()}
-    record = checkpoint.record
-    if record is not None and record.digest is not None:
-        # originals are cast as their package does, and so are other bits than the record names
-        cast = {
-            name: tensor_digest(tensor.values().to(torch_dtype(dtypes[name])))
-            for name, tensor in checkpoint.tensors.items()
-        }
-        record = replace(record, digest=digest_of_lines(cast))
-    published = checkpoint.published_as
-    digest = checkpoint.stored.get("digest")
-    ours = checkpoint.configuration(network, record, digest=digest, dtype=kind, published_as=published)
-    with whole_folder(out, lambda: refuse_existing(out)) as folder:
+    with whole_folder(out, refuse_existing) as folder:
         stored = {names[name]: tensor for name, tensor in tensors.items()}
-        write_weights(folder, stored, {names[name]: dtype for name, dtype in dtypes.items()})
+        written = write_weights(folder, stored, {names[name]: dtype for name, dtype in dtypes.items()})
+        if record is not None and record.digest is not None:
+            # originals are cast as their package does, and so are other bits than the record names
+            record = replace(record, digest=digest_of_lines({n: written.digests[names[n]] for n in checkpoint.tensors}))
+        published, digest = checkpoint.published_as, checkpoint.stored.get("digest")
+        ours = checkpoint.configuration(network, record, digest=digest, dtype=kind, published_as=published)
         write_configuration(folder, config_to_stock(ours, network))
         save_tokenizer(network.alphabet, folder)
-        card = base_card(checkpoint, record, digest, published, stock=True)
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        _write_card(folder, checkpoint, record, digest, published, stock=True)
     return (out,)
 
 
@@ -222,9 +217,6 @@ def _check_digest(checkpoint: Checkpoint, found: str | None = None) -> None:
     Args:
         checkpoint: what was opened.
         found: digest of its tensors as they are stored, if it is known already.
-
-    Raises:
-        DigestError: naming both digests.
     """
     stated = checkpoint.stated_digest
     if stated is None or stated == (found := found or checkpoint.digest()):
@@ -238,11 +230,7 @@ def _check_digest(checkpoint: Checkpoint, found: str | None = None) -> None:
 
 
 def _refuse_nonfinite(checkpoint: Checkpoint, names: Collection[str]) -> None:
-    """Raise if tensors have NaN or infinite values.
-
-    Raises:
-        CheckpointError: naming them.
-    """
+    """Raise, and name them, if there are tensors with NaN or infinite values."""
     if names:
         raise CheckpointError(
             f"{checkpoint.name}: NaN or infinite weights in {listed(names)}; a damaged or diverged network, or a type"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,15 @@ from hf_perturb.cards.card import variant_card
 from hf_perturb.checkpoints.catalog import published_name
 from hf_perturb.checkpoints.checkpoint import Checkpoint, write_configuration
 from hf_perturb.checkpoints.recipe import Recipe, other_sizes
-from hf_perturb.checkpoints.request import decide
 from hf_perturb.checkpoints.source import located
 from hf_perturb.checkpoints.tokenizers import save_tokenizer
 from hf_perturb.errors import CheckpointError, DigestError, PerturbationError
 from hf_perturb.perturbation import Base, Perturbation
 from hf_perturb.perturbation.digest import torch_dtype
-from hf_perturb.storage.folders import allow_open_files, refuse_out, whole_folder
+from hf_perturb.storage.folders import allow_open_files, nothing_written, refuse_out, whole_folder
 from hf_perturb.variants.blueprint import Blueprint, make_blueprint
 from hf_perturb.variants.shards import Shards
-from hf_perturb.variants.stream import Nowhere, Progress, Sources, Target, stream
+from hf_perturb.variants.stream import Progress, Sources, Target, stream
 
 # as long as a digest, for a header whose length must be known before there is one
 _NO_DIGEST = "sha256:" + 64 * "0"
@@ -63,31 +63,25 @@ def create_variant(
         DigestError: if the base is not what it records, or a recipe's weights are not what it records.
         PerturbationError: if the perturbation is not valid, or the base is a variant itself.
     """
-    options: dict[str, Any] = {"force": force, "jobs": jobs, "progress": progress}
     if perturbation is not None:
-        return create_variants(base, {out: perturbation}, recipe=recipe, **options)[Path(out)]
+        wanted = {out: perturbation}
+        return create_variants(base, wanted, recipe=recipe, force=force, jobs=jobs, progress=progress)[Path(out)]
     if recipe:
         raise PerturbationError("perturbation: got None; allowed: what the recipe is to do")
     source, out = str(base), Path(out)
-    refuse_out(out, Path(source), force, "variant")
+    check_out = partial(refuse_out, source=Path(source), force=force, kind="variant")
+    check_out(out)
     opened = Checkpoint.open(source)
-    if decide(opened.record_of(), None) != "rebuild":
+    if not opened.is_recipe:
         raise PerturbationError(
             f"perturbation: got none for {source!r}, which is no recipe; say --method reinit or resample"
         )
-    found = Recipe.of(opened)
-    checkpoint = found.open_base()
+    given = Recipe.of(opened)
+    checkpoint = given.open_base()
     if problems := other_sizes(opened, checkpoint):
         raise CheckpointError(f"the recipe {source!r} is for another network than its base: {'; '.join(problems)}")
-    name = _recorded_name(found.base_name, recipe=False)
-
-    def check(record: Perturbation) -> None:
-        found.check(record.digest, None if record.base is None else record.base.digest)
-
-    order = _Order(
-        name, False, Path(source), published_name(found.base_name, checkpoint.network), check=check, **options
-    )
-    return _build(checkpoint, {out: found.record}, order)[out]
+    builder = _Builder(checkpoint, given.base_name, check_out, given=given)
+    return builder.build({out: given.record}, jobs, progress)[out]
 
 
 def create_variants(
@@ -119,120 +113,106 @@ def create_variants(
         raise PerturbationError("wanted: got no folder; allowed: one or more, with what to do")
     base, place = str(base), Path(located(str(base)))
     asked = {Path(out): Perturbation.parse(perturbation) for out, perturbation in wanted.items()}
+    check_out = partial(refuse_out, source=place, force=force, kind="variant")
     for out in asked:
-        refuse_out(out, place, force, "variant")
+        check_out(out)
     checkpoint = Checkpoint.open(base).base()
     if recipe:
         _refuse_recipe(checkpoint)
-    published = published_name(base, checkpoint.network) or checkpoint.published_as
-    order = _Order(_recorded_name(base, recipe), recipe, place, published, force, jobs, progress)
-    return _build(checkpoint, asked, order)
-
-
-@dataclass(frozen=True)
-class _Order:
-    """How variants are to be built.
-
-    Args:
-        name: what their records call the base.
-        recipe: as for `create_variant`, like `force`, `jobs` and `progress`.
-        place: where the base is.
-        published: name of the published checkpoint that the base is, if it is known.
-        force: see there.
-        jobs: see there.
-        progress: see there.
-        check: raises if a record is not the one that was to come out.
-    """
-
-    name: str
-    recipe: bool
-    place: Path
-    published: str | None
-    force: bool
-    jobs: int | None
-    progress: Progress | None
-    check: Callable[[Perturbation], None] = lambda record: None
+    return _Builder(checkpoint, base, check_out, recipe).build(asked, jobs, progress)
 
 
 @dataclass
 class _Variant:
     """A variant on its way: `shards` is `None` for a recipe."""
 
-    out: Path
-    asked: Perturbation
     blueprint: Blueprint
     folder: Path
     target: Target
     shards: Shards | None
 
 
-def _build(checkpoint: Checkpoint, asked: Mapping[Path, Perturbation], order: _Order) -> dict[Path, Perturbation]:
-    blueprints = {out: make_blueprint(checkpoint, perturbation) for out, perturbation in asked.items()}
-    allow_open_files(len(asked))
-    sources, base = Sources.of(checkpoint), Base(order.name, checkpoint.revision, _NO_DIGEST)
-    first, *more = asked
-    try:
-        with ExitStack() as stack:
-            variants = []
-            for out, blueprint in blueprints.items():
-                folder = stack.enter_context(_folder(out, order))
-                shards = None
-                if not order.recipe:
-                    unknown = _metadata(asked[out].with_record(base, _NO_DIGEST))
-                    shards = stack.enter_context(Shards(folder, blueprint.shapes, unknown))
-                target = Target.of(blueprint, shards or Nowhere())
-                variants.append(_Variant(out, asked[out], blueprint, folder, target, shards))
-            stream(sources, [variant.target for variant in variants], jobs=order.jobs, progress=order.progress)
+@dataclass(frozen=True)
+class _Builder:
+    """What is to be known to build variants of a base.
+
+    Args:
+        checkpoint: the base.
+        name: that it was opened by.
+        check_out: raises if a folder must not be written.
+        recipe: whether the weights are left out.
+        given: the recipe that is given its weights, if so.
+    """
+
+    checkpoint: Checkpoint
+    name: str
+    check_out: Callable[[Path], None]
+    recipe: bool = False
+    given: Recipe | None = None
+
+    def build(
+        self, asked: Mapping[Path, Perturbation], jobs: int | None, progress: Progress | None
+    ) -> dict[Path, Perturbation]:
+        """Write a variant to each folder, and return their records."""
+        checkpoint = self.checkpoint
+        blueprints = {out: make_blueprint(checkpoint, perturbation) for out, perturbation in asked.items()}
+        allow_open_files(len(asked))
+        sources, base = Sources.of(checkpoint), Base(self._recorded_name(), checkpoint.revision, _NO_DIGEST)
+        first, *more = asked
+        what = f"{first} and {len(more)} more" if more else first
+        with nothing_written(what), ExitStack() as stack:
+            variants = {out: self._begin(stack, out, blueprint, base) for out, blueprint in blueprints.items()}
+            stream(sources, [variant.target for variant in variants.values()], jobs=jobs, progress=progress)
             base = replace(base, digest=sources.digest())
             if (stated := checkpoint.stated_digest) not in (None, base.digest):
                 raise DigestError(f"base {checkpoint.name!r} has digest {base.digest}, its config.json says {stated}")
-            records = {variant.out: _finish(checkpoint, sources, variant, base, order) for variant in variants}
+            records = {out: self._finish(variant, sources, base) for out, variant in variants.items()}
             for out in records:  # all of them before the first is put in place
-                refuse_out(out, order.place, order.force, "variant")
-            return records
-    except CheckpointError:
-        raise
-    except OSError as error:
-        others = f" and {len(more)} more" if more else ""
-        raise CheckpointError(f"{first}{others}: nothing was written, because {error}") from error
+                self.check_out(out)
+        return records
 
+    def _begin(self, stack: ExitStack, out: Path, blueprint: Blueprint, base: Base) -> _Variant:
+        folder, shards = stack.enter_context(whole_folder(out, self.check_out)), None
+        if not self.recipe:
+            metadata = _metadata(blueprint.asked.with_record(base, _NO_DIGEST))
+            shards = stack.enter_context(closing(Shards(folder, blueprint.shapes, metadata)))
+        return _Variant(blueprint, folder, Target.of(blueprint, shards), shards)
 
-def _folder(out: Path, order: _Order) -> AbstractContextManager[Path]:
-    return whole_folder(out, lambda: refuse_out(out, order.place, order.force, "variant"))
-
-
-def _finish(checkpoint: Checkpoint, sources: Sources, variant: _Variant, base: Base, order: _Order) -> Perturbation:
-    """Write what is beside the weights, now that their digests are known."""
-    made, blueprint = variant.target.digests, variant.blueprint
-    changed = {name for name, output in blueprint.outputs.items() if made[name] != sources.digests[output.source]}
-    if not changed:
-        raise PerturbationError(
-            f"{variant.asked} changes no tensor of {checkpoint.name!r}; take another axis, or widen include"
+    def _finish(self, variant: _Variant, sources: Sources, base: Base) -> Perturbation:
+        """Write what is beside the weights, now that their digests are known."""
+        checkpoint, blueprint, made = self.checkpoint, variant.blueprint, variant.target.digests
+        changed = {name for name, output in blueprint.outputs.items() if made[name] != sources.digests[output.source]}
+        if not changed:
+            raise PerturbationError(
+                f"{blueprint.asked} changes no tensor of {checkpoint.name!r}; take another axis, or widen include"
+            )
+        network, record = blueprint.network, blueprint.asked.with_record(base, variant.target.digest())
+        if self.given is not None:
+            self.given.check(record.digest, base.digest)
+        published = published_name(self.name, checkpoint.network) or checkpoint.published_as
+        dtype = next(iter(sources.dtypes.values()))
+        content = checkpoint.configuration(
+            network, record, dtype=dtype, published_as=published, torch_version=torch.__version__
         )
-    record = variant.asked.with_record(base, variant.target.digest())
-    order.check(record)
-    dtype = next(iter(sources.dtypes.values()))
-    content = checkpoint.configuration(
-        blueprint.network, record, dtype=dtype, published_as=order.published, torch_version=torch.__version__
-    )
-    write_configuration(variant.folder, content)
-    save_tokenizer(blueprint.network.alphabet, variant.folder)
-    card = variant_card(blueprint.network, record, order.published, changed, order.recipe)
-    (variant.folder / "README.md").write_text(card, encoding="utf-8")
-    if variant.shards is not None:
-        variant.shards.finish(_metadata(record))
-    return record
+        write_configuration(variant.folder, content)
+        save_tokenizer(network.alphabet, variant.folder)
+        steps = {name: output.step for name, output in blueprint.outputs.items()}
+        card = variant_card(network, record, steps, published, changed, self.recipe)
+        (variant.folder / "README.md").write_text(card, encoding="utf-8")
+        if variant.shards is not None:
+            variant.shards.finish(_metadata(record))
+        return record
+
+    def _recorded_name(self) -> str:
+        """Return what a record calls the base: a recipe needs its place, a variant need not tell whose disk it is."""
+        place = Path(self.name)
+        if self.name == demo.NAME or not place.exists():
+            return self.name
+        return str(place.resolve()) if self.recipe else place.resolve().name
 
 
 def _metadata(record: Perturbation) -> dict[str, str]:
     return {"perturbation": json.dumps(record.to_dict())}
-
-
-def _recorded_name(base: str, recipe: bool) -> str:
-    """Return what a record calls its base: a recipe needs its place, a variant need not tell whose disk it was on."""
-    if base == demo.NAME or not Path(base).exists():
-        return base
-    return str(Path(base).resolve()) if recipe else Path(base).resolve().name
 
 
 def _refuse_recipe(checkpoint: Checkpoint) -> None:

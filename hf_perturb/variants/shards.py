@@ -10,16 +10,15 @@ import errno
 import json
 import os
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 
 from hf_perturb.checkpoints.shapes import Shape
-from hf_perturb.checkpoints.tensors import Region, bytes_of
+from hf_perturb.checkpoints.tensors import Region, Tensor, bytes_of
 
 MAX_SHARD_SIZE = "50GB"  # Transformers' own
 _LARGE = 1 << 20  # bytes
@@ -27,41 +26,32 @@ _INDEX = "model.safetensors.index.json"
 
 
 class Shards:
-    """`model.safetensors`, or shards and their index, as `save_pretrained` names and cuts them; a context manager.
+    """`model.safetensors`, or shards and their index, as `save_pretrained` names and cuts them; to be closed.
 
     Args:
         folder: an existing folder.
         tensors: the type (`F32`) and shape of each, in the order of the network.
         metadata: for the header of each file; `finish` may replace the values by others of the same length.
-        max_shard_size: bytes, or text such as `"5GB"`.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        tensors: Mapping[str, tuple[str, Shape]],
-        metadata: Mapping[str, str],
-        max_shard_size: int | str = MAX_SHARD_SIZE,
-    ):
+    def __init__(self, folder: Path, tensors: Mapping[str, tuple[str, Shape]], metadata: Mapping[str, str]):
         self.folder = folder
         self._sizes = {name: bytes_of(dtype, shape) for name, (dtype, shape) in tensors.items()}
         self._split = split_state_dict_into_shards_factory(
             self._sizes,
             get_storage_size=lambda size: size,
             filename_pattern="model{suffix}.safetensors",
-            max_shard_size=max_shard_size,
+            max_shard_size=MAX_SHARD_SIZE,
         )
-        self._files: list[int] = []
-        self._headers: list[dict[str, Any]] = []
-        self._places: dict[str, tuple[int, int]] = {}
-        try:
+        self._headers: dict[int, dict[str, Any]] = {}  # by the descriptor of the file
+        self._places: dict[str, tuple[int, int]] = {}  # descriptor and first byte of each tensor
+        with ExitStack() as files:
             for file, names in self._split.filename_to_tensors.items():
-                self._lay_out(file, {name: tensors[name] for name in names}, metadata)
-        except BaseException:
-            self.close()
-            raise
+                opened = files.enter_context((folder / file).open("xb", buffering=0))
+                self._lay_out(opened.fileno(), {name: tensors[name] for name in names}, metadata)
+            self.close = files.pop_all().close
 
-    def _lay_out(self, file: str, tensors: Mapping[str, tuple[str, Shape]], metadata: Mapping[str, str]) -> None:
+    def _lay_out(self, file: int, tensors: Mapping[str, tuple[str, Shape]], metadata: Mapping[str, str]) -> None:
         header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
         end = 0
         # wide types first, so that every tensor begins at a multiple of its own width
@@ -69,72 +59,52 @@ class Shards:
             begin, end = end, end + self._sizes[name]
             dtype, shape = tensors[name]
             header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+        self._headers[file] = header
         first = len(_encode(header))
-        descriptor = os.open(self.folder / file, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
-        self._files.append(descriptor)
-        self._headers.append(header)
-        _reserve(descriptor, first + end)
+        _reserve(file, first + end)
         for name in tensors:
-            self._places[name] = (descriptor, first + header[name]["data_offsets"][0])
+            self._places[name] = (file, first + header[name]["data_offsets"][0])
 
-    def write(self, name: str, tensor: torch.Tensor) -> None:
+    def write(self, name: str, values: torch.Tensor) -> None:
         """Write the values of a tensor."""
-        descriptor, offset = self._places[name]
-        _write(descriptor, _bytes_of(tensor), offset)
-        self._send(name, descriptor)
+        file, offset = self._places[name]
+        _write(file, values.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data, offset)
+        self._send(name, file)
 
-    def copy(self, name: str, region: Region) -> None:
+    def copy(self, name: str, tensor: Tensor) -> None:
         """Let the kernel copy a tensor from another file."""
-        descriptor, offset = self._places[name]
-        done = _copy_in_kernel(descriptor, region, offset)
+        if (region := tensor.region) is None:
+            return self.write(name, tensor.values())
+        file, offset = self._places[name]
+        done = _copy_in_kernel(file, region, offset)
         # another kernel, or two file systems that cannot
         for chunk in region.part(done, region.size - done).chunks():
-            _write(descriptor, chunk, offset + done)
+            _write(file, chunk, offset + done)
             done += len(chunk)
-        self._send(name, descriptor)
+        return self._send(name, file)
 
-    def _send(self, name: str, descriptor: int) -> None:
+    def _send(self, name: str, file: int) -> None:
         """Send what was written to the disk while the next tensor is made, and take it out of the page cache.
 
         Nothing is left to wait for at the end, and the pages serve again: new ones cost more than a tensor's draw.
         """
         if self._sizes[name] >= _LARGE and hasattr(os, "posix_fadvise"):
             with suppress(OSError):  # only advice
-                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+                os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def finish(self, metadata: Mapping[str, str]) -> None:
         """Write the headers and the index."""
-        for descriptor, header in zip(self._files, self._headers, strict=True):
+        for file, header in self._headers.items():
             before = len(_encode(header))
             header["__metadata__"].update(metadata)
             encoded = _encode(header)
             if len(encoded) != before:
                 raise ValueError("metadata of another length would move the tensors")
-            _write(descriptor, memoryview(encoded), 0)
+            _write(file, memoryview(encoded), 0)
         if self._split.is_sharded:
-            index = {
-                "metadata": self._split.metadata,
-                "weight_map": dict(sorted(self._split.tensor_to_filename.items())),
-            }
+            files = dict(sorted(self._split.tensor_to_filename.items()))
+            index = {"metadata": self._split.metadata, "weight_map": files}
             (self.folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-    def close(self) -> None:
-        """Close the files."""
-        while self._files:
-            os.close(self._files.pop())
-
-    def __enter__(self) -> Shards:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-def _bytes_of(tensor: torch.Tensor) -> memoryview:
-    """Return the bytes of a tensor in memory, those of a contiguous one without a copy."""
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _encode(header: Mapping[str, Any]) -> bytes:
@@ -143,20 +113,20 @@ def _encode(header: Mapping[str, Any]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _reserve(descriptor: int, size: int) -> None:
+def _reserve(file: int, size: int) -> None:
     """Give a file its size: a full disk shows at once, and writing in any order is three times as fast."""
     if size and hasattr(os, "posix_fallocate"):
         try:
-            return os.posix_fallocate(descriptor, 0, size)
+            return os.posix_fallocate(file, 0, size)
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
                 raise
-    return os.truncate(descriptor, size)
+    return os.truncate(file, size)
 
 
-def _write(descriptor: int, data: memoryview, offset: int) -> None:
+def _write(file: int, data: memoryview, offset: int) -> None:
     while len(data):
-        done = os.pwrite(descriptor, data, offset)
+        done = os.pwrite(file, data, offset)
         data, offset = data[done:], offset + done
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -11,11 +12,12 @@ from typing import Protocol
 import torch
 
 from hf_perturb.checkpoints.checkpoint import Checkpoint
-from hf_perturb.checkpoints.tensors import Region, Tensor, bytes_of, is_finite
+from hf_perturb.checkpoints.tensors import Tensor, bytes_of, is_finite
+from hf_perturb.perturbation import Step
 from hf_perturb.perturbation.digest import digest_of_lines, tensor_digest, torch_dtype
 from hf_perturb.perturbation.parallel import for_each
 from hf_perturb.variants.blueprint import Blueprint, Output, document_shapes
-from hf_perturb.variants.shards import MAX_SHARD_SIZE, Shards
+from hf_perturb.variants.shards import Shards
 
 # called with the bytes that are done and those in all
 Progress = Callable[[int, int], object]
@@ -62,30 +64,19 @@ class Sources:
         """Return a tensor in memory, cast."""
         return self.tensors[name].values().to(torch_dtype(self.dtypes[name]))
 
-    def region(self, name: str) -> Region | None:
-        """Return where a tensor is stored as it is to be read, `None` if it is not."""
-        tensor = self.tensors[name]
-        return tensor.region if tensor.dtype == self.dtypes[name] else None
+    def is_stored(self, name: str) -> bool:
+        """Whether the bytes of a tensor, cast, are those in its file."""
+        return self.tensors[name].region is not None and self.tensors[name].dtype == self.dtypes[name]
 
 
 class Sink(Protocol):
     """Where tensors go; called by several threads."""
 
-    def write(self, name: str, tensor: torch.Tensor) -> None:
+    def write(self, name: str, values: torch.Tensor) -> None:
         """Take the values of a tensor."""
 
-    def copy(self, name: str, region: Region) -> None:
+    def copy(self, name: str, tensor: Tensor) -> None:
         """Take a tensor as it is stored in another file."""
-
-
-class Nowhere:
-    """A sink for who wants nothing but the digests."""
-
-    def write(self, name: str, tensor: torch.Tensor) -> None:
-        """Drop the values of a tensor."""
-
-    def copy(self, name: str, region: Region) -> None:
-        """Drop a tensor."""
 
 
 @dataclass
@@ -94,18 +85,18 @@ class Target:
 
     Args:
         outputs: by the name to write, in the order of the network.
-        sink: where they go.
+        sink: where they go, `None` for who wants nothing but the digests.
         generator: the one that all steps share, `None` where each has its own.
         digests: `dtype shape sha256` of every tensor, as `tensor_digest` gives it; filled in while it is written.
     """
 
     outputs: Mapping[str, Output]
-    sink: Sink = field(default_factory=Nowhere)
+    sink: Sink | None
     generator: torch.Generator | None = None
     digests: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, blueprint: Blueprint, sink: Sink) -> Target:
+    def of(cls, blueprint: Blueprint, sink: Sink | None) -> Target:
         """Return what a blueprint says, with a generator of its own at its beginning."""
         return cls(blueprint.outputs, sink, blueprint.plan.generator())
 
@@ -133,12 +124,7 @@ def stream(
     """
     names = [*sources.tensors, *(output.source for target in targets for output in target.outputs.values())]
     count = counter(sum(map(sources.size, names)), progress)
-
-    @torch.no_grad()
-    def run(job: _Job) -> None:
-        _run(sources, targets, job, count)
-
-    for_each(run, _jobs(sources, targets), jobs)
+    for_each(lambda job: _run(sources, job, count), _jobs(sources, targets), jobs)
 
 
 def counter(total: int, progress: Progress | None) -> Callable[[int], None]:
@@ -155,84 +141,88 @@ def counter(total: int, progress: Progress | None) -> Callable[[int], None]:
     return add
 
 
-def write_weights(
-    folder: Path,
-    tensors: Mapping[str, Tensor],
-    dtypes: Mapping[str, str],
-    max_shard_size: int | str = MAX_SHARD_SIZE,
-) -> Sources:
+def write_weights(folder: Path, tensors: Mapping[str, Tensor], dtypes: Mapping[str, str]) -> Sources:
     """Write `model.safetensors`, or shards and their index, as `save_pretrained` names and cuts them.
 
     Args:
         folder: an existing folder.
         tensors: by name, in the order of the network.
         dtypes: the type that each is written in, `F32`.
-        max_shard_size: bytes, or text such as `"5GB"`.
 
     Returns:
         What was written, with its digests and the names of the tensors that are not numbers.
     """
     sources = Sources(tensors, dtypes, look=True)
     shapes = {name: (dtypes[name], tensor.shape) for name, tensor in tensors.items()}
-    with Shards(folder, shapes, {}, max_shard_size) as shards:
+    with closing(Shards(folder, shapes, {})) as shards:
         stream(sources, [Target({name: Output(name) for name in tensors}, shards)])
         shards.finish({})
     return sources
 
 
 @dataclass(frozen=True)
+class _Use:
+    """An output of one source: its target and name, what is done, and what was drawn for it already."""
+
+    target: Target
+    name: str
+    step: Step | None
+    drawn: torch.Tensor | None
+
+
+@dataclass(frozen=True)
 class _Job:
-    """What comes from one source: index of the target and name of the output, and what was drawn for it already."""
+    """What comes from one source, and its values if they were read already."""
 
     source: str
-    uses: tuple[tuple[int, str], ...]
     values: torch.Tensor | None
-    drawn: Mapping[tuple[int, str], torch.Tensor]
+    uses: Sequence[_Use]
 
 
 def _jobs(sources: Sources, targets: Sequence[Target]) -> Iterator[_Job]:
     """Make the jobs in the order of the sources; what shares a generator is drawn here, in turn."""
-    uses: dict[str, list[tuple[int, str]]] = {name: [] for name in sources.tensors}
-    for index, target in enumerate(targets):
+    made: dict[str, list[tuple[Target, str, Step | None]]] = {name: [] for name in sources.tensors}
+    for target in targets:
         for name, output in target.outputs.items():
-            uses[output.source].append((index, name))
-    for source, used in uses.items():
-        shared = {
-            (index, name): (step, generator)
-            for index, name in used
-            if (step := targets[index].outputs[name].step) and (generator := targets[index].generator)
-        }
-        values = sources.values(source) if any(step.shuffles for step, _ in shared.values()) else None
-        old = torch.empty(0, dtype=torch_dtype(sources.dtypes[source])) if values is None else values
-        with torch.no_grad():
-            drawn = {use: step.run(old, generator) for use, (step, generator) in shared.items()}
-        yield _Job(source, tuple(used), values, drawn)
+            made[output.source].append((target, name, output.step))
+    for source, outputs in made.items():
+        values, uses = None, []
+        for target, name, step in outputs:
+            drawn = None
+            if step is not None and target.generator is not None:
+                if values is None and step.shuffles:
+                    values = sources.values(source)
+                drawn = step.run(_no_values(sources, source) if values is None else values, target.generator)
+            uses.append(_Use(target, name, step, drawn))
+        yield _Job(source, values, uses)
 
 
-def _run(sources: Sources, targets: Sequence[Target], job: _Job, count: Callable[[int], None]) -> None:
-    name, region = job.source, sources.region(job.source)
-    steps = {(index, output): targets[index].outputs[output].step for index, output in job.uses}
+def _run(sources: Sources, job: _Job, count: Callable[[int], None]) -> None:
+    name, values, is_stored = job.source, job.values, sources.is_stored(job.source)
     # a tensor that is kept is copied by the kernel, and a draw needs no values: those are only hashed as they pass
-    shuffled = any(step is not None and step.shuffles and use not in job.drawn for use, step in steps.items())
-    if region is None or shuffled or sources.look or job.values is not None:
-        values = sources.values(name) if job.values is None else job.values
+    shuffled = any(use.step is not None and use.step.shuffles and use.drawn is None for use in job.uses)
+    if values is None and (shuffled or sources.look or not is_stored):
+        values = sources.values(name)
+    if values is None:
+        values, digest = _no_values(sources, name), sources.tensors[name].digest()
+    else:
         digest = tensor_digest(values)
         if sources.look and not is_finite(values):
             sources.nonfinite.append(name)
-    else:
-        values = torch.empty(0, dtype=torch_dtype(sources.dtypes[name]))
-        digest = sources.tensors[name].digest()
     sources.digests[name] = digest
     count(sources.size(name))
-    for (index, output), step in steps.items():
-        if step is not None:
-            new = job.drawn[index, output] if (index, output) in job.drawn else step.run(values)
-            targets[index].sink.write(output, new)
-            targets[index].digests[output] = tensor_digest(new)
-        else:
-            if region is not None:
-                targets[index].sink.copy(output, region)
-            else:
-                targets[index].sink.write(output, values)
-            targets[index].digests[output] = digest
+    for use in job.uses:
+        sink, made = use.target.sink, values
+        if use.step is not None:
+            made = use.step.run(values) if use.drawn is None else use.drawn
+        use.target.digests[use.name] = digest if use.step is None else tensor_digest(made)
+        if sink is not None and use.step is None and is_stored:
+            sink.copy(use.name, sources.tensors[name])
+        elif sink is not None:
+            sink.write(use.name, made)
         count(sources.size(name))
+
+
+def _no_values(sources: Sources, name: str) -> torch.Tensor:
+    """Return what tells a draw the type to draw in."""
+    return torch.empty(0, dtype=torch_dtype(sources.dtypes[name]))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,14 @@ from hf_perturb.checkpoints.checkpoint import Checkpoint
 from hf_perturb.checkpoints.recipe import Recipe, other_sizes
 from hf_perturb.checkpoints.shapes import listed
 from hf_perturb.checkpoints.source import located
-from hf_perturb.checkpoints.tensors import Region, Tensor
+from hf_perturb.checkpoints.tensors import Tensor
 from hf_perturb.checkpoints.tokenizers import same_alphabet
 from hf_perturb.errors import CheckpointError
 from hf_perturb.perturbation import Perturbation
 from hf_perturb.perturbation.digest import digest_of_lines, tensor_digest, torch_dtype
 from hf_perturb.perturbation.kernels import as_integers
 from hf_perturb.variants.blueprint import Blueprint, make_blueprint
-from hf_perturb.variants.stream import Nowhere, Progress, Sources, Target, stream
+from hf_perturb.variants.stream import Progress, Sources, Target, stream
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,8 @@ class Verification:
     recorded: str | None
     base: str | None = None
     differences: tuple[Difference, ...] = ()
-    problems: tuple[str, ...] = field(default=())
-    nonfinite: tuple[str, ...] = field(default=())
+    problems: tuple[str, ...] = ()
+    nonfinite: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -107,24 +108,24 @@ def verify_checkpoint(
     progress: Progress | None = None,
 ) -> Verification:
     """Verify a checkpoint that is opened; see `verify_variant`."""
-    record, work = opened.record, {"jobs": jobs, "progress": progress}
+    run = partial(stream, jobs=jobs, progress=progress)
     if opened.is_recipe:
         recipe = Recipe.of(opened)
         made_from = recipe.open_base() if base is None else Checkpoint.open(base).base()
-        found = _rebuild(opened.name, recipe.record, made_from, None, work)
-        return replace(found, problems=(*found.problems, *other_sizes(opened, made_from), *_beside(opened)))
-    opened.check()
-    if base is None:
-        return _compare_with_record(opened, work)
-    if record is None:
-        problem = "is no variant: its config.json records no perturbation; leave the base out"
-        raise CheckpointError(f"{opened.name!r} {problem}")
-    made_from = Checkpoint.open(base).base()
-    found = _rebuild(opened.name, record, made_from, _Stored(opened.tensors), work)
+        found = _rebuild(opened, recipe.record, made_from, run)
+    elif base is None:
+        return _compare_with_record(opened.check(), run)
+    else:
+        record = opened.check().record
+        if record is None:
+            problem = "is no variant: its config.json records no perturbation; leave the base out"
+            raise CheckpointError(f"{opened.name!r} {problem}")
+        made_from = Checkpoint.open(base).base()
+        found = _rebuild(opened, record, made_from, run)
     return replace(found, problems=(*found.problems, *other_sizes(opened, made_from), *_stated(opened)))
 
 
-def _compare_with_record(opened: Checkpoint, work: dict[str, Any]) -> Verification:
+def _compare_with_record(opened: Checkpoint, run: Callable[..., None]) -> Verification:
     recorded = opened.stated_digest
     if recorded is None:
         raise CheckpointError(
@@ -132,11 +133,10 @@ def _compare_with_record(opened: Checkpoint, work: dict[str, Any]) -> Verificati
         )
     dtypes = {name: tensor.dtype for name, tensor in opened.tensors.items()}
     sources = Sources(opened.tensors, dtypes, look=True)
-    stream(sources, **work)
-    problems = (*_another_digest(sources.digest(), recorded), *_stated(opened))
-    return Verification(
-        opened.name, sources.digest(), recorded, problems=problems, nonfinite=tuple(sorted(sources.nonfinite))
-    )
+    run(sources)
+    digest, odd = sources.digest(), tuple(sorted(sources.nonfinite))
+    problems = (*_another_digest(digest, recorded), *_stated(opened))
+    return Verification(opened.name, digest, recorded, problems=problems, nonfinite=odd)
 
 
 class _Stored:
@@ -147,74 +147,65 @@ class _Stored:
         self.digests: dict[str, str] = {}
         self.differences: dict[str, Difference] = {}
 
-    def write(self, name: str, tensor: torch.Tensor) -> None:
+    def write(self, name: str, values: torch.Tensor) -> None:
         """Compare a tensor that was built."""
         stored = self.tensors[name].values()
         self.digests[name] = tensor_digest(stored)
-        if stored.dtype != tensor.dtype:
-            self.differences[name] = Difference(name, tensor.numel(), None)
+        if stored.dtype != values.dtype:
+            self.differences[name] = Difference(name, values.numel(), None)
             return
-        differs = as_integers(stored) != as_integers(tensor)
+        differs = as_integers(stored) != as_integers(values)
         if count := int(differs.sum()):
-            largest = (stored[differs].double() - tensor[differs].double()).abs().max().item()
+            largest = (stored[differs].double() - values[differs].double()).abs().max().item()
             self.differences[name] = Difference(name, count, largest if math.isfinite(largest) else None)
 
-    def copy(self, name: str, region: Region) -> None:
+    def copy(self, name: str, tensor: Tensor) -> None:
         """Compare a tensor that was kept."""
-        kept = self.tensors[name]
-        self.write(name, Tensor(kept.dtype, kept.shape, region).values())
+        self.write(name, tensor.values())
 
 
-def _rebuild(
-    path: str, record: Perturbation, base: Checkpoint, stored: _Stored | None, work: dict[str, Any]
-) -> Verification:
+def _rebuild(opened: Checkpoint, record: Perturbation, base: Checkpoint, run: Callable[..., None]) -> Verification:
     """Build every tensor of a variant again, and compare it with what is stored, if anything is."""
     blueprint, sources = make_blueprint(base, record), Sources.of(base)
-    if stored is not None:
-        _refuse_another_network(path, base, blueprint, stored.tensors)
-    target = Target.of(blueprint, stored or Nowhere())
-    stream(sources, [target], **work)
+    stored = None
+    if not opened.is_recipe:
+        _refuse_another_network(opened, base, blueprint)
+        stored = _Stored(opened.tensors)
+    elif record.digest is None:
+        raise CheckpointError(
+            f"{opened.name!r} is a recipe that records no digest, so there is nothing to compare with"
+        )
+    target = Target.of(blueprint, stored)
+    run(sources, [target])
     problems = []
     if record.base is not None and record.base.digest not in (None, sources.digest()):
         problems.append(f"the base {base.name} has digest {sources.digest()}, the record says {record.base.digest}")
-    digest = target.digest() if stored is None else digest_of_lines(stored.digests)
-    differences = () if stored is None else tuple(stored.differences[name] for name in sorted(stored.differences))
-    if differences:
-        names = listed(difference.name for difference in differences)
-        problems.append(f"{len(differences)} tensors are not what the base and the record give: {names}")
-    if stored is None and record.digest is None:
-        raise CheckpointError(f"{path!r} is a recipe that records no digest, so there is nothing to compare with")
+    digest, found = target.digest(), dict[str, Difference]()
+    if stored is not None:
+        digest, found = digest_of_lines(stored.digests), stored.differences
+    if found:
+        names = listed(sorted(found))
+        problems.append(f"{len(found)} tensors are not what the base and the record give: {names}")
     problems += _another_digest(digest, record.digest)
-    return Verification(path, digest, record.digest, base.name, differences, tuple(problems))
+    differences = tuple(found[name] for name in sorted(found))
+    return Verification(opened.name, digest, record.digest, base.name, differences, tuple(problems))
 
 
 def _another_digest(found: str, recorded: str | None) -> list[str]:
     return [] if recorded in (None, found) else [f"the weights have digest {found}, the record says {recorded}"]
 
 
-def _refuse_another_network(path: str, base: Checkpoint, blueprint: Blueprint, tensors: Mapping[str, Tensor]) -> None:
-    made = {name: shape for name, (_, shape) in blueprint.shapes.items()}
-    found = {name: tensor.shape for name, tensor in tensors.items()}
+def _refuse_another_network(opened: Checkpoint, base: Checkpoint, blueprint: Blueprint) -> None:
+    made, found = {name: shape for name, (_, shape) in blueprint.shapes.items()}, opened.shapes
     if odd := [name for name in {**made, **found} if made.get(name) != found.get(name)]:
         raise CheckpointError(
-            f"{path!r} is no variant of {base.name!r}: there are tensors that only one of them has, or of another"
-            f" shape: {listed(odd)}"
+            f"{opened.name!r} is no variant of {base.name!r}: there are tensors that only one of them has, or of"
+            f" another shape: {listed(odd)}"
         )
 
 
 def _stated(opened: Checkpoint) -> list[str]:
-    """Compare what the configuration says of the weights, and what is beside them."""
-    kinds = {tensor.dtype for name, tensor in opened.tensors.items() if not name.endswith("rot_emb.inv_freq")}
-    problems = _beside(opened)
-    # a file of several types has none that could be stated
-    if len(kinds) == 1 and opened.stated_dtype not in (None, *kinds):
-        stated, stored = torch_dtype(str(opened.stated_dtype)), torch_dtype(kinds.pop())
-        problems.append(f"config.json: dtype is {stated}, the weights are {stored}")
-    return problems
-
-
-def _beside(opened: Checkpoint) -> list[str]:
-    """Compare what is beside the weights: the code that is named, the record in the files' headers, the alphabet."""
+    """Compare what is said beside the weights: the code, the record in the files' headers, the type, the alphabet."""
     problems = []
     if (named := opened.stored.get("auto_map")) not in (None, opened.network.auto_map):
         problems.append(f"config.json: auto_map names other code than this package's: {named}")
@@ -222,4 +213,9 @@ def _beside(opened: Checkpoint) -> list[str]:
     vocabulary = None if opened.place is None else opened.place.find("tokenizer.json")
     if vocabulary is not None and not same_alphabet(vocabulary, opened.network.alphabet):
         problems.append("tokenizer.json: not the alphabet of this network, whose tokens are part of it")
+    kinds = {tensor.dtype for name, tensor in opened.tensors.items() if not name.endswith("rot_emb.inv_freq")}
+    # a file of several types has none that could be stated, and a recipe has no file
+    if len(kinds) == 1 and opened.stated_dtype not in (None, *kinds):
+        stated, stored = torch_dtype(str(opened.stated_dtype)), torch_dtype(kinds.pop())
+        problems.append(f"config.json: dtype is {stated}, the weights are {stored}")
     return problems

@@ -357,7 +357,8 @@ def test_the_card_says_what_a_scope_is():
 
     def row(family: str, scope: object) -> list[str]:
         blueprint = make_blueprint(bases[family], Perturbation("reinit", scope=scope))
-        card = variant_card(blueprint.network, Perturbation("reinit", scope=scope), None, None)
+        steps = {name: output.step for name, output in blueprint.outputs.items()}
+        card = variant_card(blueprint.network, blueprint.asked, steps, None, None)
         return [line for line in card.splitlines() if line.startswith("| scope |")]
 
     assert row("carp", "top:4") == ["| scope | `top:4` (the 4 layers nearest the output) |"]

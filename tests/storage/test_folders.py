@@ -23,9 +23,8 @@ from support.refusals import tree
 import hf_perturb
 from hf_perturb import create_variant, create_variants
 from hf_perturb.cli import main
-from hf_perturb.storage import scratch
-from hf_perturb.storage.folders import whole_folder
-from hf_perturb.storage.scratch import scratch_folder
+from hf_perturb.storage import folders
+from hf_perturb.storage.folders import scratch_folder, whole_folder
 
 KILLS = 50
 FILES = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"}
@@ -97,7 +96,7 @@ def seconds_of(children, job) -> float:
 def skip_without_exchange(folder: Path) -> None:
     for name in ("one", "other"):
         (folder / name).mkdir()
-    if not scratch._exchange(folder / "one", folder / "other"):
+    if not folders._exchange(folder / "one", folder / "other"):
         pytest.skip("no two folders can be swapped here")
     for name in ("one", "other"):
         (folder / name).rmdir()
@@ -321,7 +320,7 @@ def fail_opening(name):
 def test_whatever_cannot_be_written_leaves_nothing(base, old, tmp_path, monkeypatch, place, fail):
     before = tree(old)
     job = {"base": base, "out": old, "perturbation": PERTURBATIONS[1], "force": True, "jobs": 1}
-    monkeypatch.setattr(scratch, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(folders, "_exchange", lambda one, other: False)
     monkeypatch.setattr(place, fail)
     with pytest.raises(hf_perturb.CheckpointError, match="No space left") as caught:
         create_variant(**job)
@@ -340,7 +339,7 @@ def test_what_the_kernel_does_not_copy_is_written(base, old, variants, tmp_path,
 @pytest.mark.parametrize("way", ["new", "exchange", "renames"])
 def test_everything_is_on_the_disk_before_it_has_its_name(base, variants, tmp_path, monkeypatch, way):
     synced, moved = {}, []
-    fsync, rename, exchange = os.fsync, Path.rename, scratch._exchange
+    fsync, rename, exchange = os.fsync, Path.rename, folders._exchange
 
     def recorded_fsync(descriptor):
         status = os.fstat(descriptor)
@@ -368,7 +367,7 @@ def test_everything_is_on_the_disk_before_it_has_its_name(base, variants, tmp_pa
         shutil.copytree(variants[1], tmp_path / "out")
     monkeypatch.setattr(os, "fsync", recorded_fsync)
     monkeypatch.setattr(Path, "rename", recorded_rename)
-    monkeypatch.setattr(scratch, "_exchange", recorded_exchange)
+    monkeypatch.setattr(folders, "_exchange", recorded_exchange)
     create_variant(base, tmp_path / "out", PERTURBATIONS[0], force=True)
     assert moved
     assert all(before == {"new"} | FILES for before in moved)

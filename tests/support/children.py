@@ -104,9 +104,9 @@ def fill(out: str, text: str, die_at: int | None = None) -> str:
 
 def no_exchange() -> None:
     """As on a file system that cannot swap two folders."""
-    from hf_perturb.storage import scratch
+    from hf_perturb.storage import folders
 
-    scratch._exchange = lambda one, other: False
+    folders._exchange = lambda one, other: False
 
 
 def die_between_renames() -> None:

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -15,6 +16,7 @@ from hf_perturb import Perturbation
 from hf_perturb.checkpoints.tensors import Tensor
 from hf_perturb.perturbation import digest_of
 from hf_perturb.perturbation.digest import dtype_code
+from hf_perturb.variants import shards
 from hf_perturb.variants.create import create_variant
 from hf_perturb.variants.stream import Sources, write_weights
 from support.models import CONFIGS, model_class, small_model
@@ -55,11 +57,13 @@ def write_bases(tmp_path_factory) -> dict[str, Path]:
     return {network: write_base(parent / network / "base", network) for network in CONFIGS}
 
 
-def write_tensors(folder: Path, tensors, dtypes=None, *size) -> Sources:
+def write_tensors(folder: Path, tensors, dtypes=None, max_shard_size=shards.MAX_SHARD_SIZE) -> Sources:
     """Write tensors of torch, in types of torch, with `write_weights`."""
     found = {name: Tensor.of(tensor) for name, tensor in tensors.items()}
     dtypes = dtypes or {name: tensor.dtype for name, tensor in tensors.items()}
-    return write_weights(folder, found, {name: dtype_code(dtype) for name, dtype in dtypes.items()}, *size)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards, "MAX_SHARD_SIZE", max_shard_size)
+        return write_weights(folder, found, {name: dtype_code(dtype) for name, dtype in dtypes.items()})
 
 
 def no_waiting(monkeypatch) -> None:

@@ -19,7 +19,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 import hf_perturb
 from hf_perturb import Perturbation
 from hf_perturb.perturbation import digest_of
-from hf_perturb.storage import scratch
+from hf_perturb.storage import folders
 from hf_perturb.storage.folders import whole_folder
 from hf_perturb.variants.create import create_variant
 
@@ -182,7 +182,7 @@ def test_force_replaces_variants_only(base, tmp_path):
 
 def test_an_interrupt_between_the_renames_keeps_the_old(tmp_path, monkeypatch):
     """On a file system that cannot swap two folders in one step."""
-    monkeypatch.setattr(scratch, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(folders, "_exchange", lambda one, other: False)
 
     def fill(text):
         with whole_folder(tmp_path / "out") as folder:

@@ -41,7 +41,6 @@ from hf_perturb import Perturbation
 from hf_perturb.perturbation import digest_of
 from hf_perturb.variants import create as variants, stream
 from hf_perturb.variants.create import create_variant
-from hf_perturb.variants.shards import Shards
 from hf_perturb.variants.stream import counter
 
 SHARD = 10_000  # bytes; no tensor of a small network has more
@@ -251,7 +250,7 @@ def test_a_sharded_base_is_like_a_whole_one(base_of, network, asked, tmp_path):
 @pytest.mark.parametrize("asked", [METHODS["reinit"], METHODS["resample-published"]], ids=["reinit", "published"])
 def test_shards_are_those_of_save_pretrained(base_of, network, asked, tmp_path, monkeypatch):
     base = base_of(network)
-    monkeypatch.setattr(variants, "Shards", partial(Shards, max_shard_size=SHARD))
+    monkeypatch.setattr("hf_perturb.variants.shards.MAX_SHARD_SIZE", SHARD)
     record = create_variant(base, tmp_path / "ours", asked)
     # of a model that it has loaded itself, Transformers cuts the tensors in the order of their names
     model = hf_perturb.perturb(small_model(network, **SIZES[network]), asked)

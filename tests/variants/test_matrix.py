@@ -66,7 +66,7 @@ def test_each_tensor_of_the_base_is_read_once(base, rules, tmp_path, monkeypatch
     asked = matrix(["reinit", "resample"], [42, 7], ["rows", "all"] if rules == "documented" else [], rules=rules)
     sources = Sources.of(Checkpoint.open(base).base())
     expected = dict.fromkeys(sources.tensors, 1)
-    regions = {name: sources.region(name) for name in expected}
+    regions = {name: sources.tensors[name].region for name in expected}
     counts = counted_reads(monkeypatch)
     create_variants(base, folders(tmp_path / "out", asked))
     assert counts == {(regions[name].file.path.name, regions[name].begin): count for name, count in expected.items()}

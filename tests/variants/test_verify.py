@@ -25,7 +25,6 @@ import hf_perturb
 from hf_perturb import create_variant, verify_variant
 from hf_perturb.cli import main
 from hf_perturb.perturbation import digest_of
-from hf_perturb.variants import create as variants
 from hf_perturb.variants.verify import Difference
 
 NETWORKS = ("esm1", "esm1b", "esm2", "carp")
@@ -136,7 +135,7 @@ def test_so_is_a_head_of_its_own(bases, network, keys, method, tmp_path):
 
 
 def test_so_are_shards(base, tmp_path, monkeypatch):
-    monkeypatch.setattr(variants, "Shards", partial(variants.Shards, max_shard_size=40_000))
+    monkeypatch.setattr("hf_perturb.variants.shards.MAX_SHARD_SIZE", 40_000)
     create_variant(base, tmp_path / "ours", "resample")
     model = AutoModelForMaskedLM.from_pretrained(tmp_path / "ours")
     model.save_pretrained(tmp_path / "theirs", max_shard_size=40_000)
@@ -480,6 +479,13 @@ def test_a_tensor_of_another_type_is_found(spoiled, bases):
     assert "the weights have digest" in problem_of(spoiled)
     found = verify_variant(spoiled, bases / "esm1b")
     assert found.differences == tuple(Difference(f"layers.{i}.fc1.bias", 64, None) for i in range(3))
+
+
+def test_a_variant_that_was_cast_is_found(small, bases, tmp_path):
+    """Its kept tensors are not those of the base either."""
+    hf_perturb.convert_checkpoint(small, tmp_path / "half", dtype="float16")
+    found = verify_variant(tmp_path / "half", bases / "esm1b")
+    assert [difference.name for difference in found.differences] == sorted(load_file(small / "model.safetensors"))
 
 
 def test_a_kept_tensor_that_changed_is_found(spoiled, bases):
