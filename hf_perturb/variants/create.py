@@ -172,11 +172,12 @@ class _Builder:
         return records
 
     def _begin(self, stack: ExitStack, out: Path, blueprint: Blueprint, base: Base) -> _Variant:
-        folder, shards = stack.enter_context(whole_folder(out, self.check_out)), None
-        if not self.recipe:
-            metadata = _metadata(blueprint.asked.with_record(base, _NO_DIGEST))
-            shards = stack.enter_context(closing(Shards(folder, blueprint.shapes, metadata)))
-        return _Variant(blueprint, folder, Target.of(blueprint, shards), shards)
+        folder = stack.enter_context(whole_folder(out, self.check_out))
+        if self.recipe:
+            return _Variant(blueprint, folder, Target.of(blueprint, None), None)
+        metadata = _metadata(blueprint.asked.with_record(base, _NO_DIGEST))
+        shards = stack.enter_context(closing(Shards(folder, blueprint.shapes, metadata)))
+        return _Variant(blueprint, folder, Target.of(blueprint, shards.write), shards)
 
     def _finish(self, variant: _Variant, sources: Sources, base: Base) -> Perturbation:
         """Write what is beside the weights, now that their digests are known."""

@@ -65,29 +65,20 @@ class Shards:
         for name in tensors:
             self._places[name] = (file, first + header[name]["data_offsets"][0])
 
-    def write(self, name: str, values: torch.Tensor) -> None:
-        """Write the values of a tensor."""
+    def write(self, name: str, tensor: Tensor) -> None:
+        """Write a tensor; one that is in another file is copied by the kernel."""
         file, offset = self._places[name]
-        _write(file, values.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data, offset)
-        self._send(name, file)
-
-    def copy(self, name: str, tensor: Tensor) -> None:
-        """Let the kernel copy a tensor from another file."""
-        if (region := tensor.region) is None:
-            return self.write(name, tensor.values())
-        file, offset = self._places[name]
-        done = _copy_in_kernel(file, region, offset)
-        # another kernel, or two file systems that cannot
-        for chunk in region.part(done, region.size - done).chunks():
-            _write(file, chunk, offset + done)
-            done += len(chunk)
-        return self._send(name, file)
-
-    def _send(self, name: str, file: int) -> None:
-        """Send what was written to the disk while the next tensor is made, and take it out of the page cache.
-
-        Nothing is left to wait for at the end, and the pages serve again: new ones cost more than a tensor's draw.
-        """
+        region = tensor.region
+        if region is None:
+            _write(file, _bytes_of(tensor.values()), offset)
+        else:
+            done = _copy_in_kernel(file, region, offset)
+            # another kernel, or two file systems that cannot
+            for chunk in region.part(done, region.size - done).chunks():
+                _write(file, chunk, offset + done)
+                done += len(chunk)
+        # sent to the disk while the next tensor is made, and taken out of the page cache: nothing is left to wait for
+        # at the end, and the pages serve again, of which new ones cost more than a tensor's draw
         if self._sizes[name] >= _LARGE and hasattr(os, "posix_fadvise"):
             with suppress(OSError):  # only advice
                 os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -105,6 +96,11 @@ class Shards:
             files = dict(sorted(self._split.tensor_to_filename.items()))
             index = {"metadata": self._split.metadata, "weight_map": files}
             (self.folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _bytes_of(values: torch.Tensor) -> memoryview:
+    """Return the bytes of a tensor in memory, those of a contiguous one without a copy."""
+    return values.contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _encode(header: Mapping[str, Any]) -> bytes:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
-from typing import Protocol
 
 import torch
 
@@ -21,6 +20,8 @@ from hf_perturb.variants.shards import Shards
 
 # called with the bytes that are done and those in all
 Progress = Callable[[int, int], object]
+# called by several threads with the name of a tensor and what it is to hold
+Sink = Callable[[str, Tensor], None]
 
 
 @dataclass
@@ -64,19 +65,9 @@ class Sources:
         """Return a tensor in memory, cast."""
         return self.tensors[name].values().to(torch_dtype(self.dtypes[name]))
 
-    def is_stored(self, name: str) -> bool:
-        """Whether the bytes of a tensor, cast, are those in its file."""
-        return self.tensors[name].region is not None and self.tensors[name].dtype == self.dtypes[name]
-
-
-class Sink(Protocol):
-    """Where tensors go; called by several threads."""
-
-    def write(self, name: str, values: torch.Tensor) -> None:
-        """Take the values of a tensor."""
-
-    def copy(self, name: str, tensor: Tensor) -> None:
-        """Take a tensor as it is stored in another file."""
+    def no_values(self, name: str) -> torch.Tensor:
+        """Return what tells a draw the type to draw in."""
+        return torch.empty(0, dtype=torch_dtype(self.dtypes[name]))
 
 
 @dataclass
@@ -144,85 +135,73 @@ def counter(total: int, progress: Progress | None) -> Callable[[int], None]:
 def write_weights(folder: Path, tensors: Mapping[str, Tensor], dtypes: Mapping[str, str]) -> Sources:
     """Write `model.safetensors`, or shards and their index, as `save_pretrained` names and cuts them.
 
-    Args:
-        folder: an existing folder.
-        tensors: by name, in the order of the network.
-        dtypes: the type that each is written in, `F32`.
-
     Returns:
         What was written, with its digests and the names of the tensors that are not numbers.
     """
     sources = Sources(tensors, dtypes, look=True)
     shapes = {name: (dtypes[name], tensor.shape) for name, tensor in tensors.items()}
     with closing(Shards(folder, shapes, {})) as shards:
-        stream(sources, [Target({name: Output(name) for name in tensors}, shards)])
+        stream(sources, [Target({name: Output(name) for name in tensors}, shards.write)])
         shards.finish({})
     return sources
 
 
 @dataclass(frozen=True)
 class _Use:
-    """An output of one source: its target and name, what is done, and what was drawn for it already."""
+    """An output that comes from a source: of which target, its name, its step, and what was drawn for it already."""
 
     target: Target
     name: str
     step: Step | None
-    drawn: torch.Tensor | None
+    drawn: torch.Tensor | None = None
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What comes from one source, and its values if they were read already."""
-
-    source: str
-    values: torch.Tensor | None
-    uses: Sequence[_Use]
+# the name of a source, its values if they were read already, and what comes from it
+_Job = tuple[str, torch.Tensor | None, list[_Use]]
 
 
 def _jobs(sources: Sources, targets: Sequence[Target]) -> Iterator[_Job]:
     """Make the jobs in the order of the sources; what shares a generator is drawn here, in turn."""
-    made: dict[str, list[tuple[Target, str, Step | None]]] = {name: [] for name in sources.tensors}
+    uses: dict[str, list[_Use]] = {name: [] for name in sources.tensors}
     for target in targets:
         for name, output in target.outputs.items():
-            made[output.source].append((target, name, output.step))
-    for source, outputs in made.items():
-        values, uses = None, []
-        for target, name, step in outputs:
+            uses[output.source].append(_Use(target, name, output.step))
+    for source, used in uses.items():
+        values, ready = None, []
+        for use in used:
+            step, generator = use.step, use.target.generator
             drawn = None
-            if step is not None and target.generator is not None:
+            if step is not None and generator is not None:
                 if values is None and step.shuffles:
                     values = sources.values(source)
-                drawn = step.run(_no_values(sources, source) if values is None else values, target.generator)
-            uses.append(_Use(target, name, step, drawn))
-        yield _Job(source, values, uses)
+                drawn = step.run(sources.no_values(source) if values is None else values, generator)
+            ready.append(replace(use, drawn=drawn))
+        yield source, values, ready
 
 
 def _run(sources: Sources, job: _Job, count: Callable[[int], None]) -> None:
-    name, values, is_stored = job.source, job.values, sources.is_stored(job.source)
+    name, values, uses = job
+    stored = sources.tensors[name]
     # a tensor that is kept is copied by the kernel, and a draw needs no values: those are only hashed as they pass
-    shuffled = any(use.step is not None and use.step.shuffles and use.drawn is None for use in job.uses)
-    if values is None and (shuffled or sources.look or not is_stored):
+    is_cast = stored.region is None or stored.dtype != sources.dtypes[name]
+    shuffled = any(use.step is not None and use.step.shuffles and use.drawn is None for use in uses)
+    if values is None and (is_cast or shuffled or sources.look):
         values = sources.values(name)
     if values is None:
-        values, digest = _no_values(sources, name), sources.tensors[name].digest()
+        values, digest = sources.no_values(name), stored.digest()
     else:
         digest = tensor_digest(values)
         if sources.look and not is_finite(values):
             sources.nonfinite.append(name)
     sources.digests[name] = digest
     count(sources.size(name))
-    for use in job.uses:
-        sink, made = use.target.sink, values
+    kept = Tensor.of(values) if is_cast else stored
+    for use in uses:
+        made, made_digest = kept, digest
         if use.step is not None:
-            made = use.step.run(values) if use.drawn is None else use.drawn
-        use.target.digests[use.name] = digest if use.step is None else tensor_digest(made)
-        if sink is not None and use.step is None and is_stored:
-            sink.copy(use.name, sources.tensors[name])
-        elif sink is not None:
-            sink.write(use.name, made)
+            new = use.step.run(values) if use.drawn is None else use.drawn
+            made, made_digest = Tensor.of(new), tensor_digest(new)
+        use.target.digests[use.name] = made_digest
+        if use.target.sink is not None:
+            use.target.sink(use.name, made)
         count(sources.size(name))
-
-
-def _no_values(sources: Sources, name: str) -> torch.Tensor:
-    """Return what tells a draw the type to draw in."""
-    return torch.empty(0, dtype=torch_dtype(sources.dtypes[name]))

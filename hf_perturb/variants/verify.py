@@ -140,54 +140,45 @@ def _compare_with_record(opened: Checkpoint, run: Callable[..., None]) -> Verifi
 
 
 class _Stored:
-    """A sink that compares what is built with what is stored."""
+    """What is stored, compared with what is built."""
 
     def __init__(self, tensors: Mapping[str, Tensor]):
         self.tensors = tensors
         self.digests: dict[str, str] = {}
         self.differences: dict[str, Difference] = {}
 
-    def write(self, name: str, values: torch.Tensor) -> None:
-        """Compare a tensor that was built."""
-        stored = self.tensors[name].values()
+    def compare(self, name: str, built: Tensor) -> None:
+        """Compare one tensor; called by several threads."""
+        stored, made = self.tensors[name].values(), built.values()
         self.digests[name] = tensor_digest(stored)
-        if stored.dtype != values.dtype:
-            self.differences[name] = Difference(name, values.numel(), None)
+        if stored.dtype != made.dtype:
+            self.differences[name] = Difference(name, made.numel(), None)
             return
-        differs = as_integers(stored) != as_integers(values)
+        differs = as_integers(stored) != as_integers(made)
         if count := int(differs.sum()):
-            largest = (stored[differs].double() - values[differs].double()).abs().max().item()
+            largest = (stored[differs].double() - made[differs].double()).abs().max().item()
             self.differences[name] = Difference(name, count, largest if math.isfinite(largest) else None)
-
-    def copy(self, name: str, tensor: Tensor) -> None:
-        """Compare a tensor that was kept."""
-        self.write(name, tensor.values())
 
 
 def _rebuild(opened: Checkpoint, record: Perturbation, base: Checkpoint, run: Callable[..., None]) -> Verification:
     """Build every tensor of a variant again, and compare it with what is stored, if anything is."""
-    blueprint, sources = make_blueprint(base, record), Sources.of(base)
-    stored = None
+    blueprint, sources, stored = make_blueprint(base, record), Sources.of(base), _Stored(opened.tensors)
     if not opened.is_recipe:
         _refuse_another_network(opened, base, blueprint)
-        stored = _Stored(opened.tensors)
     elif record.digest is None:
         raise CheckpointError(
             f"{opened.name!r} is a recipe that records no digest, so there is nothing to compare with"
         )
-    target = Target.of(blueprint, stored)
+    target = Target.of(blueprint, None if opened.is_recipe else stored.compare)
     run(sources, [target])
     problems = []
     if record.base is not None and record.base.digest not in (None, sources.digest()):
         problems.append(f"the base {base.name} has digest {sources.digest()}, the record says {record.base.digest}")
-    digest, found = target.digest(), dict[str, Difference]()
-    if stored is not None:
-        digest, found = digest_of_lines(stored.digests), stored.differences
-    if found:
-        names = listed(sorted(found))
-        problems.append(f"{len(found)} tensors are not what the base and the record give: {names}")
+    if names := sorted(stored.differences):
+        problems.append(f"{len(names)} tensors are not what the base and the record give: {listed(names)}")
+    digest = target.digest() if opened.is_recipe else digest_of_lines(stored.digests)
     problems += _another_digest(digest, record.digest)
-    differences = tuple(found[name] for name in sorted(found))
+    differences = tuple(stored.differences[name] for name in names)
     return Verification(opened.name, digest, record.digest, base.name, differences, tuple(problems))
 
 
