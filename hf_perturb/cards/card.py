@@ -44,10 +44,10 @@ def variant_card(
     Args:
         network: of the variant; its head is untied if the perturbation unties it.
         record: what was done to its weights.
-        steps: the same for every tensor that is stored; see `steps_of`.
+        steps: the same for every tensor that is stored, `None` for one that is kept.
         published_as: name of the published checkpoint that the base is, if it is known.
         changed: names of the tensors that are not those of the base, `None` where the base is not at hand.
-        recipe: whether it is one without weights.
+        recipe: whether it has no weights.
         stock: whether it is stored for Transformers' own ESM.
     """
     origin = origin_of(network, published_as, record.base.digest if record.base is not None else None)
@@ -56,14 +56,7 @@ def variant_card(
 
 
 def base_card(checkpoint: Checkpoint, digest: str | None, published_as: str | None, stock: bool = False) -> str:
-    """Render the card of a base that was converted.
-
-    Args:
-        checkpoint: what it was converted from.
-        digest: of its weights.
-        published_as: name of the published checkpoint that they are, if it is known.
-        stock: whether it is stored for Transformers' own ESM.
-    """
+    """Render the card of a base that was converted from a checkpoint; digest and name are those of its weights."""
     network = checkpoint.network
     origin, file = origin_of(network, published_as, digest), Path(checkpoint.name).name
     return render(
@@ -89,16 +82,7 @@ def render(
     stock: bool = False,
     **facts: Any,
 ) -> str:
-    """Render a card.
-
-    Args:
-        template: name of a file of `model_cards/`.
-        network: what is stored.
-        origin: what is known of the checkpoint that the weights come from.
-        record: what was done to them, `None` for a base.
-        stock: whether it is stored for Transformers' own ESM.
-        **facts: what else the template names.
-    """
+    """Fill a template of `model_cards/` with what every card says, and with the facts that this one names besides."""
     stored = stored_facts(network, stock)
     card_data = _metadata(stored, origin, record).to_yaml()
     common = {"network": stored, "origin": origin, "record": record, "study": STUDY, "versions": versions()}

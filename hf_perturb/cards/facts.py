@@ -16,7 +16,7 @@ from hf_perturb import demo
 from hf_perturb.checkpoints.catalog import CATALOG, LICENCES, YANG_2022, Entry, published
 from hf_perturb.checkpoints.network import Network
 from hf_perturb.checkpoints.shapes import AUTO_CLASSES, PREFIXES, is_parameter
-from hf_perturb.perturbation import Perturbation, Step, default_axis, scope_text
+from hf_perturb.perturbation import Perturbation, Step, scope_text
 from hf_perturb.perturbation.rules import rows_of, rule_of
 
 STUDY = (
@@ -34,10 +34,7 @@ HUB_LICENCES: dict[str, dict[str, Any]] = {**LICENCES, _DEMO_LICENCE: {"license"
 def origin_of(network: Network, published_as: str | None, digest: str | None) -> Entry | None:
     """Return what is known of the checkpoint that weights come from, `None` for nothing.
 
-    Args:
-        network: that they are of.
-        published_as: name of the published checkpoint that they are said to be, if any.
-        digest: of the base; that of the demo base tells it from all others, whatever it is called.
+    The name of a published checkpoint says it, or the digest of the demo base, whatever that is called.
     """
     if (entry := published(published_as, network)) is not None:
         return entry
@@ -48,12 +45,7 @@ def origin_of(network: Network, published_as: str | None, digest: str | None) ->
 
 
 def stored_facts(network: Network, stock: bool) -> dict[str, Any]:
-    """Return what a card says of how a network is stored, and of what loads it.
-
-    Args:
-        network: that is stored as one of our classes.
-        stock: whether it is stored as Transformers' own class for it.
-    """
+    """Return what a card says of how a network is stored, as one of our classes or of Transformers' own."""
     family, architecture = network.family, network.architecture
     head = architecture.removeprefix(PREFIXES[family])
     auto_class = next(auto for auto, name in AUTO_CLASSES.items() if name == head)
@@ -73,10 +65,7 @@ def stored_facts(network: Network, stock: bool) -> dict[str, Any]:
 def variant_facts(
     network: Network, record: Perturbation, steps: Mapping[str, Step | None], changed: Collection[str] | None
 ) -> dict[str, Any]:
-    """Return what a card says of what was done to a variant, by the names that its template has for it.
-
-    The arguments are those of `variant_card`.
-    """
+    """Return what a card says of what was done to a variant; the arguments are those of `variant_card`."""
     family, shapes = network.family, network.shapes
     touched = {name for name, step in steps.items() if step is not None}
     counted = touched if changed is None else set(changed)
@@ -85,7 +74,7 @@ def variant_facts(
     alike = Counter(re.sub(r"\blayers\.\d+\.", "layers.*.", name) for name in steps if name in touched - counted)
     return {
         "base": _base_name(record),
-        "axis": _axis(family, record),
+        "axis": next((dict(step.arguments).get("axis") for step in steps.values() if step is not None), None),
         "scopes": {name: scope_text(family, name) for name in record.scope},
         "parameters": sum(math.prod(shapes[name]) for name in steps if is_parameter(name)),
         "compared": changed is not None,
@@ -119,12 +108,6 @@ def _base_name(record: Perturbation) -> str | None:
     name = record.base.name if record.base is not None else None
     # a recipe has to know whose disk its base is on, its readers have not
     return Path(name).name if name and Path(name).is_absolute() else name
-
-
-def _axis(family: str, record: Perturbation) -> str | None:
-    if record.method != "resample":
-        return None
-    return "all" if record.rules == "published" else record.axis or default_axis(family)
 
 
 def versions() -> str:

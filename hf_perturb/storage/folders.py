@@ -39,7 +39,7 @@ def refuse_out(out: Path, source: Path, force: bool, kind: str) -> None:
         out: the folder to write.
         source: where the weights come from.
         force: whether a folder of the same kind may be replaced.
-        kind: `"variant"` or `"base"`, what is about to be written.
+        kind: `"variant"` or `"base"`.
 
     Raises:
         CheckpointError: if the source would be lost.
@@ -52,7 +52,7 @@ def refuse_out(out: Path, source: Path, force: bool, kind: str) -> None:
             raise CheckpointError(f"{out} leads round in a circle of links: {error}") from error
         if holds_source:
             raise CheckpointError(f"{out} is, or holds, the base {source}; choose another folder to write")
-    if not _is_taken(out):
+    if not os.path.lexists(out):
         return
     if not force:
         raise FolderExistsError(f"{out} exists already; choose another folder, or replace it with --force (force=True)")
@@ -73,12 +73,8 @@ def refuse_existing(*outs: Path) -> None:
     Raises:
         FolderExistsError: naming it.
     """
-    for out in filter(_is_taken, outs):
+    for out in filter(os.path.lexists, outs):
         raise FolderExistsError(f"{out} exists already; choose another name, or move it")
-
-
-def _is_taken(out: Path) -> bool:
-    return out.exists() or out.is_symlink()
 
 
 def _is_as_written(folder: Path, kind: str) -> bool:

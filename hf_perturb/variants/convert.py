@@ -209,14 +209,10 @@ def _write_stock_esm(checkpoint: Checkpoint, out: Path) -> tuple[Path, ...]:
 
 
 def _check_digest(checkpoint: Checkpoint, found: str | None = None) -> None:
-    """Raise if weights are not the ones that a checkpoint says they are.
+    """Raise if weights are not the ones that a checkpoint says they are; their digest may be known already.
 
     Stock Transformers keeps our record when it saves a model that it has trained; there, a digest that is no longer
     true is dropped, with a note.
-
-    Args:
-        checkpoint: what was opened.
-        found: digest of its tensors as they are stored, if it is known already.
     """
     stated = checkpoint.stated_digest
     if stated is None or stated == (found := found or checkpoint.digest()):

@@ -6,7 +6,7 @@ from typing import Any
 
 from hf_perturb.checkpoints.catalog import CATALOG, Entry
 from hf_perturb.checkpoints.checkpoint import Checkpoint
-from hf_perturb.perturbation import Perturbation, make_plan, spec
+from hf_perturb.perturbation import Perturbation, Step, make_plan, spec
 
 
 def catalogue_rows(everything: bool) -> list[dict[str, Any]]:
@@ -16,13 +16,12 @@ def catalogue_rows(everything: bool) -> list[dict[str, Any]]:
         everything: also what a table has no room for.
     """
     demo = {"base": "demo", **_row(CATALOG["carp_600k"]), "note": "shipped in the package, for demonstration"}
-    rows = [{"base": entry.name, **_row(entry)} for entry in CATALOG.values()]
-    if not everything:
-        return [*rows, demo]
-    return [*({**row, **_facts(CATALOG[row["base"]])} for row in rows), demo]
+    return [*({"base": name, **_row(entry, everything)} for name, entry in CATALOG.items()), demo]
 
 
-def _row(entry: Entry) -> dict[str, Any]:
+def _row(entry: Entry, everything: bool = False) -> dict[str, Any]:
+    kept = ("url", "regression_url", "sha256", "licence", "citation", "documented") if everything else ()
+    sizes = {"sizes": dict(entry.sizes)} if everything else {}
     return {
         "family": entry.family,
         "alphabet": entry.alphabet,
@@ -31,12 +30,9 @@ def _row(entry: Entry) -> dict[str, Any]:
         "parameters": entry.parameters,
         "stock copy": entry.stock or "",
         "note": entry.errata,
+        **sizes,
+        **{key: getattr(entry, key) for key in kept},
     }
-
-
-def _facts(entry: Entry) -> dict[str, Any]:
-    kept = ("url", "regression_url", "sha256", "licence", "citation", "documented")
-    return {"sizes": dict(entry.sizes), **{key: getattr(entry, key) for key in kept}}
 
 
 def tensor_rows(base: str) -> list[dict[str, Any]]:
@@ -46,20 +42,21 @@ def tensor_rows(base: str) -> list[dict[str, Any]]:
         CheckpointError: if the base cannot be used.
     """
     network = Checkpoint.open(base).check().network
-    shapes, family, head = network.shapes, network.family, network.language_head
-    plans = {method: make_plan(family, shapes, Perturbation(method), head) for method in spec.METHODS}
-    steps = {method: {step.name: step for step in plan.steps} for method, plan in plans.items()}
+    steps = {}
+    for method in spec.METHODS:
+        plan = make_plan(network.family, network.shapes, Perturbation(method), network.language_head)
+        steps[method] = {step.name: step for step in plan.steps}
     return [
         {
             "tensor": name,
             "shape": "x".join(map(str, shape)),
             **{method: _action(steps[method].get(name)) for method in spec.METHODS},
         }
-        for name, shape in shapes.items()
+        for name, shape in network.shapes.items()
     ]
 
 
-def _action(step: Any) -> str:
+def _action(step: Step | None) -> str:
     if step is None:
         return "keep"
     arguments = ", ".join(

@@ -24,8 +24,8 @@ def matrix(
         methods: one or more.
         seeds: one or more.
         axes: none for the family's own.
-        scopes: lists of scopes, one of which each perturbation has.
-        **common: the other keys of every `Perturbation`.
+        scopes: lists of scopes, one for each perturbation.
+        **common: the other keys of each.
 
     Raises:
         PerturbationError: if one is not valid, or comes twice.

@@ -105,13 +105,8 @@ def stream(
 ) -> None:
     """Read the tensors of one checkpoint once, and make those of any number of targets of them.
 
-    In memory are at most the tensors at hand: for each job the one that it reads and the one that it writes.
-
-    Args:
-        sources: what to read.
-        targets: what becomes of it; without one, the sources are hashed.
-        jobs: tensors at a time; `None` for one a processor.
-        progress: called with the bytes that are done and those in all: those of the sources and of all outputs.
+    In memory are at most the tensors at hand: for each job the one that it reads and the one that it writes. Without
+    targets, the sources are hashed. Progress is of the bytes of the sources and of all outputs.
     """
     names = [*sources.tensors, *(output.source for target in targets for output in target.outputs.values())]
     count = counter(sum(map(sources.size, names)), progress)
