@@ -10,8 +10,7 @@ import re
 import sys
 from pathlib import Path
 
-from hf_perturb.cards import card
-from hf_perturb.cards.facts import origin_of
+from hf_perturb.cards.card import origin_of, render
 from hf_perturb.checkpoints.catalog import CATALOG, Entry
 from hf_perturb.perturbation import Perturbation, make_plan
 from hf_perturb.perturbation.rules import FAMILIES, default_axis, rows_of
@@ -63,7 +62,7 @@ def published_card(entry: Entry) -> str:
         if named := sum(map(row.names, shapes)):
             tied_to = next((name for name, source in ties.items() if row.names(source)), None)
             rows.append({"rule": row, "named": named, "head": tied_to})
-    return card.render(
+    return render(
         "published.md",
         network,
         origin_of(network, entry.name, None),

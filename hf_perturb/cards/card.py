@@ -1,10 +1,16 @@
-"""Model cards: their metadata, and the templates of `model_cards/` with the facts filled in."""
+"""Model cards: names, numbers and flags of a checkpoint, filled into the templates of `model_cards/`."""
 
 from __future__ import annotations
 
+import json
+import math
+import re
+from collections import Counter
 from collections.abc import Collection, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,22 +18,37 @@ from huggingface_hub import ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from hf_perturb.cards.facts import HUB_LICENCES, STUDY, origin_of, stored_facts, variant_facts, versions
-from hf_perturb.checkpoints.catalog import Entry
+from hf_perturb import demo
+from hf_perturb.checkpoints.catalog import CATALOG, LICENCES, YANG_2022, Entry, published
 from hf_perturb.checkpoints.checkpoint import Checkpoint
 from hf_perturb.checkpoints.network import Network
-from hf_perturb.perturbation import Perturbation, Step
+from hf_perturb.checkpoints.shapes import AUTO_CLASSES, PREFIXES, is_parameter
+from hf_perturb.perturbation import Perturbation, Step, scope_text
+from hf_perturb.perturbation.rules import rows_of, rule_of
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-_PACKAGE = Path(__file__).resolve().parent.parent
+STUDY = (
+    'Li, Amini, Yue, Yang and Lu 2024, "Feature reuse and scaling: understanding transfer learning with protein'
+    ' language models", bioRxiv, doi:10.1101/2024.02.05.578959; repository https://github.com/microsoft/protein-transfer,'
+    " whose scr/encoding/README.md is the document that cards speak of"
+)
+_PACKAGES = {"fair_esm": "fair-esm", "carp": "sequence-models"}
+_DEMO_CITATION = f"the demo base that hf_perturb ships, for demonstration alone; its network is that of {YANG_2022}"
+_DEMO_LICENCE = "CC BY 4.0, as UniProtKB, on which the demo base was trained (The UniProt Consortium)"
+# of every licence, in the words of the Hub's metadata
+_HUB_LICENCES: dict[str, dict[str, Any]] = {**LICENCES, _DEMO_LICENCE: {"license": "cc-by-4.0"}}
+_FOLDER = Path(__file__).resolve().parent.parent
 _TASKS = {
     "AutoModel": "feature-extraction",
     "AutoModelForMaskedLM": "fill-mask",
     "AutoModelForSequenceClassification": "text-classification",
     "AutoModelForTokenClassification": "token-classification",
 }
+
+
+# ---- cards
 
 
 def variant_card(
@@ -51,7 +72,7 @@ def variant_card(
         stock: whether it is stored for Transformers' own ESM.
     """
     origin = origin_of(network, published_as, record.base.digest if record.base is not None else None)
-    facts = variant_facts(network, record, steps, changed)
+    facts = _variant_facts(network, record, steps, changed)
     return render("variant.md", network, origin, record, stock, recipe=recipe, **facts)
 
 
@@ -83,9 +104,9 @@ def render(
     **facts: Any,
 ) -> str:
     """Fill a template of `model_cards/` with what every card says, and with the facts that this one names besides."""
-    stored = stored_facts(network, stock)
+    stored = _stored_facts(network, stock)
     card_data = _metadata(stored, origin, record).to_yaml()
-    common = {"network": stored, "origin": origin, "record": record, "study": STUDY, "versions": versions()}
+    common = {"network": stored, "origin": origin, "record": record, "study": STUDY, "versions": _versions()}
     return _templates().get_template(template).render({**facts, **common, "card_data": card_data}).rstrip() + "\n"
 
 
@@ -95,7 +116,7 @@ def _templates() -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     # inside the package, or in a checkout beside it
-    folders = FileSystemLoader([_PACKAGE / "model_cards", _PACKAGE.parent / "model_cards"])
+    folders = FileSystemLoader([_FOLDER / "model_cards", _FOLDER.parent / "model_cards"])
     templates = Environment(loader=folders, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     templates.filters["code"] = _code
     return templates
@@ -122,7 +143,7 @@ def _metadata(stored: Mapping[str, Any], origin: Entry | None, record: Perturbat
         base_model=base,
         # the Hub knows adapter, finetune, merge and quantized; a control is the same network with other weights
         base_model_relation=None if base is None else "finetune",
-        **(HUB_LICENCES[origin.licence] if origin is not None else {}),
+        **(_HUB_LICENCES[origin.licence] if origin is not None else {}),
     )
 
 
@@ -133,3 +154,92 @@ def _base_model(origin: Entry | None, record: Perturbation) -> str | None:
             validate_repo_id(record.base.name)
             return record.base.name
     return origin.stock if origin is not None else None
+
+
+# ---- what they say
+
+
+def origin_of(network: Network, published_as: str | None, digest: str | None) -> Entry | None:
+    """Return what is known of the checkpoint that weights come from, `None` for nothing.
+
+    The name of a published checkpoint says it, or the digest of the demo base, whatever that is called.
+    """
+    if (entry := published(published_as, network)) is not None:
+        return entry
+    if digest is not None and digest == json.loads((demo.folder() / "config.json").read_text("utf-8"))["digest"]:
+        # nobody publishes it by a name and at a place of its own
+        return replace(CATALOG["carp_600k"], name="", url="", licence=_DEMO_LICENCE, citation=_DEMO_CITATION)
+    return None
+
+
+def _stored_facts(network: Network, stock: bool) -> dict[str, Any]:
+    """Return what a card says of how a network is stored, as one of our classes or of Transformers' own."""
+    family, architecture = network.family, network.architecture
+    head = architecture.removeprefix(PREFIXES[family])
+    auto_class = next(auto for auto, name in AUTO_CLASSES.items() if name == head)
+    return {
+        "family": family,
+        "version": network.version,
+        "architecture": architecture.removeprefix("Fair") if stock else architecture,
+        "auto_class": auto_class,
+        "language": auto_class == "AutoModelForMaskedLM",
+        "mask": network.alphabet.mask,
+        "package": _PACKAGES[family],  # that names its tensors
+        "contact_head": getattr(network.sizes, "contact_head", True),  # true where no network of its kind has one
+        "stock": stock,
+    }
+
+
+def _variant_facts(
+    network: Network, record: Perturbation, steps: Mapping[str, Step | None], changed: Collection[str] | None
+) -> dict[str, Any]:
+    """Return what a card says of what was done to a variant; the arguments are those of `variant_card`."""
+    family, shapes = network.family, network.shapes
+    touched = {name for name, step in steps.items() if step is not None}
+    counted = touched if changed is None else set(changed)
+    # where the study's code left a tensor, its document may say otherwise
+    asked = steps if record.rules == "published" else touched
+    alike = Counter(re.sub(r"\blayers\.\d+\.", "layers.*.", name) for name in steps if name in touched - counted)
+    return {
+        "base": _base_name(record),
+        "axis": next((dict(step.arguments).get("axis") for step in steps.values() if step is not None), None),
+        "scopes": {name: scope_text(family, name) for name in record.scope},
+        "parameters": sum(math.prod(shapes[name]) for name in steps if is_parameter(name)),
+        "compared": changed is not None,
+        "count": len(counted),
+        "total": len(steps),
+        "rows": _rule_rows(family, record, steps, counted),
+        "alike": alike,
+        "head_split_off": "lm_head.weight" in touched,
+        "differing": [row for row in rows_of(family) if row.published != "same" and any(map(row.names, asked))],
+    }
+
+
+def _rule_rows(
+    family: str, record: Perturbation, steps: Mapping[str, Step | None], counted: set[str]
+) -> list[dict[str, Any]]:
+    """Return a row for each rule that names a tensor: what was done to its tensors, and to how many of them."""
+    rows = []
+    for row in rows_of(family):
+        if names := [name for name in steps if row.names(name)]:
+            # that of a tensor which is tied to the head is drawn by the rule of the head
+            step = next((step for name in names if (step := steps[name]) is not None), None)
+            rule = row if step is None else rule_of(family, step.name)
+            action = "keep" if step is None else rule.action(record.method, record.rules)
+            head = None if step is None or rule is row else step.name
+            count = sum(name in counted for name in names)
+            rows.append({"rule": row, "action": action, "head": head, "count": count, "named": len(names)})
+    return rows
+
+
+def _base_name(record: Perturbation) -> str | None:
+    name = record.base.name if record.base is not None else None
+    # a recipe has to know whose disk its base is on, its readers have not
+    return Path(name).name if name and Path(name).is_absolute() else name
+
+
+def _versions() -> str:
+    """Return the libraries that wrote a card, with their versions."""
+    # the top module is above this one, and torch says more than its package does
+    ours = [f"{name} {import_module(name).__version__}" for name in ("hf_perturb", "torch")]
+    return ", ".join([*ours, *(f"{name} {metadata.version(name)}" for name in ("transformers", "safetensors"))])

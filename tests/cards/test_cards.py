@@ -20,7 +20,7 @@ from support.streamed import SIZES, in_hub_cache, weights_of, write_base
 
 import hf_perturb
 from hf_perturb import FairEsmConfig, Perturbation, create_variant
-from hf_perturb.cards.facts import STUDY
+from hf_perturb.cards.card import STUDY
 from hf_perturb.checkpoints.catalog import CATALOG, published
 from hf_perturb.checkpoints.network import Network
 from hf_perturb.cli import main
