@@ -222,6 +222,9 @@ def test_licence_and_citation_come_with_the_name(network, known, tmp_path, monke
         assert header.get("base_model") == stock
         assert header.get("base_model_relation") == ("finetune" if stock else None)
         assert (f"{name}: {entry.errata}." in text) == bool(known and entry.errata and folder == "control")
+    create_variant(tmp_path / "base", tmp_path / "recipe", "resample", recipe=True)
+    create_variant(tmp_path / "recipe", tmp_path / "whole")
+    assert header_of(card_of(tmp_path / "whole")) == header_of(card_of(tmp_path / "control"))
 
 
 def test_errata_are_told(tmp_path, monkeypatch):
