@@ -1,1 +1,1 @@
-"""Files in, files out: the documented checkpoints as data, and variants on disk."""
+"""Checkpoints of every origin, opened by one door, and the published ones as data."""

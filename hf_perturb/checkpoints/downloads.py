@@ -85,7 +85,7 @@ def _receive(url: str, partial: Path) -> None:
 
 
 def _check(path: Path, sha256: str | None, url: str) -> None:
-    """Refuse a file that is not what was published; the sum of a zip's entries tells where there is no checksum."""
+    """Raise if a file is not what was published; the sum of a zip's entries tells where there is no checksum."""
     if sha256 is not None:
         digest = hashlib.sha256()
         with path.open("rb") as file:

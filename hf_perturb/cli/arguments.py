@@ -58,7 +58,7 @@ _EMBED = """\
 FASTA to representations, as Parquet: a row a record, in the order of the FASTA, with one vector for each pooling and
 layer. Records are batched by length and results written in shards; the same command goes on where an interrupted one
 stopped. With --method also variants of the base, made in memory: OUT/base, and one folder for each.
-On several processes or nodes, CPUs too: accelerate launch --multi_gpu --num_processes N -m hf_perturb embed ...
+On several processes or nodes, CPUs too: torchrun --nproc-per-node N -m hf_perturb embed ...
 Needs: pip install 'hf-perturb[embed]'
 
   hf-perturb embed demo proteins.fasta my-embeddings

@@ -74,7 +74,7 @@ def embed(
 ) -> Embeddings:
     """Embed the sequences of a FASTA, to a folder of Parquet; an interrupted run is continued by the same call.
 
-    Started by `accelerate launch` on several processes, each embeds its share of the residues.
+    Started by `torchrun` or `accelerate launch` on several processes, each embeds its share of the residues.
 
     Args:
         model: a folder, a Hub id, an original `.pt`, `demo`, or a model of this package.

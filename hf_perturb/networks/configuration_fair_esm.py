@@ -15,7 +15,7 @@ class FairEsmConfig(FairEsmSizes, PerturbableConfigMixin, PreTrainedConfig):
     r"""Sizes of an ESM-1, ESM-1b or ESM-2 network and the record of its perturbation.
 
     The defaults are `esm1b_t33_650M_UR50S`; ESM-1v is an ESM-1b by the same modules. A field that is `None` takes the
-    value of its `model_version`. The configuration of a stock Transformers ESM is read as well: see `stock_esm.py`.
+    value of its `model_version`. The configuration of a stock Transformers ESM is read as well.
     Source: `esm.model.esm1.ProteinBertModel` and `esm.model.esm2.ESM2` (fair-esm 2.0.0).
 
     Args:
