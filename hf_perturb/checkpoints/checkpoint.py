@@ -13,7 +13,6 @@ from hf_perturb.checkpoints.catalog import CATALOG
 from hf_perturb.checkpoints.network import Network
 from hf_perturb.checkpoints.origins import read_original
 from hf_perturb.checkpoints.origins.stock_esm import STOCK_CLASSES, config_from_stock, is_stock, tensors_from_stock
-from hf_perturb.checkpoints.request import Record
 from hf_perturb.checkpoints.shapes import AUTO_CLASSES, PREFIXES, Shape, is_parameter, listed
 from hf_perturb.checkpoints.source import Place, located
 from hf_perturb.checkpoints.tensors import FLOATS, Region, Tensor, elements_of, read_tensors, same_values
@@ -163,24 +162,23 @@ class Checkpoint:
 
     @property
     def parameters(self) -> int:
-        """How many the network has; a tied one counts once."""
+        """Number of parameters of the network; a tied one counts once."""
         tied = self.network.tied
         shapes = {name: shape for name, shape in self.network.shapes.items() if name not in tied}
         return sum(elements_of(shape) for name, shape in shapes.items() if is_parameter(name))
-
-    def record_of(self) -> Record:
-        """Return what it says of itself, as `decide` takes it."""
-        family = self.stored.get("model_type") if self.described is None else self.network.family
-        return Record(f"the checkpoint {self.name!r}", str(family), self.record, not self.is_recipe)
 
     def is_current(self) -> bool:
         """Whether its files are still the ones that were opened."""
         return self.place is None or self.place.is_as_found()
 
     def is_intact(self) -> bool:
-        """Whether nobody has written into the files that were opened; others may have taken their names."""
+        """Whether nobody has written into the files that were opened; others may have taken their names.
+
+        A pickle is known by its name alone.
+        """
         sources = [tensor.source for tensor in self.tensors.values()]
-        return all(file.is_intact() for file in {source.file for source in sources if isinstance(source, Region)})
+        files = {source.file for source in sources if isinstance(source, Region)}
+        return all(file.is_intact() for file in files) and (bool(files) or self.is_current())
 
     def dtypes(self, asked: str | None = None) -> dict[str, str]:
         """Return the type of every tensor, as stored, as its package has it, or as asked for (`F32`)."""
@@ -204,7 +202,7 @@ class Checkpoint:
         return digest_of_lines(lines)
 
     def base(self) -> Checkpoint:
-        """Return it, checked, if a perturbation can be applied to it.
+        """Check that a perturbation can be applied to it, and return it.
 
         Raises:
             StackedPerturbationError: if it is a variant.
@@ -230,8 +228,7 @@ class Checkpoint:
                 f"{self.name!r} is a recipe; give it its weights first: hf-perturb create {self.name} OUT; or start"
                 f" from its base {base!r}"
             )
-        for name, source in self.network.tied.items():
-            self._drop_tied(name, source)
+        self.drop_tied()
         said = self.network.differences(self.shapes)
         kinds = [f"{name} {tensor.dtype}" for name, tensor in self.tensors.items() if tensor.dtype not in FLOATS]
         if kinds:
@@ -241,13 +238,19 @@ class Checkpoint:
         self.tensors = {name: self.tensors[name] for name in self.network.shapes if name in self.tensors}
         return self
 
-    def _drop_tied(self, name: str, source: str) -> None:
-        tied = self.tensors.pop(name, None) if name in self.network.shapes else None
-        if tied is not None and source in self.tensors and not same_values(tied, self.tensors[source]):
-            raise CheckpointError(
-                f"{self.name}: {name} and {source} differ, and this network has one tensor for both; one with a head of"
-                " its own has tie_word_embeddings false in its config.json"
-            )
+    def drop_tied(self) -> None:
+        """Leave out tensors that are another one by a second name.
+
+        Raises:
+            CheckpointError: if their values differ.
+        """
+        for name, source in self.network.tied.items():
+            tied = self.tensors.pop(name, None) if name in self.network.shapes else None
+            if tied is not None and source in self.tensors and not same_values(tied, self.tensors[source]):
+                raise CheckpointError(
+                    f"{self.name}: {name} and {source} differ, and this network has one tensor for both; one with a"
+                    " head of its own has tie_word_embeddings false in its config.json"
+                )
 
     def other_records(self) -> list[str]:
         """Say where the record in the header of a file of weights differs from that of the configuration."""
@@ -329,6 +332,8 @@ def _read(place: Place, weights: bool, family: str | None) -> Checkpoint:
     headers: dict[str, dict[str, str] | None] = {}
     for file in (files := place.weights() if weights else []):
         found, metadata = read_tensors(file)
+        if twice := found.keys() & tensors.keys():
+            raise CheckpointError(f"{name!r}: {file.name} and a file before it both have {listed(sorted(twice))}")
         tensors.update(found)
         if file.suffix == ".safetensors":
             headers[file.name] = metadata

@@ -30,7 +30,7 @@ class Record:
 
 
 def decide(record: Record, asked: Perturbation | None) -> Decision:
-    """Say what to do with a checkpoint: the table of the contract, section 3.
+    """Say whether weights are kept, perturbed or made again, given what is recorded of them and what is asked for.
 
     Args:
         record: what it says of itself.

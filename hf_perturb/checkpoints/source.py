@@ -55,6 +55,7 @@ class Place:
         variant: Transformers' `variant=`, a part of the name of a file of weights.
         use_safetensors: Transformers' `use_safetensors=`; false for pickles alone.
         seen: the files that were found here, and what tells whether one is still the same.
+        is_local: whether it is a folder; one that is away for a moment does not become a Hub id.
     """
 
     name: str
@@ -63,17 +64,16 @@ class Place:
     variant: str | None = None
     use_safetensors: bool | None = None
     seen: dict[Path, tuple[int, ...] | None] = field(default_factory=dict, compare=False)
+    is_local: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "is_local", Path(self.location).is_dir())
 
     @property
     def arguments(self) -> dict[str, Any]:
         """What finds its files when Transformers looks for them."""
         files = {"variant": self.variant, "use_safetensors": self.use_safetensors}
         return {**self.hub, **{key: value for key, value in files.items() if value is not None}}
-
-    @property
-    def is_local(self) -> bool:
-        """Whether it is on this machine."""
-        return Path(self.location).is_dir()
 
     @property
     def commit(self) -> str | None:

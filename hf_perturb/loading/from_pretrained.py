@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +28,8 @@ from hf_perturb.perturbation import Perturbation, digest_of, select
 if TYPE_CHECKING:
     from hf_perturb.networks.perturbable import PerturbablePreTrainedModel
 
-# keywords with which other files are read than those that `Checkpoint.open` finds
-_OTHER_FILES = ("transformers_weights",)
+# keywords that name other weights than those that `Checkpoint.open` looks at
+_OTHER_WEIGHTS = ("state_dict", "gguf_file", "transformers_weights")
 # keywords with which Transformers works on files
 _FROM_FILES = (
     "device_map",
@@ -63,6 +64,7 @@ def load(
         OSError: if the checkpoint is not what its configuration says.
     """
     verify = kwargs.pop("verify", False)
+    elsewhere = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}  # where another configuration is
     opened = None if name is None else _open(cls, name, config, kwargs)
     if opened is not None:
         name = opened.location
@@ -71,7 +73,8 @@ def load(
         raise CheckpointError(
             f"verify: {str(name)!r} records no digest, so there is nothing to compare its weights with"
         )
-    config = _given_config(cls, config, hub, opened)
+    same = isinstance(config, str | os.PathLike) and str(config) == str(name)
+    config = _given_config(cls, config, hub if same else elsewhere, opened)
     # with a state_dict in place of a checkpoint, the config is all that describes the weights
     asked = getattr(config, "perturbation", None)
     record = asked if opened is None else opened.record
@@ -131,7 +134,7 @@ def _open(cls: type[PerturbablePreTrainedModel], name: Any, config: Any, kwargs:
         The checkpoint; `None` for one that is not described: an adapter alone, whose base Transformers finds, or
         weights for the configuration that is passed.
     """
-    for key in ("state_dict", "gguf_file"):
+    for key in _OTHER_WEIGHTS:
         if kwargs.get(key) is not None:
             raise ModelInputError(f"{key}: got one beside the checkpoint {str(name)!r}; allowed: one of the two")
     try:
@@ -156,8 +159,7 @@ def _opened(cls: type[PerturbablePreTrainedModel], name: str, config: Any, kwarg
     if read_as is not None and read_as[0] == name and commit and not hub.get("revision"):
         hub["revision"] = commit  # the Auto classes have looked there a moment ago
     files: dict[str, Any] = {key: kwargs.get(key) for key in ("variant", "use_safetensors")}
-    weights = not any(kwargs.get(key) is not None for key in _OTHER_FILES)
-    return Checkpoint.open(name, hub=hub, **files, weights=weights, location=name, family=_family(cls))
+    return Checkpoint.open(name, hub=hub, **files, location=name, family=_family(cls))
 
 
 def _is_adapter(place: Place) -> bool:
@@ -216,7 +218,7 @@ def _described(
         tied = kwargs.pop("tie_word_embeddings", own.tie_word_embeddings)
         if config is None:
             hub = {key: kwargs.pop(key) for key in HUB_ARGUMENTS if key in kwargs}
-            files = {key: kwargs.pop(key) for key in ("variant", "use_safetensors", *_OTHER_FILES) if key in kwargs}
+            files: dict[str, Any] = {key: kwargs.pop(key) for key in ("variant", "use_safetensors") if key in kwargs}
             types = {key: kwargs.pop(key) for key in _TYPES if key in kwargs}
             config, left = config_class.from_dict(opened.stored, return_unused_kwargs=True, **kwargs)
             kwargs = {**hub, **files, **types, **left}
@@ -229,6 +231,7 @@ def _described(
         )
     for key in ("tie_word_embeddings", "digest", "published_as"):
         setattr(config, key, getattr(own, key))
+    vars(config).pop("transformers_weights", None)  # other weights than those that were looked at
     config.perturbation = opened.record
     if opened.described is not None and opened.network.family == "fair_esm":
         config.contact_head = opened.network.sizes.contact_head and config.contact_head
@@ -248,8 +251,6 @@ def _checked_state(
         CheckpointError: if tensors are missing, unexpected, or misshapen.
         DigestError: if the weights are not those that are recorded.
     """
-    if not opened.tensors:  # other files are read
-        return None
     foreign = opened.origin == "transformers"
     if foreign and cls.__name__.endswith("Classification") and any(map(_is_classifier, opened.tensors)):
         raise CheckpointError(
@@ -257,6 +258,7 @@ def _checked_state(
             " load the trunk (FairEsmModel), or a masked language model and train a new classifier"
         )
     if opened.described is not None:
+        opened.drop_tied()
         _refuse_other_tensors(opened, foreign, quantised=getattr(config, "quantization_config", None) is not None)
     # by name, as Transformers takes them: the type of the first one is that of a network whose type nobody says
     tensors = dict(sorted(opened.tensors.items()))

@@ -2,6 +2,7 @@
 """What makes a Transformers model perturbable: `perturb()`, `post_init` and `from_pretrained(perturbation=...)`."""
 
 import copy
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
@@ -16,7 +17,7 @@ from .record import CheckpointError, ModelInputError, PerturbationError, Unsuppo
 # while a checkpoint is being read, post_init must not act on the record that its config brings along
 reading: ContextVar[bool] = ContextVar("reading", default=False)
 
-# keywords that find a file, as Transformers has them
+# keywords that find a file; hf_perturb's own list of them does not travel
 _PLACES = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
 _NAMED = 8  # how many tensors a message names
 
@@ -91,7 +92,9 @@ class PerturbablePreTrainedModel(PreTrainedModel):
         perturbed: PerturbablePreTrainedModel = require("applying a perturbation").perturb_model(self, perturbation)
         return perturbed
 
-    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+    def save_pretrained(
+        self, save_directory: Any, is_main_process: bool = True, state_dict: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
         """Save as `PreTrainedModel.save_pretrained` does; a digest that is not that of the weights is left out.
 
         Raises:
@@ -99,12 +102,12 @@ class PerturbablePreTrainedModel(PreTrainedModel):
         """
         self.refuse_torn()
         if loading is not None:
-            loading.describe_weights(self, kwargs.get("state_dict"))
+            loading.describe_weights(self, state_dict)
         else:  # nobody here can say whether a digest is still true
             self.config.digest = None
             if self.config.perturbation is not None:
                 self.config.perturbation = {k: v for k, v in self.config.perturbation.items() if k != "digest"}
-        return super().save_pretrained(save_directory, *args, **kwargs)
+        return super().save_pretrained(save_directory, is_main_process, state_dict, *args, **kwargs)
 
     def refuse_torn(self) -> None:
         """Raise a `ValueError` if a perturbation of this model was cut short."""
@@ -152,24 +155,24 @@ class PerturbablePreTrainedModel(PreTrainedModel):
     def _load_stored(cls, name: Any, model_args: tuple[Any, ...], config: Any, kwargs: dict[str, Any]) -> Any:
         """Load what is stored, where hf_perturb is not installed; see `read_weights`."""
         asked = kwargs.pop("perturbation", None)
+        places = {key: kwargs[key] for key in _PLACES if key in kwargs}
+        if isinstance(config, str | os.PathLike):
+            config = cls.config_class.from_pretrained(config, **places)
         try:
-            own = cls.config_class.from_pretrained(name, **{key: kwargs[key] for key in _PLACES if key in kwargs})
-        except (
-            OSError,
-            TypeError,
-        ):  # also for a state_dict: the configuration that is passed is all that describes the weights
-            own = config
-        if isinstance(config, PreTrainedConfig):
-            if config.perturbation != own.perturbation:
+            own = config if name is None else cls.config_class.from_pretrained(name, **places)
+        except OSError:  # an adapter alone, or weights that a configuration is passed for
+            own = None
+        record = getattr(own, "perturbation", None)
+        if isinstance(config, cls.config_class):
+            if config.perturbation != record:
                 asked = config.perturbation  # the Auto classes have folded the keyword into it
             config = copy.deepcopy(config)
-            config.perturbation, config.digest = own.perturbation, own.digest
+            config.perturbation, config.digest = record, getattr(own, "digest", None)
         if asked is not None:
             require("perturbation=, also to compare it with the record (perturbations do not stack),")
         if kwargs.pop("verify", False):
             require("verify=True")
         others = kwargs.get("ignore_mismatched_sizes", False)
-        record = getattr(own, "perturbation", None)
         try:
             # Transformers' own error would not name the tensors
             model, info = cls.read_weights(name, model_args, config, {**kwargs, "ignore_mismatched_sizes": True})

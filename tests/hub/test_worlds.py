@@ -180,6 +180,7 @@ said["config"] = lines(with_config) == lines(again)
 said["config"] = said["config"] and with_config.config.perturbation == again.config.perturbation
 configuration.perturbation = {"method": "resample", "seed": 3}
 said["asked"] = refused(type(again).from_pretrained, "again", config=configuration)
+said["another"] = refused(type(again).from_pretrained, "lab/base", config="again")
 said["packages"] = sorted({"hf_perturb", "esm", "sequence_models", "wrapt"} & set(sys.modules))
 """
     code += "".join(snippets(hub, name, trusting=True) for name in (*NETWORKS, "base"))
@@ -195,6 +196,7 @@ said["packages"] = sorted({"hf_perturb", "esm", "sequence_models", "wrapt"} & se
     assert "num_hidden_layers: got 1000000" in said["layers"]
     assert said["again"] is True
     assert said["config"] is True
+    assert "perturbations do not stack" in said["another"]
     assert "perturbations do not stack" in said["asked"]
     assert said["packages"] == []
 

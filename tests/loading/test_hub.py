@@ -286,8 +286,9 @@ def test_a_snapshot_is_enough_offline(what, hub, folders, tmp_path, monkeypatch)
 
 def test_a_configuration_of_another_repository(published, hub, folders):
     hf_perturb.push_variant(folders / "base", "lab/base")
-    model = CarpForMaskedLM.from_pretrained("lab/base", config="lab/base")
-    assert model.config.perturbation is None
+    assert CarpForMaskedLM.from_pretrained("lab/base", config="lab/base").config.perturbation is None
+    # its perturbation counts as asked for
+    assert CarpForMaskedLM.from_pretrained("lab/base", config=REPO).config.perturbation.method == "reinit"
     with pytest.raises(OSError, match="lab/nothing"):
         CarpForMaskedLM.from_pretrained(REPO, config="lab/nothing")
 

@@ -8,6 +8,8 @@ import shutil
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from support.models import model_class, small_model
 from transformers import AutoModelForMaskedLM
 
@@ -98,6 +100,54 @@ def test_a_class_of_another_family_names_the_format_that_is_there(tmp_path):
 def test_other_weights_beside_a_checkpoint_are_refused(place):
     with pytest.raises(ValueError, match=r"gguf_file: got one beside the checkpoint"):
         model_class("carp").from_pretrained(place, gguf_file="model.gguf")
+
+
+@pytest.mark.parametrize("verify", [False, True])
+@pytest.mark.parametrize("empty", [lambda path: save_file({}, path), lambda path: path.with_suffix(".bin")])
+def test_a_file_of_no_tensors_is_no_network(empty, verify, tmp_path):
+    hf_perturb.convert_checkpoint("demo", tmp_path / "base")
+    path = tmp_path / "base" / "model.safetensors"
+    path.unlink()
+    if (other := empty(path)) is not None:
+        torch.save({}, other.with_name("pytorch_model.bin"))
+    with pytest.raises(OSError, match="missing tensors"):
+        model_class("carp").from_pretrained(tmp_path / "base", verify=verify)
+
+
+@pytest.mark.parametrize("options", [{}, {"verify": True}, {"device_map": "cpu"}], ids=str)
+@pytest.mark.parametrize("place", ["esm1b"], indirect=True)
+def test_a_head_that_is_not_the_one_it_is_tied_to_is_an_error(options, place, tmp_path):
+    hf_perturb.convert_checkpoint(place, tmp_path / "base")
+    path = tmp_path / "base" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["lm_head.weight"] = tensors["embed_tokens.weight"].clone()
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    save_file(tensors, path, metadata)
+    assert model_class("esm1b").from_pretrained(tmp_path / "base", **options)
+    tensors["lm_head.weight"][0, 0] += 1
+    save_file(tensors, path, metadata)
+    with pytest.raises(OSError, match=r"lm_head\.weight and embed_tokens\.weight differ"):
+        model_class("esm1b").from_pretrained(tmp_path / "base", **options)
+
+
+def test_two_files_with_one_tensor_are_an_error(place):
+    small_model("carp").save_pretrained(place, max_shard_size=40_000)
+    (place / "model.safetensors").unlink(missing_ok=True)
+    first, last = (sorted(place.glob("model-*.safetensors"))[number] for number in (0, -1))
+    assert model_class("carp").from_pretrained(place)
+    name = next(iter(load_file(first)))
+    save_file({**load_file(last), name: load_file(first)[name] + 1}, last, {"format": "pt"})
+    with pytest.raises(OSError, match=f"{last.name} and a file before it both have {name}"):
+        model_class("carp").from_pretrained(place)
+
+
+def test_other_weights_are_saved_without_the_digest_of_these(place, tmp_path):
+    create_variant(place, tmp_path / "control", "reinit")
+    model = model_class("carp").from_pretrained(tmp_path / "control")
+    other = {name: tensor + 1 for name, tensor in model.state_dict().items()}
+    model.save_pretrained(tmp_path / "other", True, other)
+    assert "digest" not in json.loads((tmp_path / "other" / "config.json").read_text())["perturbation"]
 
 
 @pytest.mark.parametrize(
