@@ -1,6 +1,6 @@
 """How far two sides' results are apart; as a script, the embeddings of `hf-perturb embed` and those of an original.
 
-python scripts/agreement.py my-embeddings their-embeddings
+python benchmarks/agreement.py my-embeddings their-embeddings
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def main() -> None:
     """Parse the command line, compare and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("ours", type=Path, help="what hf-perturb embed wrote")
-    parser.add_argument("theirs", type=Path, help="what scripts/extract_procedure.py wrote")
+    parser.add_argument("theirs", type=Path, help="what benchmarks/extract_procedure.py wrote")
     options = parser.parse_args()
     from hf_perturb import read_embeddings
 

@@ -5,7 +5,7 @@ package's own loader, batches and default sizes of batches. Two things are kinde
 records gradients, this one does not; and both may be given larger batches. Nothing of hf_perturb or Transformers is
 imported.
 
-  python scripts/extract_procedure.py fair-esm model.pt proteins.fasta out
+  python benchmarks/extract_procedure.py fair-esm model.pt proteins.fasta out
 """
 
 from __future__ import annotations

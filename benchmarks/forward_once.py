@@ -3,7 +3,7 @@
 Every side predicts tokens of the same sequences, read by its own tokenizer, in inference mode, with torch's own number
 of threads and in full float32 where it runs in float32 (no TF32).
 
-  python scripts/forward_once.py fair-esm my-base proteins.fasta
+  python benchmarks/forward_once.py fair-esm my-base proteins.fasta
 """
 
 from __future__ import annotations

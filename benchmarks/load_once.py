@@ -2,7 +2,7 @@
 
 Two figures: of `from_pretrained` alone, and until every weight was read once too, because it may only map the file.
 
-python scripts/load_once.py hf_perturb my-control
+python benchmarks/load_once.py hf_perturb my-control
 """
 
 from __future__ import annotations

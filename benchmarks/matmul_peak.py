@@ -1,6 +1,6 @@
 """Print how many floating-point operations a second a linear layer reaches here, the best of a few sizes.
 
-python scripts/matmul_peak.py float32 --device cpu
+python benchmarks/matmul_peak.py float32 --device cpu
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Prints as JSON what floating-point operations are counted by: its layers, its width, the parameters in its matrices, and
 whether it has attention.
 
-  python scripts/random_base.py 85M my-base
+  python benchmarks/random_base.py 85M my-base
 """
 
 from __future__ import annotations

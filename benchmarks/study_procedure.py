@@ -3,7 +3,7 @@
 It builds the original class as the original loader does, loads the weights, perturbs them in memory as the study's code
 did (`tests/parity/study.py`), and saves them. Nothing of hf_perturb or Transformers is imported.
 
-  python scripts/study_procedure.py resample my-base/model.safetensors out.safetensors
+  python benchmarks/study_procedure.py resample my-base/model.safetensors out.safetensors
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Write a base of a published network's size with random weights; the memory that it takes is that of one tensor.
 
-python scripts/synthetic.py 650M my-base
+python benchmarks/synthetic.py 650M my-base
 """
 
 from __future__ import annotations
