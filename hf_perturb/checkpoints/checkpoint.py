@@ -312,7 +312,7 @@ def _open_original(file: Path) -> Checkpoint:
 
 
 def _read(place: Place, weights: bool, family: str | None) -> Checkpoint:
-    """Read a folder or a repository, whatever becomes of its files meanwhile."""
+    """Read a folder or a repository once; the caller looks whether its files changed meanwhile."""
     stored, place = place.configuration()
     if family is not None:
         stored = {"model_type": family, **stored}
@@ -366,7 +366,7 @@ def _class_of(stored: Mapping[str, Any], stock: bool, name: str) -> tuple[str, s
 
 
 def _where_they_differ(said: str, ours: Any) -> tuple[Any, Any]:
-    """Return what differs in two records, all of both where one of them is none."""
+    """Return what differs in two records, or both whole where one of them is no record."""
     try:
         theirs = json.loads(said)
     except (ValueError, RecursionError):

@@ -104,7 +104,7 @@ class Recipe:
 
 
 def other_sizes(variant: Checkpoint, base: Checkpoint) -> list[str]:
-    """Say what a variant's configuration has otherwise than its base's, but for what a variant says of itself.
+    """Say where the configuration of a variant differs from its base's in what both must share.
 
     What only one of them states says nothing: the other leaves it at what everyone takes for granted.
     """

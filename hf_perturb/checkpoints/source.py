@@ -161,7 +161,7 @@ class UndescribedError(CheckpointError):
 
 
 def located(name: str) -> str:
-    """Return where a name that the tools are given is: `demo` is a folder of the package."""
+    """Return the folder or Hub id that a name means to the tools: `demo` is a folder of the package."""
     return str(demo.folder()) if name == demo.NAME else name
 
 

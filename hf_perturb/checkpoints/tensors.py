@@ -310,7 +310,7 @@ def _read_header(file: OpenFile) -> tuple[dict[str, Tensor], dict[str, str] | No
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object; the later of two values by one name would hide the first."""
+    """Return a JSON object; raise if a name comes twice, because the later value would hide the first."""
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("it says something twice")

@@ -106,7 +106,7 @@ def load(
 def _refuse_incomplete(
     model: PerturbablePreTrainedModel, info: Mapping[str, Any], name: Any, perturbed: Perturbation | None
 ) -> None:
-    """Raise if tensors that are perturbed, or any but those of the heads, did not come from the checkpoint."""
+    """Raise if tensors that are, or will be, perturbed did not come from the checkpoint."""
     if perturbed is not None:
         family, head = _family(type(model)), network_of(model).language_head
         chosen = select(family, [*model.document_tensors(), *head], perturbed)

@@ -49,7 +49,7 @@ class PerturbablePreTrainedModel(PreTrainedModel):
 
     @classmethod
     def without_weights(cls, config: PreTrainedConfig) -> "PerturbablePreTrainedModel":
-        """Build the network on the meta device for weights that are on their way, which its record describes."""
+        """Build the network on the meta device; the weights that its record describes are filled in later."""
         token = reading.set(True)
         try:
             with torch.device("meta"):
