@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -24,7 +25,7 @@ from hf_perturb.perturbation.spec import Perturbation
 if TYPE_CHECKING:
     import torch
 
-_LOOKS = 5  # at files that somebody replaces meanwhile
+_LOOKS = 10  # at files that somebody replaces meanwhile
 _ROTARY = ".rot_emb.inv_freq"  # stays float32 at least, as it does in the model
 
 
@@ -99,7 +100,8 @@ class Checkpoint:
                 " OUT"
             )
         asked = {**(hub or {}), **({} if revision is None else {"revision": revision})}
-        for _ in range(_LOOKS):
+        for look in range(_LOOKS):
+            time.sleep(0.01 * look)
             place = Place(name, location, asked, variant, use_safetensors)
             try:
                 opened = _read(place, weights, family)
