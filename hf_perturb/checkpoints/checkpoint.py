@@ -15,9 +15,9 @@ from hf_perturb.checkpoints.network import Network
 from hf_perturb.checkpoints.origins import read_original
 from hf_perturb.checkpoints.origins.stock_esm import STOCK_CLASSES, config_from_stock, is_stock, tensors_from_stock
 from hf_perturb.checkpoints.shapes import AUTO_CLASSES, PREFIXES, Shape, is_parameter, listed
-from hf_perturb.checkpoints.source import Place, located
+from hf_perturb.checkpoints.source import KINDS, Place, located
 from hf_perturb.checkpoints.tensors import FLOATS, Region, Tensor, elements_of, read_tensors, same_values
-from hf_perturb.errors import CheckpointError, StackedPerturbationError
+from hf_perturb.errors import CheckpointError, ModelInputError, StackedPerturbationError
 from hf_perturb.perturbation.digest import DTYPES, digest_of_lines, dtype_code
 from hf_perturb.perturbation.parallel import for_each
 from hf_perturb.perturbation.spec import Perturbation
@@ -88,8 +88,11 @@ class Checkpoint:
             family: of one whose configuration names none.
 
         Raises:
+            ModelInputError: if the source is no name.
             CheckpointError: if it is missing, damaged, or keeps changing while it is read.
         """
+        if not isinstance(source, str | Path) or not str(source):
+            raise ModelInputError(f"got {source!r} for a checkpoint; {KINDS}")
         name = str(source)
         location = located(name) if location is None else location
         if (file := Path(location)).is_file():
@@ -304,7 +307,7 @@ def write_configuration(folder: Path, content: Mapping[str, Any]) -> None:
 
 
 def _open_original(file: Path) -> Checkpoint:
-    if file.suffix == ".safetensors":
+    if file.suffix in (".safetensors", ".json"):
         raise CheckpointError(f"{file} is one file of a folder; give the folder, which has the config.json too")
     found = read_original(file)
     origin = "sequence-models" if found.network.family == "carp" else "fair-esm"

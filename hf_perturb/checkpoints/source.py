@@ -36,7 +36,7 @@ _BUSY = (408, 429, 500, 502, 503, 504)
 _TRANSPORT_ERROR: Any = HfHubHTTPError.__bases__[0]
 # what ends like a file is not asked for on the Hub
 _FILES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
-_KINDS = f"allowed: a folder of a model, a Hub id, an original .pt file, or {demo.NAME!r}"
+KINDS = f"allowed: a folder of a model, a Hub id, an original .pt file, or {demo.NAME!r}"
 _COMMIT = re.compile(r"snapshots/([0-9a-f]{40})/")
 # in the order that Transformers looks for them
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -110,13 +110,19 @@ class Place:
             CheckpointError: if it cannot be fetched, or is no JSON object.
         """
         _refuse_what_is_no_place(self.name, self.location)
-        absent = "no config.json in it" if self.is_local else "no such file or folder, and not to be had from the Hub"
+        absent = "no such file or folder, and not to be had from the Hub"
+        if self.is_local:
+            subfolder = self.hub.get("subfolder")
+            absent = f"no config.json in its subfolder {subfolder!r}" if subfolder else "no config.json in it"
+        kinds = KINDS
+        if located(self.name) != self.location:
+            kinds = f"{self.name!r} means the small base of the package to tools alone: hf_perturb.demo.folder() loads"
         try:
             path = self.find("config.json")
         except CheckpointError as error:
-            raise CheckpointError(f"{self.name!r}: {absent}; {_KINDS} ({error})") from error
+            raise CheckpointError(f"{self.name!r}: {absent}; {kinds} ({error})") from error
         if path is None:
-            raise UndescribedError(f"{self.name!r}: {absent}; {_KINDS}", self)
+            raise UndescribedError(f"{self.name!r}: {absent}; {kinds}", self)
         found = None if self.is_local else _COMMIT.search(path.as_posix())
         return read_json(path), replace(self, hub={**self.hub, "revision": found[1]}) if found else self
 

@@ -147,7 +147,8 @@ class Region:
         """
         import torch
 
-        values = torch.empty(self.size, dtype=torch.uint8)
+        with torch.inference_mode(False):  # whoever is in that mode must be able to train what was loaded
+            values = torch.empty(self.size, dtype=torch.uint8, device="cpu")
         self.file.read_into(values.numpy().data, self.begin)
         return values
 
@@ -194,7 +195,11 @@ class Tensor:
         """
         if not isinstance(self.source, Region):
             return self.source
-        return self.source.read().view(self.torch_dtype).view(self.shape)
+        import torch
+
+        values = self.source.read()
+        with torch.inference_mode(False):
+            return values.view(self.torch_dtype).view(self.shape)
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -254,9 +259,10 @@ def mapped(tensors: Mapping[str, Tensor]) -> dict[str, torch.Tensor]:
         if region.file not in files:
             files[region.file] = region.file.mapped()
         part = files[region.file][region.begin : region.begin + region.size]
-        values = torch.empty(0, dtype=tensor.torch_dtype).set_(part).view(tensor.shape)
-        # what goes by two names is two tensors: a model that shares them by accident could not be saved
-        made[name] = values.clone() if region in used else values
+        with torch.inference_mode(False):
+            values = torch.empty(0, dtype=tensor.torch_dtype, device="cpu").set_(part).view(tensor.shape)
+            # what goes by two names is two tensors: a model that shares them by accident could not be saved
+            made[name] = values.clone() if region in used else values
         used.add(region)
     return made
 
@@ -381,7 +387,7 @@ def unpickle(path: Path, allowed: Sequence[type] = ()) -> Any:
     if not path.exists():
         raise CheckpointError(f"{path}: no such file")
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(list(allowed)):
+        with warnings.catch_warnings(), torch.inference_mode(False), torch.serialization.safe_globals(list(allowed)):
             warnings.simplefilter("ignore")  # about the pickle protocol
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # a file made to do harm can provoke any

@@ -318,7 +318,7 @@ def _statistics(
     bins: dict[str, torch.Tensor] = {}
 
     def compare(name: str) -> None:
-        statistics, counts = PairStatistics(), torch.zeros(2, BINS + 2, dtype=torch.int64)
+        statistics, counts = PairStatistics(), torch.zeros(2, BINS + 2, dtype=torch.int64, device="cpu")
         for part in chunks(*pairs[name]):
             statistics += PairStatistics.of(*part)
             if is_parameter(name):

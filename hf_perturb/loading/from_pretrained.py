@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import is_peft_available
@@ -63,7 +64,8 @@ def load(
         ValueError: for a perturbation on top of another, or one that could not be applied while loading.
         OSError: if the checkpoint is not what its configuration says.
     """
-    verify = kwargs.pop("verify", False)
+    if not isinstance(verify := kwargs.pop("verify", False), bool):
+        raise ModelInputError(f"verify: got {verify!r}; allowed: True, False")
     elsewhere = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}  # where another configuration is
     opened = None if name is None else _open(cls, name, config, kwargs)
     if opened is not None:
@@ -90,6 +92,7 @@ def load(
         config, kwargs = _described(cls, opened, config, kwargs)
         rebuild = decision == "rebuild"
         state = _rebuilt(opened, config, hub) if rebuild else _checked_state(cls, opened, config, verify, kwargs)
+        config.name_or_path = str(name)  # while it is built, messages name it
     if state is not None:
         kept = {key: value for key, value in kwargs.items() if key not in (*hub, "variant", "use_safetensors")}
         source, kwargs = None, {**kept, "state_dict": state}
@@ -138,7 +141,7 @@ def _open(cls: type[PerturbablePreTrainedModel], name: Any, config: Any, kwargs:
         if kwargs.get(key) is not None:
             raise ModelInputError(f"{key}: got one beside the checkpoint {str(name)!r}; allowed: one of the two")
     try:
-        opened = name if isinstance(name, Checkpoint) else _opened(cls, str(name), config, kwargs)
+        opened = name if isinstance(name, Checkpoint) else _opened(cls, name, config, kwargs)
     except UndescribedError as error:
         files = error.place.weights() if isinstance(config, PreTrainedConfig) else []
         for file in files:
@@ -153,13 +156,13 @@ def _open(cls: type[PerturbablePreTrainedModel], name: Any, config: Any, kwargs:
     return opened
 
 
-def _opened(cls: type[PerturbablePreTrainedModel], name: str, config: Any, kwargs: dict[str, Any]) -> Checkpoint:
+def _opened(cls: type[PerturbablePreTrainedModel], name: Any, config: Any, kwargs: dict[str, Any]) -> Checkpoint:
     read_as, commit = getattr(config, "_read_as", None), getattr(config, "_commit_hash", None)
     hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
-    if read_as is not None and read_as[0] == name and commit and not hub.get("revision"):
+    if read_as is not None and read_as[0] == str(name) and commit and not hub.get("revision"):
         hub["revision"] = commit  # the Auto classes have looked there a moment ago
     files: dict[str, Any] = {key: kwargs.get(key) for key in ("variant", "use_safetensors")}
-    return Checkpoint.open(name, hub=hub, **files, location=name, family=_family(cls))
+    return Checkpoint.open(name, hub=hub, **files, location=str(name), family=_family(cls))
 
 
 def _is_adapter(place: Place) -> bool:
@@ -307,6 +310,7 @@ def _refuse_other_tensors(opened: Checkpoint, foreign: bool, quantised: bool) ->
         raise CheckpointError(f"{opened.name!r} is not what its config.json says: {said}")
 
 
+@torch.inference_mode(False)
 def _rebuilt(opened: Checkpoint, config: Any, hub: Mapping[str, Any]) -> dict[str, Any]:
     """Make the weights of a recipe again, and hold them against its record."""
     recipe = Recipe.of(opened)

@@ -190,7 +190,7 @@ def _write_stock_esm(checkpoint: Checkpoint, out: Path) -> tuple[Path, ...]:
     # a head cannot be left out there; zeros predict 0.5 everywhere, drawn weights would look like a prediction
     whole = network.with_sizes(contact_head=True)
     for name in whole.shapes.keys() - network.shapes.keys():
-        tensors[name], dtypes[name] = Tensor.of(torch.zeros(whole.shapes[name])), kind
+        tensors[name], dtypes[name] = Tensor.of(torch.zeros(whole.shapes[name], device="cpu")), kind
     names = stock_names(tensors)
     if network.architecture == "FairEsmModel":
         names = {ours: theirs.removeprefix("esm.") for ours, theirs in names.items()}

@@ -67,7 +67,7 @@ class Sources:
 
     def no_values(self, name: str) -> torch.Tensor:
         """Return what tells a draw the type to draw in."""
-        return torch.empty(0, dtype=torch_dtype(self.dtypes[name]))
+        return torch.empty(0, dtype=torch_dtype(self.dtypes[name]), device="cpu")
 
 
 @dataclass

@@ -14,8 +14,9 @@ from support.models import model_class, small_model
 from transformers import AutoModelForMaskedLM
 
 import hf_perturb
+from hf_perturb import demo
 from hf_perturb.checkpoints.checkpoint import Checkpoint
-from hf_perturb.checkpoints.tensors import OpenFile
+from hf_perturb.checkpoints.tensors import OpenFile, mapped
 from hf_perturb.perturbation import digest_of
 from hf_perturb.variants.create import create_variant
 
@@ -216,3 +217,60 @@ def test_arguments_that_exclude_each_other_are_an_error_of_the_checkpoint():
     hub = {"force_download": True, "local_files_only": True}
     with pytest.raises(OSError, match="force_download"):
         Checkpoint.open("lab/nothing", hub=hub)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"verify": True}, {"perturbation": "reinit"}, {"use_safetensors": False}], ids=str
+)
+def test_what_is_loaded_in_inference_mode_can_be_trained(options, tmp_path):
+    hf_perturb.convert_checkpoint("demo", tmp_path / "base")
+    if "use_safetensors" in options:
+        torch.save(load_file(tmp_path / "base" / "model.safetensors"), tmp_path / "base" / "pytorch_model.bin")
+    with torch.inference_mode():
+        model = model_class("carp").from_pretrained(tmp_path / "base", **options)
+    assert not any(tensor.is_inference() for tensor in model.state_dict().values())
+    ids = torch.tensor([[5, 7, 20]])
+    model(ids, labels=ids).loss.backward()
+
+
+def test_a_recipe_that_is_made_in_inference_mode_can_be_trained(tmp_path):
+    create_variant("demo", tmp_path / "recipe", "resample", recipe=True)
+    with torch.inference_mode():
+        model = model_class("carp").from_pretrained(tmp_path / "recipe")
+    assert not any(tensor.is_inference() for tensor in model.state_dict().values())
+
+
+def test_files_are_read_on_the_cpu_whatever_the_default_device(tmp_path):
+    before = weights_of(model_class("carp").from_pretrained(demo.folder()))
+    create_variant("demo", tmp_path / "control", "reinit")
+    with torch.device("meta"):
+        with pytest.raises(RuntimeError, match="meta device"):  # Transformers' own
+            model_class("carp").from_pretrained(demo.folder())
+        opened = Checkpoint.open("demo")
+        assert {tensor.values().device.type for tensor in opened.tensors.values()} == {"cpu"}
+        assert {tensor.device.type for tensor in mapped(opened.tensors).values()} == {"cpu"}
+        hf_perturb.export_checkpoint("demo", tmp_path / "demo.pt", "sequence-models")
+        assert hf_perturb.compare_checkpoints("demo", tmp_path / "control").changed
+    hf_perturb.convert_checkpoint(tmp_path / "demo.pt", tmp_path / "back")
+    assert weights_of(model_class("carp").from_pretrained(tmp_path / "back")) == before
+
+
+@pytest.mark.parametrize("name", ["", 3, b"place", ["place"], {"place"}], ids=str)
+def test_what_is_no_name_is_refused(name, place, monkeypatch):
+    monkeypatch.chdir(place)
+    for call in (model_class("carp").from_pretrained, Checkpoint.open, hf_perturb.verify_variant):
+        with pytest.raises((ValueError, OSError, TypeError)):
+            call(name)
+
+
+def test_messages_name_what_is_wrong(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    load = model_class("carp").from_pretrained
+    with pytest.raises(OSError, match=r"no config\.json in its subfolder 'nope'"):
+        load("place", subfolder="nope")
+    with pytest.raises(OSError, match=r"place/config\.json is one file of a folder"):
+        load("place/config.json")
+    with pytest.raises(ValueError, match="verify: got 'yes'; allowed: True, False"):
+        load("place", verify="yes")
+    with pytest.raises(OSError, match=r"hf_perturb\.demo\.folder\(\) loads"):
+        load("demo", local_files_only=True)

@@ -54,8 +54,8 @@ def read_esm_1(path: Path, data: dict[str, Any]) -> Original:
     if version == "ESM-1":
         config["final_bias"] = bool(arguments.get("final_bias", "embed_out_bias" in tensors))
         # a buffer without meaning, which fair-esm leaves as it finds the memory: perhaps with what no type can hold
-        if not is_finite(tensors.get(_WITHOUT_MEANING, torch.tensor(torch.nan)).half()):
-            tensors[_WITHOUT_MEANING] = torch.zeros(1)
+        if not is_finite(tensors.get(_WITHOUT_MEANING, torch.tensor(torch.nan, device="cpu")).half()):
+            tensors[_WITHOUT_MEANING] = torch.zeros(1, device="cpu")
     else:
         config["emb_layer_norm_before"] = any(name.startswith("emb_layer_norm_before") for name in tensors)
         config["max_position_embeddings"] = arguments["max_positions"] + 2
@@ -72,7 +72,7 @@ def read_esm_1(path: Path, data: dict[str, Any]) -> Original:
     if version == "ESM-1b":
         # as the original loader does ("for token drop"); a head that shares the memory changes with it
         mask: int = network.sizes.mask_token_id
-        tensors.get("embed_tokens.weight", torch.empty(0))[mask : mask + 1].zero_()
+        tensors.get("embed_tokens.weight", torch.empty(0, device="cpu"))[mask : mask + 1].zero_()
         _tie(path, tensors, mask)
     return _fair_esm(path, network, tensors)
 
