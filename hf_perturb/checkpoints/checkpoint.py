@@ -192,6 +192,11 @@ class Checkpoint:
         narrow = ("F16", "BF16")
         return {name: "F32" if kind in narrow and name.endswith(_ROTARY) else kind for name, kind in types.items()}
 
+    @property
+    def kinds(self) -> set[str]:
+        """The types of its weights, as stored or as its package has them; rotary tables have one of their own."""
+        return {kind for name, kind in self.dtypes().items() if not name.endswith(_ROTARY)}
+
     def values(self, name: str) -> torch.Tensor:
         """Return the values of a tensor, in the type and shape that they are stored in."""
         return self.tensors[name].values()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,12 +76,12 @@ class Recipe:
         except (OSError, StackedPerturbationError) as error:
             raise CheckpointError(f"the recipe {name!r} needs its base {base!r}: {error}{_MOVED}") from error
 
-    def check(self, digest: str | None, base_digest: str | None) -> None:
+    def check(self, digest: str | None, base_digest: Callable[[], str | None]) -> None:
         """Raise if the weights that were made are not those of the recipe.
 
         Args:
             digest: of the weights that came out.
-            base_digest: of the base as it is now.
+            base_digest: returns that of the base as it is now; called only where it decides something.
 
         Raises:
             DigestError: naming the digests and the versions of torch.
@@ -89,11 +89,14 @@ class Recipe:
         import torch
 
         # a digest of the weights says all; without one, that of the base is the next best
-        known = self.base.digest
-        if self.record.digest in (None, digest) and (self.record.digest is not None or known in (None, base_digest)):
+        if self.record.digest is not None and self.record.digest == digest:
             return
-        if known not in (None, base_digest):
-            why = f"its base {self.base_name!r} has digest {base_digest}, the record says {known}: it has changed"
+        known = self.base.digest
+        found = None if known is None else base_digest()
+        if self.record.digest is None and found == known:
+            return
+        if found != known:
+            why = f"its base {self.base_name!r} has digest {found}, the record says {known}: it has changed"
         else:
             why = "its base is as recorded, so the record was edited, or torch draws differently here"
         then = self.checkpoint.stored.get("torch_version") or "unknown"

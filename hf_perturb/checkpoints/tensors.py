@@ -15,13 +15,12 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
+from hf_perturb.checkpoints.shapes import Shape
 from hf_perturb.errors import CheckpointError
 from hf_perturb.perturbation.digest import digest_line, dtype_code, tensor_digest, torch_dtype
 
 if TYPE_CHECKING:
     import torch
-
-Shape = tuple[int, ...]
 
 # bits of an element, by the names of safetensors headers; the types of quantised weights among them
 _BITS = {

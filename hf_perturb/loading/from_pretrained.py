@@ -66,11 +66,11 @@ def load(
     """
     if not isinstance(verify := kwargs.pop("verify", False), bool):
         raise ModelInputError(f"verify: got {verify!r}; allowed: True, False")
-    elsewhere = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}  # where another configuration is
+    elsewhere = _of_the_hub(kwargs)  # where another configuration is
     opened = None if name is None else _open(cls, name, config, kwargs)
     if opened is not None:
         name = opened.location
-    hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
+    hub = _of_the_hub(kwargs)
     if verify and (opened is None or opened.stated_digest is None):
         raise CheckpointError(
             f"verify: {str(name)!r} records no digest, so there is nothing to compare its weights with"
@@ -158,11 +158,15 @@ def _open(cls: type[PerturbablePreTrainedModel], name: Any, config: Any, kwargs:
 
 def _opened(cls: type[PerturbablePreTrainedModel], name: Any, config: Any, kwargs: dict[str, Any]) -> Checkpoint:
     read_as, commit = getattr(config, "_read_as", None), getattr(config, "_commit_hash", None)
-    hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
+    hub = _of_the_hub(kwargs)
     if read_as is not None and read_as[0] == str(name) and commit and not hub.get("revision"):
         hub["revision"] = commit  # the Auto classes have looked there a moment ago
     files: dict[str, Any] = {key: kwargs.get(key) for key in ("variant", "use_safetensors")}
     return Checkpoint.open(name, hub=hub, **files, location=str(name), family=_family(cls))
+
+
+def _of_the_hub(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
 
 
 def _is_adapter(place: Place) -> bool:
@@ -314,11 +318,12 @@ def _refuse_other_tensors(opened: Checkpoint, foreign: bool, quantised: bool) ->
 def _rebuilt(opened: Checkpoint, config: Any, hub: Mapping[str, Any]) -> dict[str, Any]:
     """Make the weights of a recipe again, and hold them against its record."""
     recipe = Recipe.of(opened)
-    base = recipe.open_base({key: value for key, value in hub.items() if key not in ("revision", "subfolder")})
-    digest = base.digest() if recipe.record.digest is None or recipe.base.digest is not None else None
+    places = {key: value for key, value in hub.items() if key not in ("revision", "subfolder")}
+    base = recipe.open_base(places)
     whole = perturb_model(model_of(base), recipe.record.with_record(None, None), shared=False)
     state = dict(whole.state_dict())
-    recipe.check(digest_of(state), digest)
+    # opened anew: the tensors of a pickle are those that were perturbed
+    recipe.check(digest_of(state), lambda: recipe.open_base(places).digest())
     if said := opened.network.differences({name: tuple(tensor.shape) for name, tensor in state.items()}):
         raise CheckpointError(f"{opened.name!r} is not what its config.json says: {said}")
     config.tie_word_embeddings = whole.config.tie_word_embeddings

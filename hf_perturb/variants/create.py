@@ -189,7 +189,7 @@ class _Builder:
             )
         network, record = blueprint.network, blueprint.asked.with_record(base, variant.target.digest())
         if self.given is not None:
-            self.given.check(record.digest, base.digest)
+            self.given.check(record.digest, lambda: base.digest)
         published = published_name(self.name, checkpoint.network) or checkpoint.published_as
         dtype = next(iter(sources.dtypes.values()))
         content = checkpoint.configuration(
@@ -227,7 +227,7 @@ def _refuse_recipe(checkpoint: Checkpoint) -> None:
             f"{checkpoint.name} is an original; a recipe needs a base that from_pretrained can load: make one"
             " of it (hf-perturb convert), or leave --recipe out"
         )
-    kinds = {kind for name, kind in checkpoint.dtypes().items() if not name.endswith("rot_emb.inv_freq")}
+    kinds = checkpoint.kinds
     # from_pretrained goes by the configuration, not by the file
     if checkpoint.stated_dtype is not None:
         kinds.add(checkpoint.stated_dtype)

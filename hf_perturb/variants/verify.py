@@ -202,7 +202,7 @@ def _stated(opened: Checkpoint) -> list[str]:
     vocabulary = None if opened.place is None else opened.place.find("tokenizer.json")
     if vocabulary is not None and not same_alphabet(vocabulary, opened.network.alphabet):
         problems.append("tokenizer.json: not the alphabet of this network, whose tokens are part of it")
-    kinds = {tensor.dtype for name, tensor in opened.tensors.items() if not name.endswith("rot_emb.inv_freq")}
+    kinds = opened.kinds
     # a file of several types has none that could be stated, and a recipe has no file
     if len(kinds) == 1 and opened.stated_dtype not in (None, *kinds):
         stated, stored = torch_dtype(str(opened.stated_dtype)), torch_dtype(kinds.pop())
