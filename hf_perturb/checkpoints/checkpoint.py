@@ -20,7 +20,7 @@ from hf_perturb.checkpoints.tensors import FLOATS, Region, Tensor, elements_of, 
 from hf_perturb.errors import CheckpointError, ModelInputError, StackedPerturbationError
 from hf_perturb.perturbation.digest import DTYPES, digest_of_lines, dtype_code
 from hf_perturb.perturbation.parallel import for_each
-from hf_perturb.perturbation.spec import Perturbation
+from hf_perturb.perturbation.spec import Perturbation, check_digest
 
 if TYPE_CHECKING:
     import torch
@@ -332,9 +332,9 @@ def _read(place: Place, weights: bool, family: str | None) -> Checkpoint:
         ours = config_from_stock(stored) if stock else stored
         record = stored.get("perturbation")
         record = None if record is None else Perturbation.parse(record)
-        for key in ("digest", "published_as"):
-            if not isinstance(stored.get(key), str | None):
-                raise ValueError(f"{key}: got {stored[key]!r}; allowed: a string")
+        check_digest("digest", stored.get("digest"))
+        if not isinstance(published := stored.get("published_as"), str | None):
+            raise ValueError(f"published_as: got {published!r}; allowed: a string")
     except ValueError as error:
         raise CheckpointError(f"{name!r}: its config.json cannot be used: {error}") from error
     network = Network.read(ours, architecture, name) if architecture else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -14,6 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
+
+from blake3 import blake3
 
 from hf_perturb.checkpoints.shapes import Shape
 from hf_perturb.errors import CheckpointError
@@ -213,13 +214,13 @@ class Tensor:
             raise CheckpointError(f"tensors of type {self.dtype} are none that this torch has") from error
 
     def digest(self) -> str:
-        """Return `dtype shape sha256`, what a digest says of one tensor; see `digest_of`."""
+        """Return `dtype shape blake3`, what a digest says of one tensor; see `digest_of`."""
         if not isinstance(self.source, Region):
             return tensor_digest(self.source)
-        sha256 = hashlib.sha256()
+        content = blake3()
         for chunk in self.source.chunks():
-            sha256.update(chunk)
-        return digest_line(self.dtype, self.shape, sha256.hexdigest())
+            content.update(chunk)
+        return digest_line(self.dtype, self.shape, content.hexdigest())
 
 
 def elements_of(shape: Shape) -> int:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
+
+from blake3 import blake3
 
 from hf_perturb.perturbation.parallel import for_each
 
 if TYPE_CHECKING:
     import torch
 
+PREFIX = "blake3:"
+# as long as a digest, for a header whose length must be known before there is one
+NO_DIGEST = PREFIX + 64 * "0"
 # the names that safetensors headers use, so that a file's digest needs no tensor
 _CODES = {
     "float64": "F64",
@@ -54,14 +58,14 @@ def torch_dtype(code: str) -> torch.dtype:
 def digest_of(tensors: Mapping[str, torch.Tensor]) -> str:
     """Digest tensors by name.
 
-    The sha256 of the lines `name dtype shape sha256-of-the-bytes`, in the order of the names, with dtype and shape as
+    The BLAKE3 of the lines `name dtype shape blake3-of-the-bytes`, in the order of the names, with dtype and shape as
     in a safetensors header (`F32`, `[2, 3]`). A tensor that goes by several names counts once, under the first.
 
     Args:
         tensors: by document name, in the order of the original class.
 
     Returns:
-        `"sha256:"` and 64 hexadecimal digits.
+        `"blake3:"` and 64 hexadecimal digits.
     """
     kept = distinct(tensors)
     digests = dict.fromkeys(kept, "")
@@ -76,20 +80,20 @@ def digest_of(tensors: Mapping[str, torch.Tensor]) -> str:
 def digest_of_lines(digests: Mapping[str, str]) -> str:
     """Digest what `tensor_digest` returns, by name; see `digest_of`."""
     lines = [f"{name} {digest}\n" for name, digest in sorted(digests.items())]
-    return "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()
+    return PREFIX + blake3("".join(lines).encode()).hexdigest()
 
 
 def tensor_digest(tensor: torch.Tensor) -> str:
-    """Return `dtype shape sha256` of one tensor."""
+    """Return `dtype shape blake3` of one tensor."""
     import torch
 
     data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return digest_line(dtype_code(tensor.dtype), tensor.shape, hashlib.sha256(data.data).hexdigest())
+    return digest_line(dtype_code(tensor.dtype), tensor.shape, blake3(data.data).hexdigest())
 
 
-def digest_line(dtype: str, shape: Iterable[int], sha256: str) -> str:
-    """Return `dtype shape sha256`, with the type as in a safetensors header and hexadecimal digits."""
-    return f"{dtype} {json.dumps(list(shape))} {sha256}"
+def digest_line(dtype: str, shape: Iterable[int], content: str) -> str:
+    """Return `dtype shape blake3`, with the type as in a safetensors header and hexadecimal digits."""
+    return f"{dtype} {json.dumps(list(shape))} {content}"
 
 
 def distinct(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

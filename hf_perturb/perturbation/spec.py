@@ -34,9 +34,11 @@ def _known_keys(key: str, given: Mapping[str, Any], cls: type) -> None:
             raise PerturbationError(f"{key} key {name!r} is unknown; allowed: {', '.join(allowed)}")
 
 
-def _digest(key: str, value: object) -> None:
-    if value is not None and not (isinstance(value, str) and re.fullmatch("sha256:[0-9a-f]{64}", value)):
-        raise _refuse(key, value, "None or 'sha256:' and 64 hexadecimal digits")
+def check_digest(key: str, value: object) -> None:
+    """Raise a `PerturbationError` if a value is neither a digest nor `None`."""
+    if value is not None and not (isinstance(value, str) and re.fullmatch("blake3:[0-9a-f]{64}", value)):
+        before = "; this one is of an edition before: make the folder again" if str(value).startswith("sha256:") else ""
+        raise _refuse(key, value, f"None or 'blake3:' and 64 hexadecimal digits{before}")
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Base:
         for key in ("name", "revision"):
             if not isinstance(getattr(self, key), str | None):
                 raise _refuse(f"base.{key}", getattr(self, key), "None or a string")
-        _digest("base.digest", self.digest)
+        check_digest("base.digest", self.digest)
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ class Perturbation:
             object.__setattr__(self, "base", Base(**self.base))
         elif self.base is not None and not isinstance(self.base, Base):
             raise _refuse("base", self.base, "None or a dict of name, revision and digest")
-        _digest("digest", self.digest)
+        check_digest("digest", self.digest)
 
     def __str__(self) -> str:
         parts = [f"{key} {value}" for key, value in self.to_dict().items() if key not in ("method", "base", "digest")]

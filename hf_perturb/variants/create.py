@@ -21,14 +21,11 @@ from hf_perturb.checkpoints.source import located
 from hf_perturb.checkpoints.tokenizers import save_tokenizer
 from hf_perturb.errors import CheckpointError, DigestError, PerturbationError
 from hf_perturb.perturbation import Base, Perturbation
-from hf_perturb.perturbation.digest import torch_dtype
+from hf_perturb.perturbation.digest import NO_DIGEST, torch_dtype
 from hf_perturb.storage.folders import allow_open_files, nothing_written, refuse_out, whole_folder
 from hf_perturb.variants.blueprint import Blueprint, make_blueprint
 from hf_perturb.variants.shards import Shards
 from hf_perturb.variants.stream import Progress, Sources, Target, stream
-
-# as long as a digest, for a header whose length must be known before there is one
-_NO_DIGEST = "sha256:" + 64 * "0"
 
 
 def create_variant(
@@ -157,7 +154,7 @@ class _Builder:
         checkpoint = self.checkpoint
         blueprints = {out: make_blueprint(checkpoint, perturbation) for out, perturbation in asked.items()}
         allow_open_files(len(asked))
-        sources, base = Sources.of(checkpoint), Base(self._recorded_name(), checkpoint.revision, _NO_DIGEST)
+        sources, base = Sources.of(checkpoint), Base(self._recorded_name(), checkpoint.revision, NO_DIGEST)
         first, *more = asked
         what = f"{first} and {len(more)} more" if more else first
         with nothing_written(what), ExitStack() as stack:
@@ -175,7 +172,7 @@ class _Builder:
         folder = stack.enter_context(whole_folder(out, self.check_out))
         if self.recipe:
             return _Variant(blueprint, folder, Target.of(blueprint, None), None)
-        metadata = _metadata(blueprint.asked.with_record(base, _NO_DIGEST))
+        metadata = _metadata(blueprint.asked.with_record(base, NO_DIGEST))
         shards = stack.enter_context(closing(Shards(folder, blueprint.shapes, metadata)))
         return _Variant(blueprint, folder, Target.of(blueprint, shards.write), shards)
 

@@ -31,7 +31,7 @@ class Sources:
     Args:
         tensors: by name, in the order of the network; each is read once.
         dtypes: the type that each is cast to before anything else, `F32`.
-        digests: `dtype shape sha256` of every tensor, cast; filled in while they are read.
+        digests: `dtype shape blake3` of every tensor, cast; filled in while they are read.
         nonfinite: names of tensors with NaN or infinite values; filled in if `look` is set.
         look: whether to look for such values.
     """
@@ -78,7 +78,7 @@ class Target:
         outputs: by the name to write, in the order of the network.
         sink: where they go, `None` for who wants nothing but the digests.
         generator: the one that all steps share, `None` where each has its own.
-        digests: `dtype shape sha256` of every tensor, as `tensor_digest` gives it; filled in while it is written.
+        digests: `dtype shape blake3` of every tensor, as `tensor_digest` gives it; filled in while it is written.
     """
 
     outputs: Mapping[str, Output]

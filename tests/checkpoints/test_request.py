@@ -39,7 +39,7 @@ def test_the_table_of_the_contract(recorded, has_weights, asked, result, family)
 
 
 def test_provenance_does_not_tell_two_perturbations_apart():
-    recorded = P.with_record(Base("demo", None, "sha256:" + 64 * "0"), "sha256:" + 64 * "1")
+    recorded = P.with_record(Base("demo", None, "blake3:" + 64 * "0"), "blake3:" + 64 * "1")
     assert decide(Record("x", "carp", recorded), P) == "keep"
 
 

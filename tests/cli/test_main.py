@@ -127,4 +127,4 @@ def test_python_m(tmp_path):
     words = ["create", "demo", str(tmp_path / "out"), "--method", "reinit"]
     done = subprocess.run([sys.executable, "-m", "hf_perturb", *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "sha256:" in done.stdout
+    assert "blake3:" in done.stdout

@@ -144,7 +144,7 @@ def test_recipe_of_a_base_that_changed(folders, tmp_path):
     create_variant(tmp_path / "base", tmp_path / "recipe", P, recipe=True)
     small_model("carp", seed=1).save_pretrained(tmp_path / "base")
     with pytest.raises(
-        hf_perturb.DigestError, match=r"sha256:.*sha256:.*has changed \(torch 2\..* on this processor, torch 2"
+        hf_perturb.DigestError, match=r"blake3:.*blake3:.*has changed \(torch 2\..* on this processor, torch 2"
     ):
         AutoModel.from_pretrained(tmp_path / "recipe")
 

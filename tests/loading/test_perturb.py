@@ -44,7 +44,7 @@ def test_the_same_perturbation_twice_is_applied_once(network, perturbation):
     once = state_of(model)
     assert differing(before, copied(model))
     assert model.config.perturbation == perturbation
-    recorded = perturbation.with_record({"name": "demo"}, "sha256:" + "0" * 64)
+    recorded = perturbation.with_record({"name": "demo"}, "blake3:" + "0" * 64)
     for again in (perturbation, perturbation.to_dict(), recorded):
         assert model.perturb(again) is model
         assert state_of(model) == once
@@ -217,7 +217,7 @@ def test_a_subclass_that_finishes_once_more_perturbs_once():
 
 
 def test_provenance_is_not_taken_from_another_model(tmp_path):
-    record = Perturbation("reinit").with_record(hf_perturb.perturbation.Base("elsewhere"), "sha256:" + 64 * "0")
+    record = Perturbation("reinit").with_record(hf_perturb.perturbation.Base("elsewhere"), "blake3:" + 64 * "0")
     assert small_model("carp").perturb(record).config.perturbation.to_dict() == Perturbation("reinit").to_dict()
 
 

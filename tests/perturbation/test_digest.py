@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import struct
@@ -10,6 +9,7 @@ import struct
 import hypothesis.strategies as st
 import pytest
 import torch
+from blake3 import blake3
 from hypothesis import given, settings
 from safetensors.torch import save, save_file
 from support.models import TIED, small_model
@@ -33,17 +33,17 @@ def digest_of_bytes(data: bytes) -> str:
     for name in sorted(header):
         begin, end = header[name]["data_offsets"]
         shape = "[" + ", ".join(map(str, header[name]["shape"])) + "]"
-        lines.append(f"{name} {header[name]['dtype']} {shape} {hashlib.sha256(body[begin:end]).hexdigest()}\n")
-    return "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()
+        lines.append(f"{name} {header[name]['dtype']} {shape} {blake3(body[begin:end]).hexdigest()}\n")
+    return "blake3:" + blake3("".join(lines).encode()).hexdigest()
 
 
 def test_written_out_by_hand():
-    content = hashlib.sha256(struct.pack("<6f", -3, -2, -1, 0, 1, 2)).hexdigest()
-    scalar = hashlib.sha256(struct.pack("<q", 7)).hexdigest()
+    content = blake3(struct.pack("<6f", -3, -2, -1, 0, 1, 2)).hexdigest()
+    scalar = blake3(struct.pack("<q", 7)).hexdigest()
     text = f"a.weight F32 [2, 3] {content}\nb I64 [] {scalar}\n"
-    expected = "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+    expected = "blake3:" + blake3(text.encode()).hexdigest()
     assert digest_of({"b": torch.tensor(7), "a.weight": ramp(2, 3)}) == expected
-    assert digest_of({}) == "sha256:" + hashlib.sha256(b"").hexdigest()
+    assert digest_of({}) == "blake3:" + blake3(b"").hexdigest()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -18,34 +18,34 @@ from support.models import CONFIGS, model_class
 from hf_perturb.perturbation import digest_of
 
 BASES = {
-    "esm1": "fad3b15c567bc6aa24e0813a7634ae6dcc0ce0586150982764515babe407c455",
-    "esm1b": "eaa29de01db759bc19f657a858406b591ed37c58676218f776064d402eb4dd58",
-    "carp": "3d8136eaad2097b20f63a1e9313ac58f2dca06e8da90b947e297e3a226c7f6a5",
+    "esm1": "a8b2f7ce801bdfe38c3f2b54ae47499a10ba0108bd4e1046307ecbf39e23fcaf",
+    "esm1b": "5bfa931d0500f770dfc66591dce020c4ee7c2c57356b4c88a51b5d027fbdffa3",
+    "carp": "209221887a028faecd1476570d613046a3a91fbf2804b1f2702ea9536f52d882",
 }
 GOLDEN = {
     "esm1": {
-        "reinit-documented": "12db2b247f2ddbc2cc9c49cb4cb67d691668eac74044ff34e43570fc48274798",
-        "reinit-published": "c5cfcf40014cfd28d21643700698d06c5ea857fc129fa216fb8a3ddc2ee299d1",
-        "resample-embedding": "816ea1972434603eb1cb7d4ea3c244c621f6d3340327172c4bb11751cac06398",
-        "resample-rows": "b5f304ec3e1e3eb245d61729a472fe2ff4cfe7b65c500174b9494bf407dafc43",
-        "resample-all": "612b1fe50636d1aea49c1559dcea2e9c652a1db838e5fe64d108fedfff98aa4e",
-        "resample-published": "51fa0b0341462308fdf1c6949f283427f785eeaf933ed49b6722c129765c4888",
+        "reinit-documented": "d17832a5309ef1d31bf79623b9cb32f3dc2b94649a53f3340776eaef204d7eb0",
+        "reinit-published": "31c11d62f052d4e3699638dd7488a244f952fecb148e31817a3361f7febf80df",
+        "resample-embedding": "058d182af2acb5dc2eac00c8fa0dd8bedeafa4d749c0b1919a1b2a4ef5137459",
+        "resample-rows": "8f116e72da9a5492beef3834aada644a9825c71a721150e53eac272e961a2d26",
+        "resample-all": "687a41882f09a7c9c6eb775b3d5b6e1ebd77df6035a5e6cf3f35d7b4f01fb126",
+        "resample-published": "8e30a8d8c9de2e28372114c952fae9da4c36eecb7a53ab8035fd8f973b2f5452",
     },
     "esm1b": {
-        "reinit-documented": "ba053ca40efef3806f9f95e2499d97ea0333e2487e27707daf5beef9ed20ed67",
-        "reinit-published": "f4e32dcb812eaf7a4f2bfa68d8b6dc4b31cd6f38cd06dc90fe3327f25483958d",
-        "resample-embedding": "17ffdda37e60fce327ce46fb4c030b61f90cc51aaa50cc096590f866aaac3073",
-        "resample-rows": "76c0991e1f37ac1051efdfde10077d83581fe50aece0b3fb1587eed591b9f587",
-        "resample-all": "0cb56048b757ea0216408503053cace41fa29ad56424bc7f2246079bfd711360",
-        "resample-published": "b9633eb3cda777a7fede2a016ca98877fe67986d6adc02b45ee2c960a237585e",
+        "reinit-documented": "6c74a5914eccefab99858f40ee48ac7e27a083420a12ed99c0e30902f720cb53",
+        "reinit-published": "77ff73f0e76e67726a04930eea510acf93f09fea33b4b4edd0ed381f2c414f7a",
+        "resample-embedding": "2e26f9681a8f59c462a61b0969ed1a131dbd18a13575157f89b379cad3c4e994",
+        "resample-rows": "4e1147308f570adb6c6db111d27d761da09810ed18487c665685f3b2015eaf7a",
+        "resample-all": "f2021c058af2669c9b806f9f2f114023e82c2d1fbe6129404d81e83203b343e4",
+        "resample-published": "397544e82fb87ea2a21211aaadc8ac26dffa3fb20109fa99157322f7a92ca729",
     },
     "carp": {
-        "reinit-documented": "efc1ab8fe97a1b69489d5f4ce9a8eae5cad16a87484de28c16fd2dda7a10a506",
-        "reinit-published": "ecbabac6ce1b438818ead48e1d4faa8c808288215a8672043872fae86b3c0113",
-        "resample-embedding": "989b187649c2e87264890ca623e402d1ccd76fce6b77e21a20917f66b6eb4d9d",
-        "resample-rows": "64bac6d5bca26ccdb4620c47f785e510a6eb489f9c7300a62007cd42722f5d60",
-        "resample-all": "421444d2c28b9e54e1dff127fb599187fadd0ccaf07fee7a3a89f8801111107a",
-        "resample-published": "f9bfbd5aea4acbc3fba926d8376af56287b3d8e8e5de7dda58b06eef581fc27d",
+        "reinit-documented": "569d6391b0abbcc76594676503407a77ddb03d7e86e6ada1841b531449b27840",
+        "reinit-published": "1fbea7da79c2779409e0156c31a1eac618f48aa60fc7f3bee54b477e6847253a",
+        "resample-embedding": "cab8587b2fbb294bcac7c140b62672166f562962856b4a83e3592c30275ee18d",
+        "resample-rows": "18258d258a729e723a851b92c69580ab0bfbd3d09672f1f10da0ab615de6f0e3",
+        "resample-all": "48d2c19f643be9248ded7e02eb0c7943292f5dc792308ed3bc295f19af9161b2",
+        "resample-published": "08f02e563d941183e33d657f7d64563bb77bfc0363d15afb3fc8686bd99f941f",
     },
 }
 
@@ -72,7 +72,7 @@ rounds_alike = platform.machine() in ("x86_64", "AMD64") and torch.backends.cpu.
 
 @pytest.mark.parametrize("network", BASES)
 def test_the_base_is_the_same_everywhere(network):
-    assert digest_of(arithmetic_model(network).state_dict()) == "sha256:" + BASES[network]
+    assert digest_of(arithmetic_model(network).state_dict()) == "blake3:" + BASES[network]
 
 
 @pytest.mark.parametrize(("network", "name"), [(network, name) for network, names in GOLDEN.items() for name in names])
@@ -80,7 +80,7 @@ def test_the_perturbed_weights_are_those_of_torch_2_13(network, name):
     if name.startswith("reinit") and not rounds_alike:
         pytest.skip("this processor rounds draws differently from x86-64 with AVX2")
     model = arithmetic_model(network).perturb({**perturbation_of(name), "seed": 42})
-    assert digest_of(model.state_dict()) == "sha256:" + GOLDEN[network][name]
+    assert digest_of(model.state_dict()) == "blake3:" + GOLDEN[network][name]
 
 
 def test_no_two_goldens_are_alike():

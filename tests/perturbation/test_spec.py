@@ -14,12 +14,12 @@ from support.models import CONFIGS
 from hf_perturb import HfPerturbError, Perturbation, PerturbationError
 from hf_perturb.perturbation import Base
 
-DIGEST = "sha256:" + "0123456789abcdef" * 4
+DIGEST = "blake3:" + "0123456789abcdef" * 4
 BASE = {"name": "facebook/esm1b", "revision": "0" * 40, "digest": DIGEST}
 
 globs = st.lists(st.text(min_size=1), max_size=4)
 scopes = st.lists(st.sampled_from(["top:1", "top:12", "bottom:3", "layers:0-4", "attention", "keep_layer_norms"]))
-digests = st.none() | st.text("0123456789abcdef", min_size=64, max_size=64).map("sha256:".__add__)
+digests = st.none() | st.text("0123456789abcdef", min_size=64, max_size=64).map("blake3:".__add__)
 texts = st.none() | st.text()
 seeds = st.integers(0, 2**63 - 1)
 bases = st.none() | st.builds(Base, name=texts, revision=texts, digest=digests)
@@ -172,10 +172,10 @@ BAD = [
     ({"method": "reinit", "base": {"nam": "demo"}}, ("base", "'nam'", "name", "revision", "digest")),
     ({"method": "reinit", "base": {"name": 3}}, ("base.name", "3", "string")),
     ({"method": "reinit", "base": {"revision": 3}}, ("base.revision", "3", "string")),
-    ({"method": "reinit", "base": {"digest": "0" * 64}}, ("base.digest", "0" * 64, "'sha256:'")),
+    ({"method": "reinit", "base": {"digest": "0" * 64}}, ("base.digest", "0" * 64, "'blake3:'")),
     *[
-        ({"method": "reinit", "digest": digest}, ("digest", repr(digest), "'sha256:'"))
-        for digest in ("", "sha256:", DIGEST[:-1], DIGEST + "0", DIGEST + "\n", DIGEST.upper(), "md5:" + "0" * 32, 3)
+        ({"method": "reinit", "digest": digest}, ("digest", repr(digest), "'blake3:'"))
+        for digest in ("", "blake3:", DIGEST[:-1], DIGEST + "0", DIGEST + "\n", DIGEST.upper(), "md5:" + "0" * 32, 3)
     ],
 ]
 

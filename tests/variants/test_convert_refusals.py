@@ -20,7 +20,7 @@ from hf_perturb.variants import convert
 from hf_perturb.variants.convert import convert_checkpoint
 
 FILES = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"}
-WRONG = "sha256:" + "0" * 64
+WRONG = "blake3:" + "0" * 64
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ CONTROLS = {
     "tied": Perturbation("resample", exclude=["lm_head.weight"]),
     "scope": Perturbation("reinit", seed=5, scope=["top:1", "feed_forward"]),
 }
-OTHER = "sha256:" + 64 * "0"
+OTHER = "blake3:" + 64 * "0"
 
 
 waiting = pytest.fixture(no_waiting, autouse=True)

@@ -249,7 +249,7 @@ def test_a_recipe_of_another_base_is_found(tmp_path):
     for given in (None, tmp_path / "base"):
         found = verify_variant(tmp_path / "recipe", given)
         base_differs, differs = found.problems
-        assert base_differs.startswith(f"the base {tmp_path / 'base'} has digest sha256:")
+        assert base_differs.startswith(f"the base {tmp_path / 'base'} has digest blake3:")
         assert base_differs.endswith(f"the record says {record.base.digest}")
         assert differs == f"the weights have digest {found.digest}, the record says {record.digest}"
     shutil.rmtree(tmp_path / "base")
@@ -259,7 +259,7 @@ def test_a_recipe_of_another_base_is_found(tmp_path):
 
 def test_a_recipe_with_another_digest_is_found(bases, tmp_path):
     record = create_variant(bases / "carp", tmp_path / "recipe", "reinit", recipe=True)
-    other = "sha256:" + 64 * "0"
+    other = "blake3:" + 64 * "0"
     edit_config(tmp_path / "recipe", perturbation={**record.to_dict(), "digest": other})
     assert problem_of(tmp_path / "recipe") == f"the weights have digest {record.digest}, the record says {other}"
 
