@@ -12,10 +12,11 @@ from pathlib import Path
 
 from hf_perturb.cards.card import origin_of, render
 from hf_perturb.checkpoints.catalog import CATALOG, Entry
-from hf_perturb.perturbation import Perturbation, make_plan
+from hf_perturb.perturbation import Perturbation
 from hf_perturb.perturbation.rules import FAMILIES, default_axis, rows_of
 from hf_perturb.perturbation.scopes import PARTS, SPANS
 from hf_perturb.perturbation.spec import RULES
+from hf_perturb.variants.blueprint import plan_for
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -55,8 +56,8 @@ def scopes() -> str:
 def published_card(entry: Entry) -> str:
     """Return the card of a checkpoint of the catalogue, which nobody needs to have for that."""
     network, family = entry.network(), entry.family
-    shapes, ties, head = network.shapes, network.tied, network.language_head
-    plans = {rules: make_plan(family, shapes, Perturbation("reinit", rules=rules), head) for rules in RULES}
+    shapes, ties = network.shapes, network.tied
+    plans = {rules: plan_for(network, Perturbation("reinit", rules=rules)) for rules in RULES}
     rows = []
     for row in rows_of(family):
         if named := sum(map(row.names, shapes)):

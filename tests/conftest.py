@@ -10,7 +10,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
-from support.models import CONFIGS, HEADS
+from support.models import CONFIGS, HEADS, UNSTUDIED
+
+from hf_perturb import Perturbation
 
 
 @pytest.fixture(params=CONFIGS)
@@ -21,6 +23,24 @@ def network(request) -> str:
 @pytest.fixture(params=HEADS)
 def head(request) -> str:
     return request.param
+
+
+def pytest_collection_modifyitems(items):
+    """Leave out what there cannot be: controls by the study's rules of networks that the study did not have."""
+
+    def by_study(key: str, value: object) -> bool:
+        if isinstance(value, Perturbation):
+            return value.rules == "published"
+        if isinstance(value, dict):
+            return value.get("rules") == "published"
+        return isinstance(value, str) and (value.endswith("-published") or (key, value) == ("rules", "published"))
+
+    def possible(item) -> bool:
+        given = item.callspec.params if hasattr(item, "callspec") else {}
+        unstudied = any(value in UNSTUDIED for value in given.values() if isinstance(value, str))
+        return not (unstudied and any(by_study(*each) for each in given.items()))
+
+    items[:] = filter(possible, items)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,6 +6,7 @@ from .plan import (
     apply_plan as apply_plan,
     check_values as check_values,
     make_plan as make_plan,
+    named as named,
     select as select,
 )
 from .rules import (

@@ -1,33 +1,43 @@
 """Pure functions on one tensor with an explicit generator; nothing reads or changes global random state.
 
-The initialisers are `torch.nn.init`'s own, drawn on the CPU in float32. The shuffles never look at values.
+The initialisers draw the bits of `torch.nn.init`, on the CPU in float32. The shuffles never look at values.
+Whoever builds models without initialising them replaces functions of `torch.nn.init`, methods of `torch.Tensor`, or
+constructors of tensors; so what is drawn with here are torch's operators themselves.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch.nn import init
 
 Shape = tuple[int, ...]
 
+# looked up by the dispatcher, so that they are torch's own wherever this file is imported
+_ATEN: Any = torch.ops.aten
+_EMPTY, _FULL, _RANDPERM = _ATEN.empty.memory_format, _ATEN.full.default, _ATEN.randperm.generator
+_UNIFORM, _NORMAL, _RANDOM = _ATEN.uniform_.default, _ATEN.normal_.default, _ATEN.random_.default
+_CPU = torch.device("cpu")
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def constant(shape: Shape, generator: torch.Generator, *, value: float) -> torch.Tensor:
     """Return a tensor of one value; the generator is not used."""
-    return torch.full(shape, value, dtype=torch.float32, device="cpu")
+    made: torch.Tensor = _FULL(shape, value, dtype=torch.float32, device=_CPU)
+    return made
 
 
 def uniform(shape: Shape, generator: torch.Generator, *, bound: float) -> torch.Tensor:
     """Draw from U(-bound, bound). Source: `torch.nn.Linear.reset_parameters`, for its bias."""
-    return init.uniform_(_empty(shape), -bound, bound, generator=generator)
+    drawn: torch.Tensor = _UNIFORM(_empty(shape), -bound, bound, generator=generator)
+    return drawn
 
 
 def normal(shape: Shape, generator: torch.Generator, *, zero_row: int | None = None) -> torch.Tensor:
     """Draw from N(0, 1), then zero one row. Source: `torch.nn.Embedding.reset_parameters`."""
-    tensor = init.normal_(_empty(shape), generator=generator)
+    tensor = _normal(shape, generator, 1.0)
     if zero_row is not None:
         tensor[zero_row] = 0
     return tensor
@@ -35,21 +45,34 @@ def normal(shape: Shape, generator: torch.Generator, *, zero_row: int | None = N
 
 def xavier_uniform(shape: Shape, generator: torch.Generator, *, gain: float) -> torch.Tensor:
     """Draw Glorot's uniform. Source: `esm.multihead_attention.MultiheadAttention.reset_parameters`."""
-    return init.xavier_uniform_(_empty(shape), gain=gain, generator=generator)
+    return uniform(shape, generator, bound=math.sqrt(3.0) * (gain * math.sqrt(2.0 / sum(_fans(shape)))))
 
 
 def xavier_normal(shape: Shape, generator: torch.Generator) -> torch.Tensor:
     """Draw Glorot's normal. Source: `esm.multihead_attention.MultiheadAttention.reset_parameters`."""
-    return init.xavier_normal_(_empty(shape), generator=generator)
+    return _normal(shape, generator, math.sqrt(2.0 / sum(_fans(shape))))
 
 
 def kaiming_uniform(shape: Shape, generator: torch.Generator, *, a: float) -> torch.Tensor:
     """Draw He's uniform. Source: `torch.nn.Linear.reset_parameters` and `torch.nn.Conv1d.reset_parameters`."""
-    return init.kaiming_uniform_(_empty(shape), a=a, generator=generator)
+    std = math.sqrt(2.0 / (1 + a**2)) / math.sqrt(_fans(shape)[0])
+    return uniform(shape, generator, bound=math.sqrt(3.0) * std)
 
 
-def _empty(shape: Shape) -> torch.Tensor:
-    return torch.empty(shape, dtype=torch.float32, device="cpu")
+def _normal(shape: Shape, generator: torch.Generator, std: float) -> torch.Tensor:
+    drawn: torch.Tensor = _NORMAL(_empty(shape), 0.0, std, generator=generator)
+    return drawn
+
+
+def _fans(shape: Shape) -> tuple[int, int]:
+    """Return fan-in and fan-out of a weight. Source: `torch.nn.init`, which works bounds out in the same order."""
+    taps = math.prod(shape[2:])
+    return shape[1] * taps, shape[0] * taps
+
+
+def _empty(shape: Shape, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    made: torch.Tensor = _EMPTY(shape, dtype=dtype, device=_CPU)
+    return made
 
 
 INITIALISERS: dict[str, Callable[..., torch.Tensor]] = {
@@ -69,7 +92,7 @@ def shuffle(tensor: torch.Tensor, generator: torch.Generator, *, axis: str) -> t
         return tensor.index_select(-1, permutation(tensor.shape[-1], generator).to(tensor.device))
     if axis == "rows":
         # sorting random keys permutes every row at once; 63-bit keys make a tie as good as impossible
-        keys = torch.empty(tensor.shape, dtype=torch.int64, device="cpu").random_(generator=generator)
+        keys = _RANDOM(_empty(tuple(tensor.shape), torch.int64), generator=generator)
         order = keys.argsort(dim=-1, stable=True).to(tensor.device)
         # as integers: gather takes half types through float32, which rewrites a NaN
         return as_integers(tensor).gather(-1, order).view(tensor.dtype)
@@ -86,4 +109,5 @@ def permutation(length: int, generator: torch.Generator) -> torch.Tensor:
     """Draw a permutation of `0 ... length - 1`."""
     # the same draws in either type (tested); the small one takes two thirds of the time
     dtype = torch.int32 if length < 2**31 else torch.int64
-    return torch.randperm(length, generator=generator, dtype=dtype, device="cpu")
+    drawn: torch.Tensor = _RANDPERM(length, generator=generator, dtype=dtype, device=_CPU)
+    return drawn

@@ -5,24 +5,28 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from types import MappingProxyType
 
 import torch
 
 from hf_perturb.errors import PerturbationError
-from hf_perturb.perturbation.kernels import INITIALISERS, Shape, shuffle
+from hf_perturb.perturbation.kernels import INITIALISERS, Shape, constant, shuffle
 from hf_perturb.perturbation.parallel import for_each
 from hf_perturb.perturbation.rules import default_axis, rule_of
 from hf_perturb.perturbation.scopes import in_scope
 from hf_perturb.perturbation.spec import Perturbation
+
+_NONE: Mapping[str, Shape] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
 class Step:
     """What happens to one tensor: `kernel` is a name in `kernels.INITIALISERS`, or `"shuffle"`.
 
-    `seed` is that of the tensor's own generator, `None` where the plan has one generator for all.
+    `seed` is that of the tensor's own generator, `None` where the plan has one generator for all. Those of `before`,
+    for tensors that the network lacks and the study's class has, are drawn with that one first, and dropped.
     """
 
     name: str
@@ -30,6 +34,7 @@ class Step:
     kernel: str
     arguments: tuple[tuple[str, float | str], ...]
     seed: int | None
+    before: tuple[Step, ...] = ()
 
     @property
     def shuffles(self) -> bool:
@@ -51,6 +56,8 @@ class Step:
             generator = torch.Generator("cpu").manual_seed(self.seed)
         elif generator is None:
             raise PerturbationError(f"step {self.name!r} has no seed of its own; give the plan's generator")
+        for missing in self.before:
+            missing.run(constant(missing.shape, generator, value=0), generator)
         arguments = dict(self.arguments)
         if self.shuffles:
             return shuffle(tensor, generator, **arguments)  # type: ignore[arg-type]
@@ -96,17 +103,23 @@ def select(family: str, names: Iterable[str], perturbation: Perturbation) -> set
                     f"perturbation {key}: glob {glob!r} {problem}; allowed: globs over names such as"
                     f" {', '.join(map(repr, perturbed[:2] + perturbed[-1:]))}"
                 )
+    return set(named(family, known, perturbation)) & set(perturbed)
+
+
+def named(family: str, names: Iterable[str], perturbation: Perturbation) -> list[str]:
+    """Return the names that `include`, `exclude` and `scope` leave, also of what the rules keep; see `select`."""
+    known = list(dict.fromkeys(names))
     scoped = in_scope(family, known, perturbation.scope)
 
     def asked(name: str) -> bool:
         included = not perturbation.include or any(fnmatchcase(name, glob) for glob in perturbation.include)
         return included and not any(fnmatchcase(name, glob) for glob in perturbation.exclude)
 
-    return {name for name in perturbed if name in scoped and asked(name)}
+    return [name for name in known if name in scoped and asked(name)]
 
 
 def make_plan(
-    family: str, shapes: Mapping[str, Shape], perturbation: Perturbation, elsewhere: Iterable[str] = ()
+    family: str, shapes: Mapping[str, Shape], perturbation: Perturbation, whole: Mapping[str, Shape] = _NONE
 ) -> Plan:
     """Plan a perturbation.
 
@@ -115,19 +128,26 @@ def make_plan(
         shapes: shape of every parameter and stored buffer under its document name, in the order of the original
             class's `state_dict`.
         perturbation: what to do.
-        elsewhere: tensors of the network that the model at hand lacks, those of its language head.
+        whole: the same of the network with all its heads, as `Network.whole` says for these rules: the model at hand
+            may lack some, and the study drew them all the same.
 
     Raises:
         RuleError: if no row, or more than one, names a tensor.
         PerturbationError: if a glob matches nothing, a scope does not fit, or nothing is left to perturb.
     """
-    chosen = select(family, [*shapes, *elsewhere], perturbation)
+    every = {**whole, **shapes}
+    chosen = select(family, every, perturbation)
     documented = perturbation.rules == "documented"
-    steps = []
-    for name, shape in shapes.items():
-        if name in chosen and (kernel := _kernel(family, name, shapes, perturbation)) is not None:
-            seed = tensor_seed(perturbation.seed, name) if documented else None
-            steps.append(Step(name, tuple(shape), *kernel, seed))
+    steps: list[Step] = []
+    missing: list[Step] = []
+    for name, shape in every.items():
+        if name in chosen and (kernel := _kernel(family, name, every, perturbation)) is not None:
+            step = Step(name, tuple(shape), *kernel, tensor_seed(perturbation.seed, name) if documented else None)
+            if name not in shapes:
+                missing.append(step)
+                continue
+            steps.append(step if documented else replace(step, before=tuple(missing)))
+            missing.clear()
     if not any(step.can_change() for step in steps) and chosen <= shapes.keys():
         raise PerturbationError(
             f"perturbation: {perturbation} leaves nothing to perturb; widen include or scope (a tensor has to be in"

@@ -62,7 +62,7 @@ def make_blueprint(base: Checkpoint, asked: Perturbation) -> Blueprint:
 
 def plan_for(network: Network, asked: Perturbation) -> Plan:
     """Plan a perturbation of a network whose head is tied or not as in the variant."""
-    return make_plan(network.family, document_shapes(network, asked.rules), asked, network.language_head)
+    return make_plan(network.family, document_shapes(network, asked.rules), asked, network.whole(asked.rules))
 
 
 def steps_of(network: Network, plan: Plan) -> dict[str, Step | None]:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
+from contextlib import ExitStack, contextmanager, nullcontext
+from unittest.mock import patch
 
 import hypothesis.strategies as st
 import pytest
 import torch
+from accelerate import init_empty_weights
 from hypothesis import given, settings
-from support.spec_table import same_bits
+from support.models import small_model
+from support.spec_table import copied, same_bits
 from torch.nn import init
+from transformers.initialization import no_init_weights
 
 from hf_perturb.perturbation.kernels import INITIALISERS, permutation, shuffle
 
@@ -178,3 +185,69 @@ def test_not_a_number_keeps_its_bits(dtype, axis):
     tensor = torch.tensor([[1.0, float("nan"), 2.0, -float("nan")]]).to(dtype)
     shuffled = shuffle(tensor, torch.Generator().manual_seed(0), axis=axis)
     assert sorted(shuffled.view(bits).flatten().tolist()) == sorted(tensor.view(bits).flatten().tolist())
+
+
+def untouched(tensor: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+    return tensor
+
+
+@contextmanager
+def replaced(owner: object, *names: str):
+    """Replace functions by ones that return their tensor."""
+    with ExitStack() as stack:
+        for name in names:
+            stack.enter_context(patch.object(owner, name, untouched))
+        yield
+
+
+_FUNCTIONS = ("uniform_", "normal_", "constant_", "ones_", "zeros_", "xavier_uniform_", "xavier_normal_")
+IDIOMS = {
+    "functions": lambda: replaced(init, *_FUNCTIONS, "kaiming_uniform_", "kaiming_normal_", "trunc_normal_"),
+    "methods": lambda: replaced(torch.Tensor, "uniform_", "normal_", "random_", "fill_", "zero_"),
+    "modules": lambda: replaced(torch.nn.Linear, "reset_parameters"),
+    "transformers": no_init_weights,
+    "accelerate": lambda: init_empty_weights(include_buffers=True),
+    "meta": lambda: torch.device("meta"),
+}
+
+
+@pytest.mark.parametrize("idiom", IDIOMS)
+def test_whoever_skips_initialisation_skips_no_draw(idiom):
+    """Uninitialised memory would look like a control, with a digest of its own."""
+    made = []
+    for context in (nullcontext, IDIOMS[idiom]):
+        numbers, models = torch.arange(60).view(6, 10), [small_model("esm1b"), small_model("carp")]
+        generators = [generator(seed) for seed in range(len(DRAWS) + len(AXES))]
+        with context():
+            draws = [INITIALISERS[name]((4, 6), generators.pop(), **keys) for name, keys, _ in DRAWS]
+            shuffles = [shuffle(numbers, generators.pop(), axis=axis) for axis in AXES]
+            models = [model.perturb("reinit") for model in models]
+        made.append([*draws, *shuffles, *(tensor for model in models for tensor in copied(model).values())])
+    assert all(same_bits(one, other) for one, other in zip(*made, strict=True))
+
+
+_IMPORTED_LATE = """
+import torch
+for name in dir(torch.nn.init):
+    if name.endswith("_") and not name.startswith("_"):
+        setattr(torch.nn.init, name, lambda tensor, *_, **__: tensor)
+for name in ("uniform_", "normal_", "random_", "fill_", "zero_"):
+    setattr(torch.Tensor, name, lambda tensor, *_, **__: tensor)
+torch.randperm = torch.empty = torch.full = None
+from hf_perturb.perturbation.kernels import INITIALISERS, shuffle
+def generator():
+    return torch.Generator("cpu").manual_seed(3)
+for name, arguments in DRAWS:
+    print(INITIALISERS[name]((4, 6), generator(), **arguments).tolist())
+for axis in AXES:
+    print(shuffle(torch.arange(60).view(6, 10), generator(), axis=axis).tolist())
+"""
+
+
+def test_the_package_may_be_imported_where_initialisation_is_skipped():
+    draws = [(name, arguments) for name, arguments, _ in DRAWS]
+    code = f"DRAWS, AXES = {draws}, {AXES}\n{_IMPORTED_LATE}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    expected = [INITIALISERS[name]((4, 6), generator(3), **arguments) for name, arguments in draws]
+    expected += [shuffle(torch.arange(60).view(6, 10), generator(3), axis=axis) for axis in AXES]
+    assert done.stdout.splitlines() == [str(tensor.tolist()) for tensor in expected], done.stderr

@@ -87,6 +87,39 @@ def test_including_what_the_rules_keep_is_refused(family, glob):
     assert make_plan(family, shapes, Perturbation("reinit", exclude=[glob])) == whole
 
 
+def test_what_globs_name_beside_and_the_rules_keep_is_found(network):
+    model = small_model(network)
+    kept = {
+        "esm1": ["embed_out", "embed_out_bias", "embed_tokens.weight"],
+        "carp": sorted(name for name in shapes_of(model) if ".layers." not in name),
+    }.get(network, ["embed_tokens.weight"])
+
+    def found(model=model, **globs) -> list[str]:
+        return sorted(network_of(model).named_and_kept(Perturbation("reinit", **globs)))
+
+    assert found(include=["*"]) == kept
+    assert found(small_model(network, "Model"), include=["*"]) == kept, "the language head's too"
+    assert found(include=["*bias", "*"], exclude=["*emb*"]) == [name for name in kept if "emb" not in name]
+    assert found() == found(include=["*layers*"]) == found(include=["*"], exclude=kept) == [], (
+        "buffers are no parameters"
+    )
+    assert found(include=["*"], scope=["top:1"]) == []
+
+
+def test_to_name_what_is_kept_is_told_and_no_warning(recwarn, caplog):
+    model = small_model("carp")
+    model.perturb({"method": "reinit", "include": ["*.bias"], "seed": 3})
+    (note,) = caplog.messages
+    assert note.startswith(
+        "include ['*.bias'] also names 3 parameters that the rules keep, and that stay as they are: "
+    )
+    assert "model.last_norm.bias; narrower globs" in note
+    model = small_model("carp")
+    model.perturb({"method": "reinit", "include": ["*.layers.*.bias"]})
+    assert caplog.messages == [note]
+    assert not recwarn.list
+
+
 def test_a_head_that_a_network_does_not_have_matches_nothing():
     with pytest.raises(PerturbationError, match=r"exclude: glob 'lm_head\.weight' matches no parameter"):
         small_model("esm1").perturb({"method": "reinit", "exclude": ["lm_head.weight"]})
@@ -113,7 +146,7 @@ def test_a_shuffle_that_can_move_nothing_is_refused():
 @pytest.mark.parametrize("globs", [{"include": ["layers.*", "lm_head.dense.*"]}, {"exclude": ["lm_head.weight"]}])
 def test_globs_for_the_language_head_are_valid_without_it(head, method, globs):
     model = small_model("esm1b", head)
-    plan = make_plan("fair_esm", shapes_of(model), Perturbation(method, **globs), network_of(model).language_head)
+    plan = make_plan("fair_esm", shapes_of(model), Perturbation(method, **globs), network_of(model).whole("documented"))
     names = [step.name for step in plan.steps]
     assert "lm_head.weight" not in names
     assert ("lm_head.dense.weight" in names) == (head == "ForMaskedLM")

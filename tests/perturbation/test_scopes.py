@@ -70,7 +70,8 @@ def expected(model, *names: str) -> list[str]:
 
 
 def steps(model, perturbation: Perturbation) -> list[str]:
-    plan = make_plan(model.config.model_type, shapes_of(model), perturbation, network_of(model).language_head)
+    whole = network_of(model).whole(perturbation.rules)
+    plan = make_plan(model.config.model_type, shapes_of(model), perturbation, whole)
     return [step.name for step in plan.steps]
 
 
@@ -358,7 +359,7 @@ def test_the_card_says_what_a_scope_is():
     def row(family: str, scope: object) -> list[str]:
         blueprint = make_blueprint(bases[family], Perturbation("reinit", scope=scope))
         steps = {name: output.step for name, output in blueprint.outputs.items()}
-        card = variant_card(blueprint.network, blueprint.asked, steps, None, None)
+        card = variant_card(blueprint.network, blueprint.asked, steps, None)
         return [line for line in card.splitlines() if line.startswith("| scope |")]
 
     assert row("carp", "top:4") == ["| scope | `top:4` (the 4 layers nearest the output) |"]
