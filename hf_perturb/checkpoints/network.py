@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 
-from hf_perturb.checkpoints.shapes import AUTO_CLASSES, PREFIXES, Shape, language_head, layout, listed
-from hf_perturb.errors import CheckpointError
-from hf_perturb.networks.sizes import CarpSizes, FairEsmSizes, check_size
+from hf_perturb.checkpoints.shapes import AUTO_CLASSES, PREFIXES, Shape, is_parameter, language_head, layout, listed
+from hf_perturb.errors import CheckpointError, PerturbationError
+from hf_perturb.networks.sizes import CarpSizes, FairEsmSizes, check_size, read_fields
+from hf_perturb.perturbation.rules import rule_of
+from hf_perturb.perturbation.spec import Perturbation
 
+_LOG = logging.getLogger("hf_perturb")
 _FAIR_ESM_RESIDUES = (*"LAGVSERTIDPKQNFYMHWCXBUZO.-", "<null_1>")
 
 
@@ -98,6 +102,21 @@ _SIZES: dict[str, type[_Carp | _FairEsm]] = {"carp": _Carp, "fair_esm": _FairEsm
 Sizes = Any  # CarpSizes or FairEsmSizes: which, the family says
 
 
+def stored_fields(written: Mapping[str, Any], family: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Divide the content of a `config.json` into the fields of a network of ours and the rest; see `read_fields`.
+
+    Args:
+        written: the content.
+        family: that it is read as where it names none of ours.
+    """
+    named = written.get("model_type")
+    read_as = named if isinstance(named, str) and named in _SIZES else family
+    if read_as is None:
+        return read_fields("config.json", written, ())
+    own = {each.name for each in fields(_SIZES[read_as])}
+    return read_fields(f"{PREFIXES[read_as]}Config", written, {*own, "perturbation"})
+
+
 def alphabet_of(sizes: Sizes) -> Alphabet:
     """Return the tokens that a network reads.
 
@@ -129,7 +148,7 @@ class Network:
         """Read a network from the content of a `config.json`, in our terms.
 
         Args:
-            stored: the content; `model_type` is one of our families.
+            stored: the content, as `stored_fields` returns it; `model_type` is one of our families.
             architecture: the class that it is stored as.
             name: of the folder or Hub id, for messages.
 
@@ -139,10 +158,7 @@ class Network:
         family = stored["model_type"]
         known = {each.name for each in fields(_SIZES[family])}
         try:
-            names, labels = stored.get("id2label"), stored.get("num_labels")
-            if not isinstance(names, dict | None):
-                raise TypeError(f"id2label: got a {type(names).__name__}; allowed: an object")
-            labels = len(names or "ab") if labels is None else labels
+            labels = stored.get("num_labels", len(stored.get("id2label") or "ab"))
             check_size(f"{PREFIXES[family]}Config", "num_labels", labels)
             sizes = _SIZES[family](**{key: value for key, value in stored.items() if key in known})
         except (TypeError, ValueError, StrictDataclassError) as error:
@@ -195,6 +211,34 @@ class Network:
         """Names of the language head's tensors, also where this class has none."""
         return language_head(self.sizes)
 
+    def whole(self, rules: str) -> dict[str, Shape]:
+        """Return the shapes of the network with its language head, also where this class has none.
+
+        By the rules `"published"` it has a contact head too: the class of the study always had one.
+
+        Raises:
+            PerturbationError: if the rules are `"published"`, and the study had no such network.
+        """
+        sizes = self.sizes
+        if rules == "published" and self.family == "fair_esm":
+            self._check_published()
+            sizes = _FairEsm(**self._fields() | {"contact_head": True})
+        return layout(sizes, "ForMaskedLM", 0)
+
+    def _check_published(self) -> None:
+        if self.version == "ESM-2":
+            found = "an ESM-2"
+        elif self.version == "ESM-1b" and not self.sizes.emb_layer_norm_before:
+            found = "an ESM-1v (an ESM-1b with emb_layer_norm_before False)"
+        elif self.version == "ESM-1b" and not self.sizes.tie_word_embeddings:
+            found = "an ESM-1b whose head is not tied to its embedding (tie_word_embeddings False)"
+        else:
+            return
+        raise PerturbationError(
+            f"perturbation rules: got 'published' for {found}; allowed: 'documented', for 'published' repeats what the"
+            " study did, and the document has the networks ESM-1, ESM-1b and CARP alone"
+        )
+
     @property
     def tied(self) -> dict[str, str]:
         """Names of tensors that have no memory of their own, and where it is. Source: fair-esm's RobertaLMHead."""
@@ -216,14 +260,36 @@ class Network:
         }
         return "; ".join(f"{problem}: {listed(names)}" for problem, names in problems.items() if names)
 
+    def named_and_kept(self, perturbation: Perturbation) -> list[str]:
+        """Return the parameters that the globs of `include` name and the rules keep, the language head's among them."""
+        from hf_perturb.perturbation.plan import named  # takes torch, which few need who open a checkpoint
+
+        found = named(self.family, [*self.shapes, *self.language_head], perturbation) if perturbation.include else ()
+        return [name for name in found if is_parameter(name) and rule_of(self.family, name).reinit is None]
+
+    def tell_what_is_kept(self, perturbations: Iterable[Perturbation]) -> None:
+        """Log a note, once, if `include` names parameters that the rules keep: to name them does not perturb them."""
+        told = {each.include: names for each in perturbations if (names := self.named_and_kept(each))}
+        for globs, names in told.items():
+            _LOG.warning(
+                "include %s also names %d parameters that the rules keep, and that stay as they are: %s; narrower globs"
+                " name what is perturbed alone (hf-perturb list BASE shows which that is)",
+                list(globs),
+                len(names),
+                listed(names),
+            )
+
     def with_sizes(self, **changes: Any) -> Network:
         """Return the same network with other sizes."""
         return replace(self, sizes=replace(self.sizes, **changes), _shapes={})
 
     def to_dict(self) -> dict[str, Any]:
         """Return what a `config.json` says of the network."""
-        sizes = {each.name: getattr(self.sizes, each.name) for each in fields(_SIZES[self.family])}
-        return {"model_type": self.family, "architectures": [self.architecture], "auto_map": self.auto_map, **sizes}
+        named = {"model_type": self.family, "architectures": [self.architecture], "auto_map": self.auto_map}
+        return named | self._fields()
+
+    def _fields(self) -> dict[str, Any]:
+        return {each.name: getattr(self.sizes, each.name) for each in fields(_SIZES[self.family])}
 
     @property
     def auto_map(self) -> dict[str, str]:

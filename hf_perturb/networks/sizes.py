@@ -1,9 +1,11 @@
 # Copyright 2026 The hf_perturb authors. MIT License: see the LICENSE file at the root of the repository.
-"""The sizes of the networks as plain data: fields, the originals' defaults, and which values go together.
+"""What a `config.json` may say, as plain data: sizes of the networks with the originals' defaults, and other fields.
 
 Both who runs a network and who only reads its files need them, so this file imports neither torch nor Transformers.
 """
 
+import reprlib
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -20,6 +22,7 @@ _LARGEST = {
     "max_dilation": 16_777_216,
     "num_labels": 65_536,
 }
+_FRACTIONS = ("layer_norm_eps", "classifier_dropout")
 # what the generation of an ESM decides; source: fair-esm's ProteinBertModel, ESM2 and Alphabet
 _VERSIONS: dict[str, dict[str, Any]] = {
     "ESM-1": {
@@ -45,16 +48,119 @@ _VERSIONS: dict[str, dict[str, Any]] = {
 }
 _VERSIONS["ESM-2"] = {**_VERSIONS["ESM-1b"], "emb_layer_norm_before": False}
 
+# of weights, as torch names them
+_TYPES = ("float64", "float32", "float16", "bfloat16")
+_PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
+_DEEPEST = 20  # levels of lists and objects; those of the deepest quantization_config are some six
+_SHOWN = reprlib.Repr()
+_SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = 80
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_true_or_false(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_type(value: Any) -> bool:
+    return (value if isinstance(value, str) else str(value).removeprefix("torch.")) in _TYPES
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _holds(is_value: Callable[[Any], bool], is_key: Callable[[Any], bool] = _is_text) -> Callable[[Any], bool]:
+    """Return what tells whether a value is an object of such keys and values."""
+    return lambda value: isinstance(value, dict) and all(map(is_key, value)) and all(map(is_value, value.values()))
+
+
+_TEXT, _TRUE_OR_FALSE = ("a string", _is_text), ("true, false", _is_true_or_false)
+_TYPE = (f"one of {', '.join(_TYPES)}", _is_type)
+# every field that a network may have beside its sizes and its record, what is allowed, and whether a value is that;
+# most are Transformers', of which the others are code to run, or for networks that are not ours
+_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "model_type": _TEXT,
+    "architectures": ("a list of strings", lambda value: isinstance(value, list) and all(map(_is_text, value))),
+    "auto_map": ("an object of strings", _holds(_is_text)),
+    "dtype": _TYPE,
+    "torch_dtype": _TYPE,
+    "num_labels": ("an integer", _is_number),
+    "id2label": ("an object of strings by number", _holds(_is_text, lambda key: str(key).isdecimal())),
+    "label2id": ("an object of integers or strings", _holds(lambda value: _is_number(value) or _is_text(value))),
+    "problem_type": (f"one of {', '.join(_PROBLEMS)}", lambda value: _is_text(value) and value in _PROBLEMS),
+    "output_hidden_states": _TRUE_OR_FALSE,
+    "output_attentions": _TRUE_OR_FALSE,
+    "return_dict": _TRUE_OR_FALSE,
+    "quantization_config": (
+        "an object whose quant_method is a string",
+        lambda value: isinstance(value, dict) and _is_text(value.get("quant_method", "")),
+    ),
+    "digest": _TEXT,
+    "published_as": _TEXT,
+    "torch_version": _TEXT,
+    "transformers_version": _TEXT,
+    "_name_or_path": _TEXT,
+}
+# what Transformers writes into some of its configurations, and none of our networks asks for
+_WITHOUT_MEANING = {"use_cache", "chunk_size_feed_forward", "is_encoder_decoder"}
+
+
+def read_fields(what: str, stored: Mapping[str, Any], own: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Divide the content of a `config.json` into what a network is told, and what nobody asks for.
+
+    Args:
+        what: whose fields they are, for messages.
+        stored: the content.
+        own: fields that the network's class checks itself, its sizes first.
+
+    Returns:
+        The fields that are known, without those of Transformers that are null; and the others.
+
+    Raises:
+        ValueError: if one that is known has a value of another kind; it names field, value and what is allowed.
+    """
+    known, others, own = {}, {}, {*own}
+    for key, value in stored.items():
+        if key in own or (key in _FIELDS and value is not None):
+            _check_field(f"{what}.{key}", key, value)
+            known[key] = value
+        elif key not in _FIELDS and key not in _WITHOUT_MEANING:
+            others[key] = value
+    return known, others
+
+
+def _check_field(what: str, key: str, value: Any) -> None:
+    allowed, is_right = _FIELDS.get(key, ("", None))
+    if not _is_shallow(value):
+        allowed = f"at most {_DEEPEST} levels of lists and objects"
+    elif value is None or is_right is None or is_right(value):
+        return
+    raise ValueError(f"{what}: got {_SHOWN.repr(value)}; allowed: {allowed}")
+
+
+def _is_shallow(value: Any) -> bool:
+    """Whether those who call themselves for each level of a value, to copy or to show it, come to an end."""
+    level = [value]
+    for _ in range(_DEEPEST):
+        held = (each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list))
+        level = [each for values in held for each in values]
+    return not level
+
 
 def check_size(what: str, name: str, value: Any) -> None:
     """Raise a `ValueError` if a size of `what` is one that no network has.
 
-    Other fields are not looked at, and a value that is no integer is left to the type checks.
+    Other fields are not looked at, and a value that is no number is left to the type checks.
     """
     largest = _LARGEST.get(name)
     if largest is not None and isinstance(value, int) and not 1 <= value <= largest:
         shown = value if abs(value) < 10**12 else f"a number of {value.bit_length()} bits"
         raise ValueError(f"{what}.{name}: got {shown}; allowed: an integer of at least 1 and at most {largest}")
+    if name in _FRACTIONS and isinstance(value, float) and not 0 <= value <= 1:  # NaN among them
+        raise ValueError(f"{what}.{name}: got {value}; allowed: a number from 0 to 1")
 
 
 @dataclass

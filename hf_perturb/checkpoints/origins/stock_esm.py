@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from hf_perturb.checkpoints.network import Network
 from hf_perturb.errors import CheckpointError
+from hf_perturb.networks.sizes import read_fields
 
 Value = TypeVar("Value")
 
@@ -82,17 +83,19 @@ def config_from_stock(stored: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
         OSError: if the network is one that fair-esm's classes do not have.
+        ValueError: if a field has a value of the wrong kind.
     """
-    positions = stored.get("position_embedding_type", "absolute")
     refused = {
         "is_folding_model": "ESMFold",
         "is_decoder": "a decoder",
         "add_cross_attention": "a network with cross-attention",
     }
+    stored, _ = read_fields("EsmConfig", stored, (*_SIZES, *_CARRIED, *refused, "position_embedding_type"))
+    positions = stored.get("position_embedding_type", "absolute")
     for key, what in refused.items():
         if stored.get(key):
             raise CheckpointError(f"config.json: {key} is {stored[key]!r}; {what} has no counterpart in fair_esm")
-    if positions not in _VERSIONS:
+    if not isinstance(positions, str) or positions not in _VERSIONS:
         allowed = " or ".join(map(repr, _VERSIONS))
         raise CheckpointError(f"config.json: position_embedding_type is {positions!r}; allowed: {allowed}")
     for key, value in _ALPHABET.items():
