@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_perturb.checkpoints.catalog import CATALOG
-from hf_perturb.checkpoints.network import Network
+from hf_perturb.checkpoints.evidence import check_record
+from hf_perturb.checkpoints.headers import read_tensors
+from hf_perturb.checkpoints.network import Network, stored_fields
 from hf_perturb.checkpoints.origins import read_original
 from hf_perturb.checkpoints.origins.stock_esm import STOCK_CLASSES, config_from_stock, is_stock, tensors_from_stock
 from hf_perturb.checkpoints.shapes import AUTO_CLASSES, PREFIXES, Shape, is_parameter, listed
-from hf_perturb.checkpoints.source import KINDS, Place, located
-from hf_perturb.checkpoints.tensors import FLOATS, Region, Tensor, elements_of, read_tensors, same_values
+from hf_perturb.checkpoints.source import KINDS, WEIGHTS, Place, located
+from hf_perturb.checkpoints.tensors import FLOATS, Region, Tensor, elements_of, same_values
 from hf_perturb.errors import CheckpointError, ModelInputError, StackedPerturbationError
 from hf_perturb.perturbation.digest import DTYPES, digest_of_lines, dtype_code
 from hf_perturb.perturbation.parallel import for_each
@@ -38,7 +40,8 @@ class Checkpoint:
         origin: the format that it came in: `fair-esm`, `sequence-models`, `transformers` or `hf_perturb`.
         described: the network, `None` for a family that is not ours, which only a class of somebody's can load.
         tensors: by document name, a tied one once; `check` puts them in the order of the original class.
-        stored: content of its `config.json` in our terms, empty for an original file.
+        stored: what its `config.json` says of it, in our terms; empty for an original file.
+        others: what else is written there, which no network of ours has.
         record: what was done to its weights, `None` for a base.
         dtype: the type that its own package loads it in (`F32`), `None` for that of the file.
         place: where its files are, `None` for an original file.
@@ -53,6 +56,7 @@ class Checkpoint:
     described: Network | None
     tensors: dict[str, Tensor]
     stored: dict[str, Any] = field(default_factory=dict)
+    others: dict[str, Any] = field(default_factory=dict)
     record: Perturbation | None = None
     dtype: str | None = None
     place: Place | None = None
@@ -117,6 +121,11 @@ class Checkpoint:
         raise CheckpointError(
             f"{name}: its files change while they are read; wait until they are written, and try again"
         )
+
+    @property
+    def written(self) -> dict[str, Any]:
+        """All that its `config.json` says, also to a class that somebody derived from ours."""
+        return {**self.others, **self.stored}
 
     @property
     def shapes(self) -> dict[str, Shape]:
@@ -201,15 +210,24 @@ class Checkpoint:
         """Return the values of a tensor, in the type and shape that they are stored in."""
         return self.tensors[name].values()
 
-    def digest(self) -> str:
-        """Return the digest of its weights as they are stored; reads all of them."""
+    def lines(self) -> dict[str, str]:
+        """Return what a digest says of each tensor as it is stored; reads all of them."""
         lines = dict.fromkeys(self.tensors, "")
 
         def read(name: str) -> None:
             lines[name] = self.tensors[name].digest()
 
         for_each(read, self.tensors)
-        return digest_of_lines(lines)
+        return lines
+
+    @property
+    def stated_lines(self) -> dict[str, str]:
+        """What the headers of its files say that `lines` returns, for the tensors that they say it of."""
+        return {name: line for name, tensor in self.tensors.items() if (line := tensor.stated_line) is not None}
+
+    def digest(self) -> str:
+        """Return the digest of its weights as they are stored; reads all of them."""
+        return digest_of_lines(self.lines())
 
     def base(self) -> Checkpoint:
         """Check that a perturbation can be applied to it, and return it.
@@ -224,11 +242,15 @@ class Checkpoint:
             )
         return self.check()
 
-    def check(self) -> Checkpoint:
+    def check(self, *, record: bool = True) -> Checkpoint:
         """Compare the tensors with those of the network, put them in its order, and return the checkpoint.
+
+        Args:
+            record: whether to compare the record with what the files of weights say, too.
 
         Raises:
             CheckpointError: naming what is missing, left over, of another shape or kind; and for a recipe.
+            DigestError: if the record is that of other weights.
         """
         if self.unusable:
             raise CheckpointError(f"{self.name!r}: {self.unusable}")
@@ -246,6 +268,8 @@ class Checkpoint:
         if said:
             raise CheckpointError(f"{self.name}: {said}")
         self.tensors = {name: self.tensors[name] for name in self.network.shapes if name in self.tensors}
+        if record:
+            check_record(self)
         return self
 
     def drop_tied(self) -> None:
@@ -261,17 +285,6 @@ class Checkpoint:
                     f"{self.name}: {name} and {source} differ, and this network has one tensor for both; one with a"
                     " head of its own has tie_word_embeddings false in its config.json"
                 )
-
-    def other_records(self) -> list[str]:
-        """Say where the record in the header of a file of weights differs from that of the configuration."""
-        ours = None if self.record is None else self.record.to_dict()
-        right = [None, {"format": "pt"}, {"format": "pt", "perturbation": json.dumps(ours)}]
-        problems = []
-        for file, said in self.headers.items():
-            if said not in right:
-                theirs, here = _where_they_differ((said or {}).get("perturbation", str(said)), ours)
-                problems.append(f"{file} says of itself {theirs}, config.json {here}")
-        return problems
 
     def configuration(
         self,
@@ -323,40 +336,48 @@ def _open_original(file: Path) -> Checkpoint:
 
 def _read(place: Place, weights: bool, family: str | None) -> Checkpoint:
     """Read a folder or a repository once; the caller looks whether its files changed meanwhile."""
-    stored, place = place.configuration()
+    written, place = place.configuration()
     if family is not None:
-        stored = {"model_type": family, **stored}
-    stock, name = is_stock(stored), place.name
-    architecture, unusable = _class_of(stored, stock, name)
+        written = {"model_type": family, **written}
+    stock, name = is_stock(written), place.name
     try:
-        ours = config_from_stock(stored) if stock else stored
-        record = stored.get("perturbation")
+        ours, others = (config_from_stock(written), {}) if stock else stored_fields(written, family)
+        record = written.get("perturbation")
         record = None if record is None else Perturbation.parse(record)
-        check_digest("digest", stored.get("digest"))
-        if not isinstance(published := stored.get("published_as"), str | None):
-            raise ValueError(f"published_as: got {published!r}; allowed: a string")
-    except ValueError as error:
+        check_digest("digest", ours.get("digest"))
+        if record is not None and ours.get("digest") is not None:
+            raise ValueError("digest: got one beside a perturbation; a control has its digest inside: take it out")
+    except (ValueError, CheckpointError) as error:
         raise CheckpointError(f"{name!r}: its config.json cannot be used: {error}") from error
+    architecture, unusable = _class_of(written if stock else ours, stock, name)
     network = Network.read(ours, architecture, name) if architecture else None
-    tensors: dict[str, Tensor] = {}
-    headers: dict[str, dict[str, str] | None] = {}
-    for file in (files := place.weights() if weights else []):
-        found, metadata = read_tensors(file)
-        if twice := found.keys() & tensors.keys():
-            raise CheckpointError(f"{name!r}: {file.name} and a file before it both have {listed(sorted(twice))}")
-        tensors.update(found)
-        if file.suffix == ".safetensors":
-            headers[file.name] = metadata
+    tensors, headers = read_files(files := place.weights() if weights else [])
     is_recipe = weights and not files
     if not files and network is None:
         raise CheckpointError(f"{name!r}: {unusable}")
-    if is_recipe and (record is None or place.variant is not None):
+    elsewhere = is_recipe and (place.variant is not None or any(map(place.find, WEIGHTS)))
+    if is_recipe and (record is None or record.changed or elsewhere):
         raise CheckpointError(f"{name!r} has no weights; looked for {', '.join(place.weight_names)}")
     if stock and network is not None:
         tensors, network = tensors_from_stock(tensors, network)
     origin = "transformers" if stock else "hf_perturb"
-    more = {"place": place, "headers": headers, "is_recipe": is_recipe, "unusable": unusable}
-    return Checkpoint(name, origin, network, tensors, ours, record, **more)  # type: ignore[arg-type]
+    left = [f"left out of config.json, for no such network has it: {listed(map(repr, others))}"] if others else []
+    more = {"place": place, "headers": headers, "is_recipe": is_recipe, "unusable": unusable, "notes": left}
+    return Checkpoint(name, origin, network, tensors, ours, others, record, **more)  # type: ignore[arg-type]
+
+
+def read_files(files: Sequence[Path]) -> tuple[dict[str, Tensor], dict[str, dict[str, str] | None]]:
+    """Read the headers of files of weights: their tensors, and the metadata of those that are safetensors."""
+    tensors: dict[str, Tensor] = {}
+    headers: dict[str, dict[str, str] | None] = {}
+    for file in files:
+        found, metadata = read_tensors(file)
+        if twice := found.keys() & tensors.keys():
+            raise CheckpointError(f"{file} and a file before it both have {listed(sorted(twice))}")
+        tensors.update(found)
+        if file.suffix == ".safetensors":
+            headers[file.name] = metadata
+    return tensors, headers
 
 
 def _class_of(stored: Mapping[str, Any], stock: bool, name: str) -> tuple[str, str]:
@@ -368,20 +389,6 @@ def _class_of(stored: Mapping[str, Any], stock: bool, name: str) -> tuple[str, s
     allowed = list(STOCK_CLASSES) if stock else ours
     given = stored.get("architectures") or [allowed[0] if stock else f"{PREFIXES[family]}ForMaskedLM"]
     problem = f"architectures is {given!r}; allowed: one of {', '.join(allowed)}"
-    if not isinstance(given, list):
-        raise CheckpointError(f"{name!r}: {problem}")
     if given[0] not in allowed:
         return f"{PREFIXES[family]}Model", problem
     return (f"Fair{given[0]}" if stock else str(given[0])), ""
-
-
-def _where_they_differ(said: str, ours: Any) -> tuple[Any, Any]:
-    """Return what differs in two records, or both whole where one of them is no record."""
-    try:
-        theirs = json.loads(said)
-    except (ValueError, RecursionError):
-        return said, ours
-    if not isinstance(theirs, dict) or not isinstance(ours, dict):
-        return said, ours
-    differs = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
-    return {key: theirs.get(key) for key in differs}, {key: ours.get(key) for key in differs}

@@ -17,6 +17,7 @@ _OWN = {
     *("perturbation", "digest", "architectures", "auto_map", "dtype", "torch_dtype", "torch_version"),
     *("transformers_version", "tie_word_embeddings", "published_as", "_name_or_path"),
 }
+_HEADS = {"num_labels", "id2label", "label2id", "problem_type", "classifier_dropout"}
 _MOVED = "; if the base is elsewhere now, perturbation.base.name in the recipe's config.json may be edited"
 
 
@@ -73,6 +74,8 @@ class Recipe:
             )
         try:
             return Checkpoint.open(base, self.base.revision, hub=hub).base()
+        except DigestError:
+            raise
         except (OSError, StackedPerturbationError) as error:
             raise CheckpointError(f"the recipe {name!r} needs its base {base!r}: {error}{_MOVED}") from error
 
@@ -106,13 +109,19 @@ class Recipe:
         )
 
 
-def other_sizes(variant: Checkpoint, base: Checkpoint) -> list[str]:
+def other_sizes(variant: Checkpoint, base: Checkpoint, *, heads: bool = True) -> list[str]:
     """Say where the configuration of a variant differs from its base's in what both must share.
 
     What only one of them states says nothing: the other leaves it at what everyone takes for granted.
+
+    Args:
+        variant: or a recipe.
+        base: of it.
+        heads: whether they share a downstream head; one that was trained on a control is its own.
     """
     ours, theirs = (_said(checkpoint) for checkpoint in (variant, base))
-    differs = [key for key in sorted((ours.keys() & theirs.keys()) - _OWN) if ours[key] != theirs[key]]
+    own = _OWN if heads else _OWN | _HEADS
+    differs = [key for key in sorted((ours.keys() & theirs.keys()) - own) if ours[key] != theirs[key]]
     return [f"config.json: {key} is {ours[key]!r}, the base has {theirs[key]!r}" for key in differs]
 
 

@@ -41,11 +41,17 @@ def decide(record: Record, asked: Perturbation | None) -> Decision:
         its base.
 
     Raises:
-        StackedPerturbationError: if another perturbation is asked for than the one that is recorded.
+        StackedPerturbationError: if another perturbation is asked for than the one that is recorded, or if the weights
+            have changed since.
     """
     done = record.perturbation
     if done is None:
         return "keep" if asked is None else "apply"
+    if asked is not None and done.changed:
+        raise StackedPerturbationError(
+            f"{record.what} is {done}: trained or edited, so it is no control any more; got {asked}: start from the"
+            " base for that, or leave perturbation out to have it as it is"
+        )
     if asked is not None and done.with_axis(axis := default_axis(record.family)) != asked.with_axis(axis):
         raise StackedPerturbationError(
             f"{record.what} is perturbed already, by {done}; got {asked} on top; perturbations do not stack: start from"

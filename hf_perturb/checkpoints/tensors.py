@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import warnings
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 # bits of an element, by the names of safetensors headers; the types of quantised weights among them
-_BITS = {
+BITS = {
     "F64": 64,
     "F32": 32,
     "F16": 16,
@@ -49,7 +48,6 @@ _BITS = {
     "F4": 4,
 }
 FLOATS = ("F64", "F32", "F16", "BF16")
-_LARGEST_HEADER = 100_000_000  # bytes, as the safetensors library has it
 _CHUNK = 1 << 20
 
 
@@ -161,11 +159,13 @@ class Tensor:
         dtype: of its elements, as in a safetensors header (`F32`).
         shape: of it.
         source: its bytes in a file of safetensors, or itself, in memory or mapped by torch.
+        stated: what the header of its file says that the BLAKE3 of its bytes is, `None` where it says nothing.
     """
 
     dtype: str
     shape: Shape
     source: Region | torch.Tensor = field(repr=False)
+    stated: str | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def of(cls, tensor: torch.Tensor) -> Tensor:
@@ -213,6 +213,11 @@ class Tensor:
         except (KeyError, AttributeError) as error:
             raise CheckpointError(f"tensors of type {self.dtype} are none that this torch has") from error
 
+    @property
+    def stated_line(self) -> str | None:
+        """What `digest` returns if the header of its file tells the truth, `None` where that says nothing."""
+        return None if self.stated is None else digest_line(self.dtype, self.shape, self.stated)
+
     def digest(self) -> str:
         """Return `dtype shape blake3`, what a digest says of one tensor; see `digest_of`."""
         if not isinstance(self.source, Region):
@@ -233,7 +238,7 @@ def elements_of(shape: Shape) -> int:
 
 def bytes_of(dtype: str, shape: Shape) -> int:
     """Return the size in bytes of a tensor of a type and shape."""
-    return elements_of(shape) * _BITS[dtype] // 8
+    return elements_of(shape) * BITS[dtype] // 8
 
 
 def same_values(one: Tensor, other: Tensor) -> bool:
@@ -265,92 +270,6 @@ def mapped(tensors: Mapping[str, Tensor]) -> dict[str, torch.Tensor]:
             made[name] = values.clone() if region in used else values
         used.add(region)
     return made
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str] | None]:
-    """Open a file of tensors and read what it says of them.
-
-    Args:
-        path: a safetensors file, or a state_dict that torch saved.
-
-    Returns:
-        The tensors by their stored names, and the metadata of a safetensors header, if there is any.
-
-    Raises:
-        CheckpointError: if it is damaged or something else.
-    """
-    if path.suffix == ".safetensors":
-        return _read_header(OpenFile(path))
-    state = unpickle(path)
-    check_state(path, state)
-    return {name: Tensor.of(tensor) for name, tensor in state.items()}, None
-
-
-def _read_header(file: OpenFile) -> tuple[dict[str, Tensor], dict[str, str] | None]:
-    """Read the header of a safetensors file, and hold it against the file.
-
-    Source: the README of huggingface/safetensors; what the library refuses is refused (tested).
-    """
-    try:
-        size = _header_size(file)
-        raw = bytearray(size)
-        file.read_into(memoryview(raw), 8)
-        header = json.loads(raw.decode(), object_pairs_hook=_each_once)
-        if not isinstance(header, dict):
-            raise ValueError("its header is no object")
-        "".join(header).encode()  # half a letter is none
-        metadata = header.pop("__metadata__", None)
-        if metadata is not None and not _is_of_text(metadata):
-            raise ValueError("its metadata are not text")
-        found = {name: _entry(file, 8 + size, entry) for name, entry in header.items()}
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file.path} is damaged, or no safetensors file: {error}") from error
-    end = 8 + size
-    for region in sorted((region for _, _, region in found.values()), key=lambda region: (region.begin, region.size)):
-        if region.begin != end:
-            raise CheckpointError(f"{file.path} is damaged: its tensors do not follow each other without holes")
-        end += region.size
-    if end != file.size:
-        raise CheckpointError(f"{file.path} is damaged: its header tells of {end:,} bytes, it has {file.size:,}")
-    return {name: Tensor(*entry) for name, entry in found.items()}, metadata
-
-
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object; raise if a name comes twice, because the later value would hide the first."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("it says something twice")
-    return found
-
-
-def _is_of_text(metadata: Any) -> bool:
-    return isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
-
-
-def _header_size(file: OpenFile) -> int:
-    if file.size < 8:
-        raise ValueError("it has no header")
-    length = bytearray(8)
-    file.read_into(memoryview(length), 0)
-    size = int.from_bytes(length, "little")
-    if size > min(_LARGEST_HEADER, file.size - 8):
-        raise ValueError(f"its header is to have {size:,} bytes")
-    return size
-
-
-def _entry(file: OpenFile, first: int, entry: Any) -> tuple[str, Shape, Region]:
-    said = [entry.get(key) for key in ("dtype", "shape", "data_offsets")] if isinstance(entry, dict) else []
-    match said:
-        case [str(dtype), [*shape], [begin, end]] if len(entry) == 3 and dtype in _BITS:
-            pass
-        case _:
-            raise ValueError(f"it has a tensor that is no such thing: {str(entry)[:200]}")
-    for number in (*shape, begin, end):
-        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < 2**63:
-            raise ValueError(f"it has a tensor of which {str(number)[:50]} is no size")
-    if elements_of(tuple(shape)) * _BITS[dtype] != (end - begin) * 8:
-        raise ValueError(f"it has a tensor of {dtype} {shape} in {end - begin} bytes")
-    return dtype, tuple(shape), Region(file, first + begin, end - begin)
 
 
 def check_state(what: Any, state: Any) -> None:

@@ -67,27 +67,41 @@ def digest_of(tensors: Mapping[str, torch.Tensor]) -> str:
     Returns:
         `"blake3:"` and 64 hexadecimal digits.
     """
-    kept = distinct(tensors)
-    digests = dict.fromkeys(kept, "")
-
-    def hash_one(name: str) -> None:
-        digests[name] = tensor_digest(kept[name])
-
-    for_each(hash_one, kept)
-    return digest_of_lines(digests)
+    return digest_of_lines(lines_of(distinct(tensors)))
 
 
-def digest_of_lines(digests: Mapping[str, str]) -> str:
+def lines_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Return what `tensor_digest` says of every tensor; what goes by several names is read once."""
+    first: dict[object, str] = {}
+    same = {name: first.setdefault(_memory(name, tensor), name) for name, tensor in tensors.items()}
+    lines = dict.fromkeys(first.values(), "")
+
+    def read(name: str) -> None:
+        lines[name] = tensor_digest(tensors[name])
+
+    for_each(read, lines)
+    return {name: lines[source] for name, source in same.items()}
+
+
+def digest_of_lines(lines: Mapping[str, str]) -> str:
     """Digest what `tensor_digest` returns, by name; see `digest_of`."""
-    lines = [f"{name} {digest}\n" for name, digest in sorted(digests.items())]
-    return PREFIX + blake3("".join(lines).encode()).hexdigest()
+    text = "".join(f"{name} {line}\n" for name, line in sorted(lines.items()))
+    return PREFIX + blake3(text.encode()).hexdigest()
+
+
+def is_downstream(name: str) -> bool:
+    """Whether a tensor is one of a downstream head, which may be trained on a control."""
+    return name.startswith("classifier.")
 
 
 def tensor_digest(tensor: torch.Tensor) -> str:
     """Return `dtype shape blake3` of one tensor."""
     import torch
 
-    data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    values = tensor.detach()
+    if hasattr(values, "full_tensor"):  # spread over devices
+        values = values.full_tensor()
+    data = values.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     return digest_line(dtype_code(tensor.dtype), tensor.shape, blake3(data.data).hexdigest())
 
 
@@ -98,11 +112,14 @@ def digest_line(dtype: str, shape: Iterable[int], content: str) -> str:
 
 def distinct(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the tensors without the later names of those that share their memory."""
-    kept: dict[str, torch.Tensor] = {}
-    seen: set[tuple[int, torch.Size, tuple[int, ...]]] = set()
+    kept: dict[object, tuple[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
-        memory = (tensor.data_ptr(), tensor.shape, tensor.stride())
-        if memory not in seen or not tensor.numel():
-            kept[name] = tensor
-        seen.add(memory)
-    return kept
+        kept.setdefault(_memory(name, tensor), (name, tensor))
+    return dict(kept.values())
+
+
+def _memory(name: str, tensor: torch.Tensor) -> object:
+    """Return what tells the memory of a tensor; one that has none is its own by its name."""
+    if tensor.is_meta or not tensor.numel():
+        return name
+    return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()

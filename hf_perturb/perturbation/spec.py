@@ -15,6 +15,7 @@ METHODS = ("reinit", "resample")
 RULES = ("documented", "published")
 AXES = ("embedding", "rows", "all")
 MAX_SEED = 2**63 - 1
+PUBLISHED_MAX_SEED = 2**32 - 1  # the study's generator reads 32 bits of a seed
 DEFAULT_SEED = 42  # the study's first, of 42, 0 and 12345
 
 
@@ -37,7 +38,11 @@ def _known_keys(key: str, given: Mapping[str, Any], cls: type) -> None:
 def check_digest(key: str, value: object) -> None:
     """Raise a `PerturbationError` if a value is neither a digest nor `None`."""
     if value is not None and not (isinstance(value, str) and re.fullmatch("blake3:[0-9a-f]{64}", value)):
-        before = "; this one is of an edition before: make the folder again" if str(value).startswith("sha256:") else ""
+        before = (
+            "; this one is of an edition before: make the folder again from its base"
+            if str(value).startswith("sha256:")
+            else ""
+        )
         raise _refuse(key, value, f"None or 'blake3:' and 64 hexadecimal digits{before}")
 
 
@@ -66,11 +71,11 @@ class Base:
 class Perturbation:
     """A control: how the weights of a network are re-initialised or shuffled.
 
-    Two perturbations are equal when all keys but `base` and `digest` are.
+    Two perturbations are equal when all keys but `base`, `digest` and `changed`, which are provenance, are.
 
     Args:
         method: `"reinit"` draws weights anew, `"resample"` shuffles the trained ones within each tensor.
-        seed: 0 to 2**63 - 1.
+        seed: 0 to 2**63 - 1; with rules `"published"` 0 to 2**32 - 1, which is all that the study's generator sees.
         rules: `"documented"`, or `"published"` for what the study's own code did.
         axis: for resample, what is shuffled: `"embedding"` applies one permutation of the last dimension to every
             row, `"rows"` permutes every row on its own, `"all"` permutes all entries; `None` is the family's default.
@@ -78,7 +83,8 @@ class Perturbation:
         exclude: globs over parameter names that stay as they are.
         scope: names of scopes (see `scopes.py`); only what is in every one of them is perturbed.
         base: where the weights came from.
-        digest: digest of the weights that result.
+        digest: digest of the weights that result; `None` in the record of a model that was cast.
+        changed: whether the weights are no longer these: trained further, edited or merged.
 
     Raises:
         PerturbationError: a `ValueError` that names the key, the value and what is allowed.
@@ -93,6 +99,7 @@ class Perturbation:
     scope: tuple[str, ...] = ()
     base: Base | None = field(default=None, compare=False)
     digest: str | None = field(default=None, compare=False)
+    changed: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
         _choose("method", self.method, METHODS)
@@ -112,16 +119,22 @@ class Perturbation:
             for key in ("axis", "include", "exclude", "scope"):
                 if getattr(self, key):
                     raise _refuse(key, getattr(self, key), "nothing with rules 'published', which repeat the study")
+            if self.seed > PUBLISHED_MAX_SEED:
+                why = f"the study's generator reads 32 bits, and this is seed {self.seed & PUBLISHED_MAX_SEED} again"
+                raise _refuse("seed", self.seed, f"0 to {PUBLISHED_MAX_SEED} with rules 'published': {why}")
         if isinstance(self.base, Mapping):
             _known_keys("perturbation base", self.base, Base)
             object.__setattr__(self, "base", Base(**self.base))
         elif self.base is not None and not isinstance(self.base, Base):
             raise _refuse("base", self.base, "None or a dict of name, revision and digest")
         check_digest("digest", self.digest)
+        if not isinstance(self.changed, bool):
+            raise _refuse("changed", self.changed, "true, or absent")
 
     def __str__(self) -> str:
-        parts = [f"{key} {value}" for key, value in self.to_dict().items() if key not in ("method", "base", "digest")]
-        return f"{self.method} ({', '.join(parts)})"
+        left = ("method", "base", "digest", "changed")
+        parts = [f"{key} {value}" for key, value in self.to_dict().items() if key not in left]
+        return f"{self.method} ({', '.join(parts)}){', changed since' if self.changed else ''}"
 
     def _globs(self, key: str) -> tuple[str, ...]:
         value = getattr(self, key)
@@ -165,6 +178,8 @@ class Perturbation:
             output["base"] = {f.name: v for f in fields(Base) if (v := getattr(self.base, f.name)) is not None}
         if self.digest is not None:
             output["digest"] = self.digest
+        if self.changed:
+            output["changed"] = True
         return output
 
     def with_axis(self, default: str) -> Perturbation:
@@ -174,5 +189,5 @@ class Perturbation:
         return replace(self, axis=default)
 
     def with_record(self, base: Base | None, digest: str | None) -> Perturbation:
-        """Return the same perturbation with its provenance."""
-        return replace(self, base=base, digest=digest)
+        """Return the same perturbation with its provenance, of weights that are as it made them."""
+        return replace(self, base=base, digest=digest, changed=False)

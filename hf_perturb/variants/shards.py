@@ -17,8 +17,11 @@ from typing import Any
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 
+from hf_perturb.checkpoints.headers import header_metadata
 from hf_perturb.checkpoints.shapes import Shape
 from hf_perturb.checkpoints.tensors import Region, Tensor, bytes_of
+from hf_perturb.perturbation import Perturbation
+from hf_perturb.perturbation.digest import NO_DIGEST, digest_of_lines
 
 MAX_SHARD_SIZE = "50GB"  # Transformers' own
 _LARGE = 1 << 20  # bytes
@@ -31,10 +34,10 @@ class Shards:
     Args:
         folder: an existing folder.
         tensors: the type (`F32`) and shape of each, in the order of the network.
-        metadata: for the header of each file; `finish` may replace the values by others of the same length.
+        record: what was done to them, for the header of each file; `finish` may give another digest.
     """
 
-    def __init__(self, folder: Path, tensors: Mapping[str, tuple[str, Shape]], metadata: Mapping[str, str]):
+    def __init__(self, folder: Path, tensors: Mapping[str, tuple[str, Shape]], record: Perturbation | None):
         self.folder = folder
         self._sizes = {name: bytes_of(dtype, shape) for name, (dtype, shape) in tensors.items()}
         self._split = split_state_dict_into_shards_factory(
@@ -48,11 +51,13 @@ class Shards:
         with ExitStack() as files:
             for file, names in self._split.filename_to_tensors.items():
                 opened = files.enter_context((folder / file).open("xb", buffering=0))
-                self._lay_out(opened.fileno(), {name: tensors[name] for name in names}, metadata)
+                self._lay_out(opened.fileno(), {name: tensors[name] for name in names}, record)
             self.close = files.pop_all().close
 
-    def _lay_out(self, file: int, tensors: Mapping[str, tuple[str, Shape]], metadata: Mapping[str, str]) -> None:
-        header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
+    def _lay_out(self, file: int, tensors: Mapping[str, tuple[str, Shape]], record: Perturbation | None) -> None:
+        header: dict[str, Any] = {
+            "__metadata__": header_metadata(record, dict.fromkeys(tensors, NO_DIGEST[-64:]), NO_DIGEST)
+        }
         end = 0
         # wide types first, so that every tensor begins at a multiple of its own width
         for name in sorted(tensors, key=lambda name: (-bytes_of(tensors[name][0], (1,)), name)):
@@ -83,11 +88,18 @@ class Shards:
             with suppress(OSError):  # only advice
                 os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
 
-    def finish(self, metadata: Mapping[str, str]) -> None:
-        """Write the headers and the index."""
+    def finish(self, record: Perturbation | None, lines: Mapping[str, str]) -> None:
+        """Write the headers and the index.
+
+        Args:
+            record: what was done to the tensors.
+            lines: what `tensor_digest` returns of each.
+        """
+        whole = digest_of_lines(lines)
         for file, header in self._headers.items():
             before = len(_encode(header))
-            header["__metadata__"].update(metadata)
+            told = {name: lines[name] for name in header if name != "__metadata__"}
+            header["__metadata__"] = header_metadata(record, told, whole)
             encoded = _encode(header)
             if len(encoded) != before:
                 raise ValueError("metadata of another length would move the tensors")

@@ -12,8 +12,8 @@ import torch
 
 from hf_perturb.checkpoints.checkpoint import Checkpoint
 from hf_perturb.checkpoints.tensors import Tensor, bytes_of, is_finite
-from hf_perturb.perturbation import Step
-from hf_perturb.perturbation.digest import digest_of_lines, tensor_digest, torch_dtype
+from hf_perturb.perturbation import Perturbation, Step
+from hf_perturb.perturbation.digest import NO_DIGEST, digest_of_lines, tensor_digest, torch_dtype
 from hf_perturb.perturbation.parallel import for_each
 from hf_perturb.variants.blueprint import Blueprint, Output, document_shapes
 from hf_perturb.variants.shards import Shards
@@ -127,18 +127,39 @@ def counter(total: int, progress: Progress | None) -> Callable[[int], None]:
     return add
 
 
-def write_weights(folder: Path, tensors: Mapping[str, Tensor], dtypes: Mapping[str, str]) -> Sources:
+def write_weights(
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    dtypes: Mapping[str, str],
+    record: Perturbation | None = None,
+    names: Mapping[str, str] | None = None,
+) -> tuple[Sources, Perturbation | None]:
     """Write `model.safetensors`, or shards and their index, as `save_pretrained` names and cuts them.
 
+    Args:
+        folder: an existing folder.
+        tensors: by the name to write.
+        dtypes: the type that each is cast to, `F32`.
+        record: what was done to them.
+        names: by document name, those to write of the tensors that count in its digest; `None` where they agree.
+
     Returns:
-        What was written, with its digests and the names of the tensors that are not numbers.
+        What was written, with its digests and the names of the tensors that are not numbers; and the record, with the
+        digest of what was written, where there was one; weights that have changed since keep that of the control.
     """
     sources = Sources(tensors, dtypes, look=True)
     shapes = {name: (dtypes[name], tensor.shape) for name, tensor in tensors.items()}
-    with closing(Shards(folder, shapes, {})) as shards:
+    is_told = record is not None and record.digest is not None and not record.changed
+    if record is not None and is_told:
+        record = replace(record, digest=NO_DIGEST)
+    with closing(Shards(folder, shapes, record)) as shards:
         stream(sources, [Target({name: Output(name) for name in tensors}, shards.write)])
-        shards.finish({})
-    return sources
+        if record is not None and is_told:
+            named = {name: name for name in tensors} if names is None else names
+            lines = {ours: sources.digests[name] for ours, name in named.items()}
+            record = replace(record, digest=digest_of_lines(lines))
+        shards.finish(record, sources.digests)
+    return sources, record
 
 
 @dataclass(frozen=True)

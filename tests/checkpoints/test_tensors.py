@@ -13,7 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from hf_perturb import CheckpointError
-from hf_perturb.checkpoints.tensors import mapped, read_tensors
+from hf_perturb.checkpoints.headers import read_tensors
+from hf_perturb.checkpoints.tensors import mapped
 from hf_perturb.perturbation.digest import tensor_digest
 
 TENSORS = {

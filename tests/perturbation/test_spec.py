@@ -45,7 +45,13 @@ perturbations = st.one_of(
         base=bases,
         digest=digests,
     ),
-    st.builds(Perturbation, st.sampled_from(["reinit", "resample"]), seeds, st.just("published"), base=bases),
+    st.builds(
+        Perturbation,
+        st.sampled_from(["reinit", "resample"]),
+        st.integers(0, 2**32 - 1),
+        st.just("published"),
+        base=bases,
+    ),
 )
 
 
@@ -165,6 +171,13 @@ BAD = [
     ],
     ({"method": "reinit", "include": ["layers.*", ""]}, ("include", "''", "non-empty strings")),
     ({"method": "reinit", "exclude": [3]}, ("exclude", "3", "non-empty strings")),
+    *[
+        (
+            {"method": "reinit", "rules": "published", "seed": seed},
+            ("seed", repr(seed), "0 to 4294967295", f"seed {same}"),
+        )
+        for seed, same in ((2**32, 0), (2**32 + 42, 42), (2**63 - 1, 2**32 - 1))
+    ],
     ({"method": "resample", "rules": "published", "axis": "all"}, ("axis", "'all'", "'published'")),
     ({"method": "reinit", "rules": "published", "include": ["layers.*"]}, ("include", "layers.*", "'published'")),
     ({"method": "reinit", "rules": "published", "exclude": ["layers.*"]}, ("exclude", "layers.*", "'published'")),
