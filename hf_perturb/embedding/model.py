@@ -20,7 +20,7 @@ from hf_perturb.checkpoints.shapes import PREFIXES
 from hf_perturb.errors import EmbeddingsError, ModelInputError, StackedPerturbationError, UnsupportedModuleError
 from hf_perturb.perturbation import Perturbation
 from hf_perturb.perturbation.digest import digest_of, torch_dtype
-from hf_perturb.perturbation.plan import make_plan
+from hf_perturb.variants.blueprint import plan_for
 
 if TYPE_CHECKING:
     from hf_perturb.networks.perturbable import PerturbablePreTrainedModel
@@ -54,7 +54,7 @@ class Embedder:
                 "a model that is at hand is not perturbed here, since that would change it; give the base's name"
             )
         # what does not fit is told before hours of work on the base
-        make_plan(self.network.family, self.source.shapes, perturbation, self.network.language_head)
+        plan_for(self.network, perturbation)
         return replace(self, perturbation=perturbation)
 
     def digest(self) -> str:
@@ -146,8 +146,9 @@ def _at_hand(model: PerturbablePreTrainedModel) -> Embedder:
         )
     if any(tensor.is_meta for tensor in model.state_dict().values()):
         raise UnsupportedModuleError(f"model: the weights of this {type(model).__name__} are not in memory")
-    name, config = model.name_or_path or type(model).__name__, model.config
-    return Embedder(name, model, loading.network_of(model), config.perturbation, config.published_as, model.dtype)
+    model.refuse_unknown("embed")
+    name, record = model.name_or_path or type(model).__name__, loading.record_now(model)
+    return Embedder(name, model, loading.network_of(model), record, model.config.published_as, model.dtype)
 
 
 def choose_dtype(asked: str | torch.dtype | None, embedder: Embedder) -> torch.dtype:

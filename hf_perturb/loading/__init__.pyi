@@ -1,9 +1,11 @@
 # The names of this package, and where they are; see `__init__.pyi` one folder up.
 from .from_pretrained import config_from_stock as config_from_stock, load as load
 from .perturb import (
-    describe_weights as describe_weights,
     model_class as model_class,
     model_of as model_of,
     network_of as network_of,
     perturb_model as perturb_model,
+    record_as as record_as,
+    record_now as record_now,
 )
+from .saving import save as save

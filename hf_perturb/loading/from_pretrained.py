@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-import copy
-import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import is_peft_available
 
-from hf_perturb.checkpoints.checkpoint import Checkpoint
+from hf_perturb.checkpoints.checkpoint import Checkpoint, read_files
+from hf_perturb.checkpoints.evidence import check_record, differences
 from hf_perturb.checkpoints.network import Network
 from hf_perturb.checkpoints.origins.stock_esm import config_from_stock as config_from_stock
 from hf_perturb.checkpoints.recipe import Recipe
 from hf_perturb.checkpoints.request import Record, decide
 from hf_perturb.checkpoints.shapes import PREFIXES, is_parameter
-from hf_perturb.checkpoints.source import HUB_ARGUMENTS, Place, UndescribedError
-from hf_perturb.checkpoints.tensors import elements_of, mapped, read_tensors
+from hf_perturb.checkpoints.source import HUB_ARGUMENTS, Place, UndescribedError, read_json
+from hf_perturb.checkpoints.tensors import Tensor, elements_of, mapped
 from hf_perturb.errors import CheckpointError, DigestError, ModelInputError, PerturbationError
-from hf_perturb.loading.perturb import model_of, network_of, perturb_model, quantised
-from hf_perturb.networks.perturbable import refuse_incomplete
-from hf_perturb.perturbation import Perturbation, digest_of, select
+from hf_perturb.loading.configuration import described, families_of, family_of, given_config, of_the_hub
+from hf_perturb.loading.perturb import model_of, perturb_model, quantised, seal_loaded
+from hf_perturb.networks.record import same_record
+from hf_perturb.networks.seal import refuse_incomplete, refuse_misshapen
+from hf_perturb.perturbation import Perturbation
+from hf_perturb.perturbation.digest import distinct, dtype_code, tensor_digest
+from hf_perturb.perturbation.parallel import for_each
 
 if TYPE_CHECKING:
     from hf_perturb.networks.perturbable import PerturbablePreTrainedModel
@@ -41,8 +45,30 @@ _FROM_FILES = (
     "tp_size",
     "quantization_config",
 )
-# keywords that belong to the loading, and that a configuration would swallow
-_TYPES = ("dtype", "torch_dtype", "quantization_config")
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """Where Transformers takes weights from.
+
+    Args:
+        source: a place that it reads them from, `None` for a `state_dict`.
+        state: the tensors, where it is to read no files.
+        types: that each is stored in.
+        lines: what a digest says of each, where that is known without reading it.
+    """
+
+    source: Any = None
+    state: dict[str, torch.Tensor] | None = None
+    types: Mapping[str, str] = field(default_factory=dict)
+    lines: Mapping[str, str] = field(default_factory=dict)
+
+    def keywords(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Return the keywords that load them: no files are looked for where the tensors are at hand."""
+        if self.state is None:
+            return kwargs
+        places = (*HUB_ARGUMENTS, "variant", "use_safetensors")
+        return {**{key: value for key, value in kwargs.items() if key not in places}, "state_dict": self.state}
 
 
 def load(
@@ -66,76 +92,96 @@ def load(
     """
     if not isinstance(verify := kwargs.pop("verify", False), bool):
         raise ModelInputError(f"verify: got {verify!r}; allowed: True, False")
-    elsewhere = _of_the_hub(kwargs)  # where another configuration is
+    elsewhere = of_the_hub(kwargs)  # where another configuration is
     opened = None if name is None else _open(cls, name, config, kwargs)
     if opened is not None:
         name = opened.location
-    hub = _of_the_hub(kwargs)
-    if verify and (opened is None or opened.stated_digest is None):
-        raise CheckpointError(
-            f"verify: {str(name)!r} records no digest, so there is nothing to compare its weights with"
-        )
+    hub = of_the_hub(kwargs)
+    if verify:
+        _refuse_unverifiable(name, opened)
     same = isinstance(config, str | os.PathLike) and str(config) == str(name)
-    config = _given_config(cls, config, hub if same else elsewhere, opened)
-    # with a state_dict in place of a checkpoint, the config is all that describes the weights
-    asked = getattr(config, "perturbation", None)
-    record = asked if opened is None else opened.record
-    if "perturbation" in kwargs:
-        wanted = kwargs.pop("perturbation")
-        asked = None if wanted is None else Perturbation.parse(wanted)
+    config = given_config(cls, config, hub if same else elsewhere, opened)
+    record, asked = _recorded_and_asked(opened, config, kwargs)
     has_weights = opened is None or not opened.is_recipe
-    decision = decide(Record(f"the checkpoint {str(name)!r}", _family(cls), record, has_weights), asked)
+    decision = decide(Record(f"the checkpoint {str(name)!r}", family_of(cls), record, has_weights), asked)
+    is_strict = decision == "apply" or record is not None or verify
+    if is_strict:
+        _refuse_other_sources(kwargs, record if name is None else None)
     if decision == "apply":
         _prepare_values(opened, kwargs)
-    source, state = name, None
+    others = kwargs.pop("ignore_mismatched_sizes", False)
+    weights = _Weights(name)
     if opened is not None:
-        config, kwargs = _described(cls, opened, config, kwargs)
+        config, kwargs = described(cls, opened, config, kwargs)
         rebuild = decision == "rebuild"
-        state = _rebuilt(opened, config, hub) if rebuild else _checked_state(cls, opened, config, verify, kwargs)
+        weights = _rebuilt(opened, config, hub) if rebuild else _checked_weights(cls, opened, config, verify, kwargs)
         config.name_or_path = str(name)  # while it is built, messages name it
-    if state is not None:
-        kept = {key: value for key, value in kwargs.items() if key not in (*hub, "variant", "use_safetensors")}
-        source, kwargs = None, {**kept, "state_dict": state}
-    model, info = _read(cls, source, model_args, config, kwargs, opened)
+        kwargs = weights.keywords(kwargs)
+    model, info = _read(cls, weights.source, model_args, config, {**kwargs, "ignore_mismatched_sizes": True}, opened)
     if name is not None:
         # what was loaded from memory has no name of its own
         model.name_or_path = model.config.name_or_path = str(name)
-    _refuse_incomplete(model, info, name, asked if decision == "apply" else record)
+    refuse_misshapen(name, info, others)
+    if is_strict:
+        refuse_incomplete(model, info, name, asked or record, lambda tensor: not is_parameter(tensor))
+    seal_loaded(model, record, weights.types, weights.lines)
     if decision == "apply":
         perturb_model(model, asked, shared=False)
     return model, info
 
 
-def _refuse_incomplete(
-    model: PerturbablePreTrainedModel, info: Mapping[str, Any], name: Any, perturbed: Perturbation | None
-) -> None:
-    """Raise if tensors that are, or will be, perturbed did not come from the checkpoint."""
-    if perturbed is not None:
-        family, head = _family(type(model)), network_of(model).language_head
-        chosen = select(family, [*model.document_tensors(), *head], perturbed)
-
-        def may_lack(tensor: str) -> bool:
-            return tensor not in chosen and (tensor in head or not is_parameter(tensor))
-
-        refuse_incomplete(model, info, name, perturbed, may_lack)
-
-
-def _family(cls: type[PerturbablePreTrainedModel]) -> str:
-    """Return the family of a class, that of ours for one that somebody derived from it."""
-    return next(family for family in _families(cls) if family in PREFIXES)
+def _recorded_and_asked(
+    opened: Checkpoint | None, config: Any, kwargs: dict[str, Any]
+) -> tuple[Perturbation | None, Perturbation | None]:
+    """Return what was done to the weights, and what is wanted of them."""
+    asked = getattr(config, "perturbation", None)
+    # with a state_dict in place of a checkpoint, the config is all that describes the weights
+    record = asked if opened is None else opened.record
+    if same_record(asked, record):  # that of the checkpoint itself, as the Auto classes have read it
+        asked = None
+    if "perturbation" in kwargs:
+        wanted = kwargs.pop("perturbation")
+        asked = None if wanted is None else Perturbation.parse(wanted)
+    return record, asked
 
 
-def _families(cls: type[PerturbablePreTrainedModel]) -> list[str]:
-    parents = cls.config_class.__mro__
-    return [found for parent in parents if isinstance(found := getattr(parent, "model_type", None), str) and found]
+def _refuse_unverifiable(name: Any, opened: Checkpoint | None) -> None:
+    """Raise if there is nothing that weights could be verified by."""
+    record = None if opened is None else opened.record
+    if opened is not None and record is not None and record.changed:
+        raise DigestError(
+            f"verify: {opened.name!r} is {record}: trained or edited, so no digest tells of its weights; leave"
+            " verify=True out to load it"
+        )
+    if opened is None or (opened.stated_digest is None and (record is None or not opened.stated_lines)):
+        raise CheckpointError(
+            f"verify: {str(name)!r} records no digest, so there is nothing to compare its weights with"
+        )
+
+
+def _refuse_other_sources(kwargs: Mapping[str, Any], record: Perturbation | None) -> None:
+    """Raise if keywords give tensors of a control, or of what becomes one, values that nothing is known of.
+
+    Args:
+        kwargs: the keywords.
+        record: of a `state_dict` that is loaded in place of a checkpoint, which has a digest or is not believed.
+    """
+    if kwargs.get("key_mapping"):
+        raise ModelInputError(
+            "key_mapping: got one together with a control, perturbation= or verify=True; allowed: none there, since"
+            " records go by the names of tensors; convert the checkpoint first (hf-perturb convert)"
+        )
+    if record is not None:
+        tensors = {key: Tensor.of(tensor) for key, tensor in distinct(kwargs.get("state_dict") or {}).items()}
+        check_record(Checkpoint("the state_dict", "hf_perturb", None, tensors, record=record))
 
 
 def _open(cls: type[PerturbablePreTrainedModel], name: Any, config: Any, kwargs: dict[str, Any]) -> Checkpoint | None:
     """Open a checkpoint for a class, and leave in the keywords where its other files are.
 
     Returns:
-        The checkpoint; `None` for one that is not described: an adapter alone, whose base Transformers finds, or
-        weights for the configuration that is passed.
+        The checkpoint, that of its base for an adapter alone; `None` for weights without a configuration, for which
+        one is passed.
     """
     for key in _OTHER_WEIGHTS:
         if kwargs.get(key) is not None:
@@ -144,10 +190,16 @@ def _open(cls: type[PerturbablePreTrainedModel], name: Any, config: Any, kwargs:
         opened = name if isinstance(name, Checkpoint) else _opened(cls, name, config, kwargs)
     except UndescribedError as error:
         files = error.place.weights() if isinstance(config, PreTrainedConfig) else []
-        for file in files:
-            read_tensors(file)  # Transformers would not name one that is damaged
-        if not files and not _is_adapter(error.place):
+        if not files and (adapter := _adapter(error.place)) is not None:
+            base = read_json(adapter).get("base_model_name_or_path")
+            kwargs["adapter_kwargs"] = {**(kwargs.get("adapter_kwargs") or {}), "_adapter_model_path": str(name)}
+            return _open(cls, base, config, kwargs)
+        if not files:
             raise
+        tensors, headers = read_files(files)
+        record = getattr(config, "perturbation", None)
+        found = Checkpoint(str(name), "hf_perturb", None, tensors, record=record, place=error.place, headers=headers)
+        check_record(found)
         return None
     _refuse_other_classes(cls, opened)
     if opened.place is not None:
@@ -158,24 +210,21 @@ def _open(cls: type[PerturbablePreTrainedModel], name: Any, config: Any, kwargs:
 
 def _opened(cls: type[PerturbablePreTrainedModel], name: Any, config: Any, kwargs: dict[str, Any]) -> Checkpoint:
     read_as, commit = getattr(config, "_read_as", None), getattr(config, "_commit_hash", None)
-    hub = _of_the_hub(kwargs)
+    hub = of_the_hub(kwargs)
     if read_as is not None and read_as[0] == str(name) and commit and not hub.get("revision"):
         hub["revision"] = commit  # the Auto classes have looked there a moment ago
     files: dict[str, Any] = {key: kwargs.get(key) for key in ("variant", "use_safetensors")}
-    return Checkpoint.open(name, hub=hub, **files, location=str(name), family=_family(cls))
+    return Checkpoint.open(name, hub=hub, **files, location=str(name), family=family_of(cls))
 
 
-def _of_the_hub(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
-
-
-def _is_adapter(place: Place) -> bool:
-    return is_peft_available() and place.find("adapter_config.json") is not None
+def _adapter(place: Place) -> Path | None:
+    """Return what describes an adapter, `None` where there is none that could be loaded."""
+    return place.find("adapter_config.json") if is_peft_available() else None
 
 
 def _refuse_other_classes(cls: type[PerturbablePreTrainedModel], opened: Checkpoint) -> None:
     """Raise if a class does not load what was opened; one that somebody derived from ours loads what ours loads."""
-    families, found = _families(cls), opened.stored.get("model_type")
+    families, found = families_of(cls), opened.stored.get("model_type")
     if opened.origin in ("fair-esm", "sequence-models"):
         raise CheckpointError(
             f"{opened.name!r} is an original; make a base of it first: hf-perturb convert {opened.name} OUT"
@@ -188,71 +237,14 @@ def _refuse_other_classes(cls: type[PerturbablePreTrainedModel], opened: Checkpo
         )
 
 
-def _given_config(
-    cls: type[PerturbablePreTrainedModel], config: Any, hub: Mapping[str, Any], opened: Checkpoint | None
-) -> Any:
-    """Return a copy of the configuration that was passed, as one of the class; `None` for none."""
-    config_class: Any = cls.config_class
-    if config is None:
-        return None
-    if not isinstance(config, PreTrainedConfig):
-        return config_class.from_pretrained(config, **hub)
-    if (ours := config_class.read_stored(theirs := config.to_dict())) is not theirs:
-        return config_class.from_dict(ours, attn_implementation=config._attn_implementation)
-    read_as = getattr(config, "_read_as", None)
-    # the Auto classes have read the same config.json a moment ago
-    if opened is not None and opened.is_local and read_as is not None and read_as[0] == opened.name:
-        then, now = (
-            {key: value for key, value in said.items() if not key.startswith("_")}
-            for said in ({"model_type": _family(cls), **json.loads(read_as[1])}, opened.stored)
-        )
-        if then != now:
-            raise CheckpointError(
-                f"config: was read from {opened.name!r} before its config.json was replaced; read it again, or leave it"
-                " out"
-            )
-    return copy.deepcopy(config)
-
-
-def _described(
-    cls: type[PerturbablePreTrainedModel], opened: Checkpoint, config: Any, kwargs: dict[str, Any]
-) -> tuple[Any, dict[str, Any]]:
-    """Return a configuration that says of the weights what the checkpoint says, and the keywords that it left."""
-    config_class: Any = cls.config_class
-    kwargs = dict(kwargs)
-    try:
-        own = config_class.from_dict(opened.stored)
-        tied = kwargs.pop("tie_word_embeddings", own.tie_word_embeddings)
-        if config is None:
-            hub = {key: kwargs.pop(key) for key in HUB_ARGUMENTS if key in kwargs}
-            files: dict[str, Any] = {key: kwargs.pop(key) for key in ("variant", "use_safetensors") if key in kwargs}
-            types = {key: kwargs.pop(key) for key in _TYPES if key in kwargs}
-            config, left = config_class.from_dict(opened.stored, return_unused_kwargs=True, **kwargs)
-            kwargs = {**hub, **files, **types, **left}
-    except (ValueError, StrictDataclassError) as error:
-        raise CheckpointError(f"{opened.name!r}: its config.json cannot be used: {error}") from error
-    if bool(tied) != bool(own.tie_word_embeddings):
-        raise PerturbationError(
-            f"tie_word_embeddings: got {tied}; the checkpoint {opened.name!r} is stored with {own.tie_word_embeddings},"
-            " which decides; a perturbation of lm_head.weight unties it"
-        )
-    for key in ("tie_word_embeddings", "digest", "published_as"):
-        setattr(config, key, getattr(own, key))
-    vars(config).pop("transformers_weights", None)  # other weights than those that were looked at
-    config.perturbation = opened.record
-    if opened.described is not None and opened.network.family == "fair_esm":
-        config.contact_head = opened.network.sizes.contact_head and config.contact_head
-    return config, kwargs
-
-
-def _checked_state(
+def _checked_weights(
     cls: type[PerturbablePreTrainedModel],
     opened: Checkpoint,
     config: Any,
     verify: bool,
     kwargs: Mapping[str, Any],
-) -> dict[str, Any] | None:
-    """Look at what is stored before a network is built; return it, or `None` where Transformers is to read the files.
+) -> _Weights:
+    """Look at what is stored before a network is built, and say where Transformers is to take it from.
 
     Raises:
         CheckpointError: if tensors are missing, unexpected, or misshapen.
@@ -267,22 +259,30 @@ def _checked_state(
     if opened.described is not None:
         opened.drop_tied()
         _refuse_other_tensors(opened, foreign, quantised=getattr(config, "quantization_config", None) is not None)
+    if not opened.is_recipe:
+        check_record(opened)
     # by name, as Transformers takes them: the type of the first one is that of a network whose type nobody says
     tensors = dict(sorted(opened.tensors.items()))
+    types, stated = {name: tensor.dtype for name, tensor in tensors.items()}, opened.stated_lines
     if not verify:
-        return mapped(tensors) if foreign or not _needs_files(opened, config, kwargs) else None
+        if not foreign and _needs_files(opened, config, kwargs):
+            return _Weights(opened.location, None, types, stated)
+        return _Weights(None, mapped(tensors), types, stated)
     # what was looked at is what is loaded, whatever is written into the file
-    state = {name: tensor.values() for name, tensor in tensors.items()}
-    if problems := opened.other_records():
-        raise DigestError(f"{opened.name!r}: {'; '.join(problems)}: its record was changed")
+    state, lines = dict.fromkeys(tensors, torch.empty(0)), dict.fromkeys(tensors, "")
+
+    def read(key: str) -> None:
+        state[key] = tensors[key].values()
+        lines[key] = tensor_digest(state[key])
+
+    for_each(read, tensors)
     tied = opened.network.tied if opened.described is not None else {}
-    found = digest_of({name: tensor for name, tensor in state.items() if name not in tied})
-    if found != opened.stated_digest:
+    if problems := differences(opened, {name: line for name, line in lines.items() if name not in tied}):
         raise DigestError(
-            f"{opened.name!r} has weights with digest {found}, its config.json says {opened.stated_digest}: they were"
-            " damaged on the way, or changed since; fetch it again (force_download=True), or ask who gave it to you"
+            f"{opened.name!r}: {'; '.join(problems)}; if they were damaged on the way, fetch it again"
+            " (force_download=True), or ask who gave it to you"
         )
-    return state
+    return _Weights(None, state, types, lines)
 
 
 def _needs_files(opened: Checkpoint, config: Any, kwargs: Mapping[str, Any]) -> bool:
@@ -290,7 +290,7 @@ def _needs_files(opened: Checkpoint, config: Any, kwargs: Mapping[str, Any]) -> 
     if any(kwargs.get(key) is not None for key in _FROM_FILES) or getattr(config, "quantization_config", None):
         return True
     adapter = (kwargs.get("adapter_kwargs") or {}).get("_adapter_model_path")
-    return bool(adapter or (opened.place is not None and _is_adapter(opened.place)))
+    return bool(adapter or (opened.place is not None and _adapter(opened.place)))
 
 
 def _is_classifier(name: str) -> bool:
@@ -315,7 +315,7 @@ def _refuse_other_tensors(opened: Checkpoint, foreign: bool, quantised: bool) ->
 
 
 @torch.inference_mode(False)
-def _rebuilt(opened: Checkpoint, config: Any, hub: Mapping[str, Any]) -> dict[str, Any]:
+def _rebuilt(opened: Checkpoint, config: Any, hub: Mapping[str, Any]) -> _Weights:
     """Make the weights of a recipe again, and hold them against its record."""
     recipe = Recipe.of(opened)
     places = {key: value for key, value in hub.items() if key not in ("revision", "subfolder")}
@@ -323,15 +323,21 @@ def _rebuilt(opened: Checkpoint, config: Any, hub: Mapping[str, Any]) -> dict[st
     whole = perturb_model(model_of(base), recipe.record.with_record(None, None), shared=False)
     state = dict(whole.state_dict())
     # opened anew: the tensors of a pickle are those that were perturbed
-    recipe.check(digest_of(state), lambda: recipe.open_base(places).digest())
+    recipe.check(whole.config.perturbation.digest, lambda: recipe.open_base(places).digest())
     if said := opened.network.differences({name: tuple(tensor.shape) for name, tensor in state.items()}):
         raise CheckpointError(f"{opened.name!r} is not what its config.json says: {said}")
     config.tie_word_embeddings = whole.config.tie_word_embeddings
-    return state
+    types = {name: dtype_code(tensor.dtype) for name, tensor in state.items()}
+    return _Weights(None, state, types, whole._seal or {})
 
 
 def _prepare_values(opened: Checkpoint | None, kwargs: dict[str, Any]) -> None:
     """Raise if what is to be perturbed will have no plain values in memory, and copy those that are the caller's."""
+    if (kwargs.get("adapter_kwargs") or {}).get("_adapter_model_path") is not None:
+        raise PerturbationError(
+            "perturbation: got one for an adapter, which was trained on other weights; perturb its base, and train an"
+            " adapter of that"
+        )
     stored = {} if opened is None else opened.stored
     if kwargs.get("quantization_config") is not None or stored.get("quantization_config") is not None:
         raise quantised()
@@ -360,9 +366,16 @@ def _read(
     except Exception as error:
         if name is not None and opened is not None and not opened.is_current():
             raise _changed(opened) from error
+        if opened is not None and "quantization_config" in opened.stored and isinstance(error, TypeError | LookupError):
+            raise CheckpointError(f"{opened.name!r}: its quantization_config cannot be used: {error}") from error
         raise
     if opened is not None and not (opened.is_intact() if name is None else opened.is_current()):
         raise _changed(opened)
+    model, info = loaded
+    if kwargs.get("key_mapping"):
+        model._weight_conversions = None  # type: ignore[assignment]  # saved by its own names, which its record goes by
+    if any(info[key] for key in ("missing_keys", "mismatched_keys", "unexpected_keys")):
+        model.config.set_record(model.config.perturbation, None)  # a base's digest is that of all of it
     return loaded
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,11 +12,20 @@ import torch
 from hf_perturb.checkpoints.checkpoint import Checkpoint
 from hf_perturb.checkpoints.network import Network
 from hf_perturb.checkpoints.request import Record, decide
+from hf_perturb.checkpoints.shapes import listed
 from hf_perturb.checkpoints.tensors import mapped
-from hf_perturb.errors import PerturbationError
+from hf_perturb.errors import DigestError, PerturbationError
 from hf_perturb.loading.auto import import_models
-from hf_perturb.perturbation import Perturbation, apply_plan, check_values, digest_of, make_plan, select
-from hf_perturb.perturbation.digest import torch_dtype
+from hf_perturb.networks.seal import fingerprints, plainly, record_now as record_now
+from hf_perturb.perturbation import Perturbation, apply_plan, check_values, make_plan, select
+from hf_perturb.perturbation.digest import (
+    digest_line,
+    digest_of_lines,
+    distinct,
+    dtype_code,
+    lines_of,
+    torch_dtype,
+)
 
 if TYPE_CHECKING:
     from hf_perturb.networks.perturbable import PerturbablePreTrainedModel
@@ -30,7 +38,7 @@ def network_of(model: PerturbablePreTrainedModel) -> Network:
 
 @torch.no_grad()
 def perturb_model(
-    model: PerturbablePreTrainedModel, perturbation: object, *, shared: bool = True
+    model: PerturbablePreTrainedModel, perturbation: object, *, shared: bool = True, fresh: bool = False
 ) -> PerturbablePreTrainedModel:
     """Perturb the weights of a model, in place; see `PerturbablePreTrainedModel.perturb`.
 
@@ -38,50 +46,111 @@ def perturb_model(
         model: with values in memory.
         perturbation: a `Perturbation`, its dict, or a method name.
         shared: whether somebody else may hold the tensors; those that were just loaded may be given new memory.
+        fresh: whether a model that was built without values has those of a base now.
     """
     if perturbation is None:
         raise PerturbationError("perturbation: got None; allowed: a method name, a dict or a Perturbation")
     asked, network = Perturbation.parse(perturbation), network_of(model)
-    model.refuse_torn()
-    if decide(Record("this model", network.family, model.config.perturbation), asked) == "keep" and not model._pending:
-        return model
+    model.refuse_unknown("perturb", empty=False)
+    if not (fresh and model._is_empty):
+        if decide(Record("this model", network.family, record_now(model)), asked) == "keep":
+            return model
+        model.refuse_unknown("perturb")
     if getattr(model, "is_quantized", False):
         raise quantised()
     tensors, head = model.document_tensors(asked.rules), network.language_head
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    plan = make_plan(network.family, shapes, asked, head)
+    plan = make_plan(network.family, shapes, asked, network.whole(asked.rules))
     check_values(plan, tensors)
-    model._torn = True
+    network.tell_what_is_kept([asked])
+    model._is_torn = True
     if asked.rules == "documented":
         model.untie(select(network.family, [*tensors, *head], asked))
     owners = None if shared else dict(model.named_parameters(remove_duplicate=False))
     apply_plan(plan, model.document_tensors(asked.rules), owners)
-    # provenance that came along is that of other weights
-    model.config.perturbation, model.config.digest = asked.with_record(None, None), None
-    model._torn, model._pending, model._applied = False, False, True
+    _tell(model, asked.with_record(None, None))
     return model
 
 
-def describe_weights(model: PerturbablePreTrainedModel, state: Mapping[str, torch.Tensor] | None) -> None:
-    """Let a configuration say nothing of the weights that is not so, and not whose disk the base is on.
+def record_as(model: PerturbablePreTrainedModel, perturbation: object) -> PerturbablePreTrainedModel:
+    """Say what the weights of a model are that was built without values; see `PerturbablePreTrainedModel.record_as`."""
+    record, asked = None if perturbation is None else Perturbation.parse(perturbation), model._asked
+    if not model._is_empty:
+        known = "those of a base" if model._record is None else str(model._record)
+        raise PerturbationError(
+            f"record_as: got {record}; this {type(model).__name__} knows its weights, {known}; record_as is for models"
+            " that were built empty"
+        )
+    tensors = model.state_dict()
+    if absent := sorted(name for name, tensor in tensors.items() if tensor.is_meta):
+        raise PerturbationError(
+            f"record_as: tensors without values: {listed(absent)}; fill the model first (load_state_dict(...,"
+            " assign=True))"
+        )
+    lines = lines_of(tensors)
+    found = digest_of_lines({name: lines[name] for name in distinct(tensors)})
+    if record is None and asked is not None and asked.digest == found:
+        raise DigestError(f"record_as: got None; the weights are those of {asked}, by their digest {found}")
+    if record is not None and record.digest is None and asked is not None and asked != record:
+        raise PerturbationError(
+            f"record_as: got {record}, without a digest; the model was built with a configuration that says {asked}"
+        )
+    if record is not None and not record.changed:
+        if record.digest not in (None, found):
+            raise DigestError(f"record_as: the weights have digest {found}, the record says {record.digest}")
+        record = replace(record, digest=found)
+    model.told(record, None if record is None or record.changed else lines)
+    return model
+
+
+def _tell(model: PerturbablePreTrainedModel, record: Perturbation) -> None:
+    """Record a perturbation that was just applied, with the digest of what it made."""
+    tensors = model.state_dict()
+    lines = lines_of(tensors)
+    digest = digest_of_lines({name: lines[name] for name in distinct(tensors)})
+    model.told(replace(record, digest=digest), lines)
+
+
+def seal_loaded(
+    model: PerturbablePreTrainedModel,
+    record: Perturbation | None,
+    types: Mapping[str, str],
+    stored: Mapping[str, str],
+) -> None:
+    """Record what the weights are that were just loaded; a cast is not what was recorded, so it claims no digest.
 
     Args:
-        model: about to be saved.
-        state: the tensors that are saved, `None` for the model's own.
+        model: what was loaded.
+        record: of the checkpoint.
+        types: that its tensors were stored in.
+        stored: what a digest says of each of them, where that is known without reading it.
     """
-    config, record = model.config, model.config.perturbation
-    if record is not None and record.base is not None and Path(record.base.name or "").is_absolute():
-        record = replace(record, base=replace(record.base, name=Path(record.base.name).name))
-    claimed = {config.digest, None if record is None else record.digest} - {None}
-    # the weights may have been cast, trained or cut to another head since they were loaded
-    if claimed and _digest_now(state or model.state_dict()) not in claimed:
-        config.digest, record = None, None if record is None else replace(record, digest=None)
-    config.perturbation = record
+    if record is None or record.changed:
+        kinds = {name: dtype_code(tensor.dtype) for name, tensor in model.state_dict().items()}
+        is_cast = any(kinds.get(name, kind) != kind for name, kind in types.items())
+        model.told(record, None, None if is_cast else model.config.digest)
+        model._is_empty = _lacks_values(model)
+        return
+    network = network_of(model)
+    tensors = {name: tensor for name, tensor in plainly(model.state_dict()).items() if name in network.shapes}
+    known = {name: stored[name] for name, tensor in tensors.items() if _is_as_stored(tensor, stored.get(name))}
+    known |= {name: known[source] for name, source in network.tied.items() if source in known and name in tensors}
+    unknown = {name: tensor for name, tensor in tensors.items() if name not in known}
+    # what a quantiser makes of a weight need not be a plain tensor
+    lines = known if getattr(model, "is_quantized", False) else {**known, **fingerprints(unknown)}
+    kinds = {name: dtype_code(tensor.dtype) for name, tensor in tensors.items()}
+    is_cast = any(types.get(name, kind) != kind for name, kind in kinds.items()) or not lines.keys() >= kinds.keys()
+    model.told(replace(record, digest=None) if is_cast else record, lines)
+    model._is_empty = _lacks_values(model)
 
 
-def _digest_now(tensors: Mapping[str, torch.Tensor]) -> str | None:
-    """Return the digest of tensors, `None` where some have no values here."""
-    return None if any(tensor.is_meta for tensor in tensors.values()) else digest_of(tensors)
+def _lacks_values(model: PerturbablePreTrainedModel) -> bool:
+    """Whether somebody has yet to fill a model; what accelerate keeps elsewhere is fetched when it is used."""
+    return not hasattr(model, "hf_device_map") and any(tensor.is_meta for tensor in model.state_dict().values())
+
+
+def _is_as_stored(tensor: torch.Tensor, line: str | None) -> bool:
+    return line is not None and line.startswith(digest_line(dtype_code(tensor.dtype), tensor.shape, ""))
 
 
 def quantised() -> PerturbationError:
@@ -110,4 +179,5 @@ def model_of(checkpoint: Checkpoint) -> PerturbablePreTrainedModel:
     state = {name: tensor.to(torch_dtype(dtypes[name])) for name, tensor in mapped(checkpoint.tensors).items()}
     model.load_state_dict(state, strict=False, assign=True)
     model.tie_weights()
+    model.told(checkpoint.record)
     return model.eval()

@@ -18,6 +18,7 @@ from hf_perturb.networks.configuration_fair_esm import FairEsmConfig
 from hf_perturb.networks.modeling_carp import CarpForMaskedLM
 from hf_perturb.networks.modeling_fair_esm import FairEsmForMaskedLM
 from hf_perturb.networks.perturbable import PerturbablePreTrainedModel
+from hf_perturb.perturbation.digest import digest_of_lines, distinct, lines_of
 
 
 def wrap(module: nn.Module) -> PerturbablePreTrainedModel:
@@ -166,4 +167,19 @@ def _share(
     for name, tensor in tensors.items():
         parent, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, tensor)
+    _tell(model)
     return model.train(module.training)
+
+
+def _tell(model: PerturbablePreTrainedModel) -> None:
+    """Say what the weights are: a stock configuration may bring a record, which its model need not have kept true."""
+    record, state = model.config.perturbation, model.state_dict()
+    if record is None:
+        model.told(None, None)
+    else:
+        lines = lines_of(state)
+        model.told(record, {} if record.changed else lines)
+        # trained, or cast: nobody can tell which
+        model._is_empty = (
+            not record.changed and digest_of_lines({x: lines[x] for x in distinct(state)}) != record.digest
+        )

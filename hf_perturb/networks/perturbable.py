@@ -2,36 +2,48 @@
 """What makes a Transformers model perturbable: `perturb()`, `post_init` and `from_pretrained(perturbation=...)`."""
 
 import copy
-import os
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import torch
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.modeling_utils import PreTrainedModel
 
-from .record import CheckpointError, ModelInputError, PerturbationError, UnsupportedModuleError, loading, require
+from .alone import load_alone, save_alone
+from .record import (
+    CheckpointError,
+    ModelInputError,
+    PerturbationError,
+    UnsupportedModuleError,
+    loading,
+    require,
+    same_record,
+)
+from .seal import cast, listed, record_now
+from .threads import ThreadSafePreTrainedModel
 
 # while a checkpoint is being read, post_init must not act on the record that its config brings along
 reading: ContextVar[bool] = ContextVar("reading", default=False)
 
-# keywords that find a file; hf_perturb's own list of them does not travel
-_PLACES = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
-_NAMED = 8  # how many tensors a message names
+_TAG = "perturbation-"  # begins the tags that say what a record says
 
 
-class PerturbablePreTrainedModel(PreTrainedModel):
+class PerturbablePreTrainedModel(ThreadSafePreTrainedModel):
     """A `PreTrainedModel` whose `config.perturbation` says what was done to its weights."""
 
     config_class: type[PreTrainedConfig]
 
     _language_head: list[str] = []  # patterns of its tensors' names, which a checkpoint of the trunk lacks
 
-    _applied = False  # whether this object's weights were perturbed by it
-    _pending = False  # whether the config asks for what could not be done yet, on the meta device
-    _torn = False  # whether a perturbation was cut short
+    _record: Any = None  # what was done to its weights; the config says the same, or was tampered with
+    _seal: dict[str, str] | None = None  # of a control, a fingerprint of each tensor from when its record was true
+    _is_empty = False  # whether it was built without values, so that nobody has said what its weights are
+    _asked: Any = None  # what its config asked for, if so
+    _is_torn = False  # whether a perturbation was cut short
+    _tags: tuple[str, ...] = ()  # of a model card, beside those of the record
 
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any):
         # a config of its own: what is recorded for one model must not be recorded for another
@@ -40,12 +52,40 @@ class PerturbablePreTrainedModel(PreTrainedModel):
     def post_init(self) -> None:
         """Initialise as the original package would, then apply `config.perturbation` to the new weights, once."""
         super().post_init()
-        asked = self.config.perturbation
-        if asked is None or reading.get() or self._applied:
+        if reading.get() or self._seal is not None:
             return
-        self._pending = True
-        if not any(parameter.is_meta for parameter in self.parameters()):
+        asked = self.config.perturbation
+        # Transformers' way to leave memory as it is
+        undrawn = "no_init_weights" in type(self).init_weights.__qualname__
+        self._is_empty = undrawn or any(parameter.is_meta for parameter in self.parameters())
+        self._asked = asked if self._is_empty else None
+        self.config.set_record(None, None if asked is not None else self.config.digest)
+        if asked is not None and not self._is_empty:
             self.perturb(asked)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Make a copy, whose config is that of a live model too."""
+        super().__setstate__(state)
+        self.config.set_record(self.config.perturbation, self.config.digest)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], *args: Any, **kwargs: Any) -> Any:
+        """Move or cast the weights; those that are cast are no longer the recorded ones, which is noted."""
+        kinds = {parameter.dtype for parameter in self.parameters()}
+        made = {kind: fn(torch.empty(0, dtype=kind)) for kind in kinds}
+        if self._seal is not None and any(tensor.dtype != kind for kind, tensor in made.items()):
+            return cast(self, partial(super()._apply, fn, *args, **kwargs))
+        if any(tensor.is_meta for tensor in made.values()):
+            self._lose_values()
+        return super()._apply(fn, *args, **kwargs)
+
+    def to_empty(self, *args: Any, **kwargs: Any) -> Any:
+        """Move the network without its values, as `torch.nn.Module.to_empty` does."""
+        self._lose_values()
+        return super().to_empty(*args, **kwargs)
+
+    def _lose_values(self) -> None:
+        """Know nothing of the weights of a base any more; those of a control are compared with its seal."""
+        self._is_empty = self._is_empty or self._seal is None
 
     @classmethod
     def without_weights(cls, config: PreTrainedConfig) -> "PerturbablePreTrainedModel":
@@ -75,45 +115,113 @@ class PerturbablePreTrainedModel(PreTrainedModel):
     def untie(self, chosen: set[str]) -> None:
         """Give those of the chosen tensors that are tied their own memory; nothing to do where none are."""
 
-    def perturb(self, perturbation: Any) -> "PerturbablePreTrainedModel":
+    def perturb(self, perturbation: Any, *, fresh: bool = False) -> "PerturbablePreTrainedModel":
         """Perturb the weights, in place.
 
         Args:
             perturbation: a `Perturbation`, its dict, or a method name.
+            fresh: say that the weights of a model that was built without values (on the meta device, under accelerate's
+                `init_empty_weights`, or inside another model that was loaded) are those of a base.
 
         Returns:
             The model itself, with `config.perturbation` set. A second call with the same perturbation does nothing.
 
         Raises:
-            ValueError: if the perturbation is not valid here, if the weights are quantised or have no values, or if
-                another perturbation was applied before. The weights are then as they were.
+            ValueError: if the perturbation is not valid here, if the weights are quantised or have no values, if
+                another perturbation was applied before, or if nobody has said what the weights are. They are then as
+                they were.
             ImportError: if `hf_perturb`, which defines the rules, is not installed.
         """
-        perturbed: PerturbablePreTrainedModel = require("applying a perturbation").perturb_model(self, perturbation)
+        loading = require("applying a perturbation")
+        perturbed: PerturbablePreTrainedModel = loading.perturb_model(self, perturbation, fresh=fresh)
         return perturbed
 
-    def save_pretrained(
-        self, save_directory: Any, is_main_process: bool = True, state_dict: Any = None, *args: Any, **kwargs: Any
-    ) -> Any:
-        """Save as `PreTrainedModel.save_pretrained` does; a digest that is not that of the weights is left out.
+    def record_as(self, perturbation: Any) -> "PerturbablePreTrainedModel":
+        """Say what the weights are of a model that was built without values and then filled by somebody else.
+
+        Args:
+            perturbation: what was done to them, such as `config.perturbation` of the variant that they come from;
+                `None` for those of a base.
+
+        Returns:
+            The model itself, with `config.perturbation` set.
 
         Raises:
-            ValueError: if a perturbation was cut short, so that nothing describes the weights.
+            ValueError: if the model knows what its weights are, or if they have no values.
+            OSError: if the perturbation has a digest, and it is not that of the weights.
+            ImportError: if `hf_perturb` is not installed.
         """
-        self.refuse_torn()
-        if loading is not None:
-            loading.describe_weights(self, state_dict)
-        else:  # nobody here can say whether a digest is still true
-            self.config.digest = None
-            if self.config.perturbation is not None:
-                self.config.perturbation = {k: v for k, v in self.config.perturbation.items() if k != "digest"}
-        return super().save_pretrained(save_directory, is_main_process, state_dict, *args, **kwargs)
+        told: PerturbablePreTrainedModel = require("recording a perturbation").record_as(self, perturbation)
+        return told
 
-    def refuse_torn(self) -> None:
-        """Raise a `ValueError` if a perturbation of this model was cut short."""
-        if self._torn:
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        """Save as `PreTrainedModel.save_pretrained` does; a control that has changed since says so.
+
+        The record goes into the header of each file of weights too, and weights of another layout that lie in the
+        folder are removed. Of a model with adapters that is the active adapter alone; its card says on which control
+        it was trained.
+
+        Raises:
+            ValueError: if nothing describes the weights: a perturbation was cut short, the model was built without
+                values and filled by somebody else, or its configuration was exchanged.
+        """
+        self.refuse_unknown("save")
+        if loading is not None:
+            return loading.save(self, super().save_pretrained, save_directory, *args, **kwargs)
+        if self._hf_peft_config_loaded:
+            return super().save_pretrained(save_directory, *args, **kwargs)
+        state = args[1] if len(args) > 1 else kwargs.get("state_dict")
+        return save_alone(self, partial(super().save_pretrained, save_directory, *args, **kwargs), state)
+
+    @property
+    def model_tags(self) -> list[str]:
+        """Tags of a model card, which say what the record says; PEFT and Transformers write them into theirs."""
+        record: Any = record_now(self) or {}
+        record = record if isinstance(record, dict) else record.to_dict()
+        said = {key: value if isinstance(value, str) else json.dumps(value) for key, value in record.items()}
+        return [*self._tags, *(f"{_TAG}{key}:{value}" for key, value in said.items() if key != "base")]
+
+    @model_tags.setter
+    def model_tags(self, tags: Sequence[str] | None) -> None:
+        self._tags = tuple(dict.fromkeys(tag for tag in tags or () if not tag.startswith(_TAG)))
+
+    def add_model_tags(self, tags: Sequence[str] | str) -> None:
+        self.model_tags = [*self._tags, *([tags] if isinstance(tags, str) else tags)]
+
+    def told(self, record: Any, seal: dict[str, str] | None = None, digest: str | None = None) -> None:
+        """Record what was done to the weights, by who did it or looked.
+
+        Args:
+            record: what was done, `None` for nothing.
+            seal: of a control, a fingerprint of each tensor that no one may change unnoticed.
+            digest: of a base's weights.
+        """
+        self._record, self._seal, self._is_empty, self._is_torn = record, seal, False, False
+        self.config.set_record(record, digest)
+
+    def refuse_unknown(self, what: str, *, empty: bool = True) -> None:
+        """Raise a `ValueError` if nothing describes the weights of this model.
+
+        Args:
+            what: is to be done with it.
+            empty: whether one whose weights nobody has told of is refused.
+        """
+        if self._is_torn:
             raise PerturbationError(
                 "a perturbation of this model was cut short, so part of its weights are perturbed; load the base again"
+            )
+        if empty and self._is_empty:
+            raise PerturbationError(
+                f"{what}: this {type(self).__name__} was built empty (on the meta device, under init_empty_weights, or"
+                " inside another model), so it does not know what its weights are; load it with from_pretrained, or say"
+                " it: model.record_as(perturbation) for a control, record_as(None) for a base, perturb(..., fresh=True)"
+                " for a base that is to be perturbed"
+            )
+        if not self._is_empty and not same_record(self.config.perturbation, self._record):
+            raise PerturbationError(
+                f"{what}: the configuration of this {type(self).__name__} says {self.config.perturbation}, its weights"
+                f" are {self._record or 'those of a base'}: another configuration was put in the place of its own; put"
+                " that back, or load the model again"
             )
 
     @classmethod
@@ -136,116 +244,61 @@ class PerturbablePreTrainedModel(PreTrainedModel):
             config: as in `PreTrainedModel.from_pretrained`; its `perturbation` counts as asked for.
             output_loading_info: as in `PreTrainedModel.from_pretrained`.
             **kwargs: `perturbation`; `verify=True` to compare the stored weights with the recorded digest, before
-                anything is made of them; and whatever `PreTrainedModel.from_pretrained` takes.
+                anything is made of them; and whatever `PreTrainedModel.from_pretrained` takes. Beside a record, a
+                perturbation or `verify`, `ignore_mismatched_sizes` holds for heads alone.
 
         Raises:
-            ValueError: if another perturbation is asked for than the one that the checkpoint records, or one together
-                with quantised loading or offloading to disk.
+            ValueError: if another perturbation is asked for than the one that the checkpoint records, any of weights
+                that changed since, or one together with quantised loading or offloading to disk; and for
+                `key_mapping` beside a record, a perturbation or `verify`.
             OSError: if the checkpoint is of another family, lacks tensors or has others than its configuration says, if
-                its weights have another digest than it records (`verify`), or if a recipe's base is gone.
+                the record in the header of its weights is not that of its configuration, if its weights have another
+                digest than it records (`verify`, or where a header says nothing), or if a recipe's base is gone.
             ImportError: where `hf_perturb` is not installed, for a perturbation, `verify` or a recipe.
         """
         if loading is not None:
             loaded = loading.load(cls, pretrained_model_name_or_path, model_args, config, kwargs)
         else:
-            loaded = cls._load_stored(pretrained_model_name_or_path, model_args, config, kwargs)
+            loaded = load_alone(cls, pretrained_model_name_or_path, model_args, config, kwargs)
         return loaded if output_loading_info else loaded[0]
 
     @classmethod
-    def _load_stored(cls, name: Any, model_args: tuple[Any, ...], config: Any, kwargs: dict[str, Any]) -> Any:
-        """Load what is stored, where hf_perturb is not installed; see `read_weights`."""
-        asked = kwargs.pop("perturbation", None)
-        places = {key: kwargs[key] for key in _PLACES if key in kwargs}
-        if isinstance(config, str | os.PathLike):
-            config = cls.config_class.from_pretrained(config, **places)
-        try:
-            own = config if name is None else cls.config_class.from_pretrained(name, **places)
-        except OSError:  # an adapter alone, or weights that a configuration is passed for
-            own = None
-        record = getattr(own, "perturbation", None)
-        if isinstance(config, cls.config_class):
-            if config.perturbation != record:
-                asked = config.perturbation  # the Auto classes have folded the keyword into it
-            config = copy.deepcopy(config)
-            config.perturbation, config.digest = record, getattr(own, "digest", None)
-        if asked is not None:
-            require("perturbation=, also to compare it with the record (perturbations do not stack),")
-        if kwargs.pop("verify", False):
-            require("verify=True")
-        others = kwargs.get("ignore_mismatched_sizes", False)
-        try:
-            # Transformers' own error would not name the tensors
-            model, info = cls.read_weights(name, model_args, config, {**kwargs, "ignore_mismatched_sizes": True})
-        except OSError as error:
-            if record is None or "file named" not in str(error):
-                raise
-            problem = (
-                f"{str(name)!r} is a recipe without weights; to make them needs the package that defines the rules"
-            )
-            raise ImportError(f"{problem}: pip install hf-perturb") from error
-        if info["mismatched_keys"] and not others:
-            shapes = [f"{key} {tuple(found)} instead of {tuple(own)}" for key, found, own in info["mismatched_keys"]]
-            raise CheckpointError(f"the checkpoint {str(name)!r} has tensors of another shape: {_listed(shapes)}")
-        refuse_incomplete(model, info, name, None, lambda tensor: record is None and model.is_of_language_head(tensor))
-        return model, info
-
-    @classmethod
     def read_weights(cls, name: Any, model_args: tuple[Any, ...], config: Any, kwargs: Mapping[str, Any]) -> Any:
-        """Load as Transformers does, the record being no order; return the model and what is said of its tensors."""
+        """Load as Transformers does, the record being no order; return the model and what is said of its tensors.
+
+        Raises:
+            OSError: if a tensor was left without values.
+        """
         token = reading.set(True)
         try:
-            return super().from_pretrained(name, *model_args, config=config, output_loading_info=True, **kwargs)
+            loaded: Any = super().from_pretrained(name, *model_args, config=config, output_loading_info=True, **kwargs)
         finally:
             reading.reset(token)
+        model = loaded[0]
+        if empty := model.tensors_without_values():
+            raise CheckpointError(
+                f"{str(name or model.name_or_path)!r} was not loaded whole: no values for {listed(empty)}, still on"
+                " the meta device; another thread may have changed Transformers meanwhile: load it again"
+            )
+        return loaded
 
     def is_of_language_head(self, name: str) -> bool:
         """Whether a tensor of the network belongs to its language head."""
         return any(re.match(pattern, name) for pattern in self._language_head)
 
 
-def refuse_incomplete(
-    model: PerturbablePreTrainedModel,
-    info: Mapping[str, Any],
-    name: Any,
-    perturbed: Any,
-    may_lack: Callable[[str], bool],
-) -> None:
-    """Raise if a model is not the whole network that its checkpoint describes; its heads may be others.
-
-    Transformers drops what a network has no place for, and draws what a checkpoint lacks from the global random state;
-    the record would still claim all of it.
-
-    Args:
-        model: what was loaded.
-        info: what Transformers says of its tensors.
-        name: of the checkpoint.
-        perturbed: what was done to the weights, or is about to be; `None` for nothing.
-        may_lack: whether a tensor may be missing; a downstream head always may.
-    """
-    what = "which this network has" if perturbed is None else f"which {perturbed} perturbs"
-    mismatched = [key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]]
-    absent = (key for key in [*info["missing_keys"], *mismatched] if not key.startswith("classifier."))
-    if lost := sorted(key for key in absent if not may_lack(key)):
-        raise CheckpointError(
-            f"the checkpoint {str(name)!r} lacks {_listed(lost)}, {what}; build the variant from a base with that head"
-        )
-    extra = (key for key in info["unexpected_keys"] if not key.startswith("classifier."))
-    if unused := sorted(key for key in extra if not model.is_of_language_head(key)):
-        raise CheckpointError(
-            f"the checkpoint {str(name)!r} has {_listed(unused)}, for which this network has no place, so its record"
-            " would not describe it; load it with the sizes that it is stored with"
-        )
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
-
-
-def perturb(model: PerturbablePreTrainedModel, perturbation: Any) -> PerturbablePreTrainedModel:
+def perturb(model: PerturbablePreTrainedModel, perturbation: Any, *, fresh: bool = False) -> PerturbablePreTrainedModel:
     """Perturb a model of this package in place and return it; see `PerturbablePreTrainedModel.perturb`.
 
+    Args:
+        model: with values in memory.
+        perturbation: a `Perturbation`, its dict, or a method name.
+        fresh: say that the weights of a model that was built without values, or that another model owns, are those of a
+            base.
+
     Raises:
+        ValueError: if the perturbation is not valid here, if the model was perturbed by another one, or has changed
+            since, or if nobody has said what its weights are.
         TypeError: if the model is not one of this package: wrap an original module first, with `hf_perturb.wrap`.
     """
     if not isinstance(model, PerturbablePreTrainedModel):
@@ -253,4 +306,4 @@ def perturb(model: PerturbablePreTrainedModel, perturbation: Any) -> Perturbable
             f"perturb: got a {type(model).__name__}; allowed: a model of hf_perturb;"
             " an original fair-esm or sequence-models module becomes one with hf_perturb.wrap(module)"
         )
-    return model.perturb(perturbation)
+    return model.perturb(perturbation, fresh=fresh)

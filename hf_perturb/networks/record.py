@@ -6,10 +6,16 @@ These files travel to the Hub beside the weights. Where hf_perturb is installed 
 """
 
 import json
-import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any
 
-from .sizes import check_size
+from huggingface_hub.errors import StrictDataclassError
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.utils import logging
+
+from .sizes import check_size, read_fields
 
 try:
     from hf_perturb import loading
@@ -20,8 +26,9 @@ try:
         UnsupportedModuleError,
     )
     from hf_perturb.perturbation import Perturbation
+    from hf_perturb.perturbation.digest import lines_of
 except ImportError:
-    loading = Perturbation = None  # type: ignore[assignment, misc]
+    loading = Perturbation = lines_of = None  # type: ignore[assignment, misc]
     ModelInputError = PerturbationError = ValueError  # type: ignore[assignment, misc]
     CheckpointError, UnsupportedModuleError = OSError, TypeError  # type: ignore[assignment, misc]
 
@@ -31,12 +38,15 @@ __all__ = [
     "PerturbableConfigMixin",
     "PerturbationError",
     "UnsupportedModuleError",
+    "lines_of",
     "loading",
     "require",
+    "same_record",
 ]
 
-# how to run a network, and which file its weights are in, are not for a `config.json` to say
-_NOT_SAID = re.compile("implementation|^transformers_weights$")
+logger = logging.get_logger(__name__)
+# what a value that Transformers does not look at first is tripped over by
+_TRIPPED = (TypeError, AttributeError, LookupError, RecursionError, StrictDataclassError)
 
 
 def require(what: str) -> Any:
@@ -67,15 +77,38 @@ def parse_perturbation(value: Any) -> Any:
     return value
 
 
+def same_record(one: Any, other: Any) -> bool:
+    """Whether two records say the same, of provenance too, which does not count where perturbations are compared."""
+    first, second = (each.to_dict() if hasattr(each, "to_dict") else each for each in (one, other))
+    return bool(first == second)
+
+
+@contextmanager
+def _explained(place: Any) -> Iterator[None]:
+    """Raise what is raised as a `ValueError`, which says whose `config.json` cannot be used where that is known."""
+    try:
+        yield
+    except (ValueError, *_TRIPPED) as error:
+        kind = PerturbationError if isinstance(error, PerturbationError) else ValueError
+        where = "" if place is None else f"{str(place)!r}: its config.json cannot be used: "
+        raise kind(f"{where}{error}") from error
+
+
 class PerturbableConfigMixin:
     """Keeps `config.perturbation` parsed however it is set, and plain JSON when it is written."""
 
     _read_as: tuple[str, str] | None = None  # the place that it was read from, and what was written there
+    _of_model = False  # whether it is that of a live model, whose weights no assignment changes
 
     def __setattr__(self, key: str, value: Any) -> None:
         # from_dict() and users assign the raw value after construction, so parsing belongs here
         if key == "perturbation":
             value = parse_perturbation(value)
+            if self._of_model and not same_record(value, self.perturbation):
+                raise PerturbationError(
+                    f"config.perturbation: got {value}; to set it changes no weight of this model; call"
+                    " perturb(model, ...), or load the base with from_pretrained(..., perturbation=...)"
+                )
         # before anything is made of it: Transformers gives each label a name right away
         check_size(type(self).__name__, key, value)
         super().__setattr__(key, value)
@@ -87,19 +120,69 @@ class PerturbableConfigMixin:
         Such keys can name code to fetch, or other weights than those that are looked at. A keyword may.
 
         Raises:
-            ValueError: if it cannot be used.
+            ValueError: if it cannot be used; it names the field, its value and what is allowed.
         """
-        kept = {key: value for key, value in config_dict.items() if not _NOT_SAID.search(key)}
-        written = json.dumps(config_dict, sort_keys=True, default=str)
-        unused = kwargs.get("return_unused_kwargs", False)
-        place = kwargs.get("name_or_path")
-        try:
-            made = super().from_dict(kept, **kwargs)  # type: ignore[misc]
-        except (TypeError, AttributeError, LookupError) as error:  # what a value of the wrong kind is tripped over by
-            raise ValueError(f"{cls.__name__}: a value is of the wrong kind: {error}") from error
+        place, unused = kwargs.get("name_or_path"), kwargs.get("return_unused_kwargs", False)
+        with _explained(place):
+            known, others = cls.read_fields(config_dict)
+            written = json.dumps(known, sort_keys=True, default=str)
+            made = super().from_dict(known, **kwargs)  # type: ignore[misc]
+        if others:
+            left = ", ".join(map(repr, others))
+            logger.warning_once(f"{cls.__name__}: left out {left} of a config.json, which no such network has")
         if place is not None:  # as the Auto classes tell it, which read a checkpoint's configuration before us
             (made[0] if unused else made)._read_as = (str(place), written)
         return made
+
+    def set_record(self, record: Any, digest: str | None = None, *, of_model: bool = True) -> None:
+        """Record what was done to the weights of a model, by who did it; what goes beside it says the same.
+
+        Args:
+            record: what was done, `None` for nothing.
+            digest: of a base's weights.
+            of_model: whether the configuration is that of a live model.
+        """
+        self._of_model = False
+        self.perturbation, self.digest = record, digest
+        self._of_model = of_model
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy takes over: it is no longer that of a live model."""
+        return {key: value for key, value in vars(self).items() if key != "_of_model"}
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
+        """Save as Transformers does.
+
+        Raises:
+            ValueError: if a base's digest stands beside a perturbation.
+        """
+        if self.perturbation is not None and self.digest is not None:
+            raise PerturbationError(
+                f"digest: got {self.digest} beside the perturbation {self.perturbation}; allowed: one of them; a"
+                " control has its digest inside the perturbation"
+            )
+        return super().save_pretrained(*args, **kwargs)  # type: ignore[misc]
+
+    @classmethod
+    def read_fields(cls, stored: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Divide the content of a `config.json` into what this class takes from it, and the rest.
+
+        Raises:
+            ValueError: if a field has a value of the wrong kind.
+        """
+        theirs = {each.name for each in fields(PreTrainedConfig)}
+        own = {each.name for each in fields(cls) if each.name not in theirs}  # type: ignore[arg-type]
+        return read_fields(cls.__name__, stored, {*own, "tie_word_embeddings"})
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Read a configuration as `PreTrainedConfig.from_pretrained` does.
+
+        Raises:
+            ValueError: if the `config.json` cannot be used.
+        """
+        with _explained(pretrained_model_name_or_path):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[misc]
 
     @classmethod
     def read_stored(cls, stored: dict[str, Any]) -> dict[str, Any]:
@@ -115,7 +198,8 @@ class PerturbableConfigMixin:
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as a JSON-ready dict; what is not set of our own keys is absent."""
         output: dict[str, Any] = super().to_dict()  # type: ignore[misc]
-        output.pop("_read_as", None)
+        for key in ("_read_as", "_of_model"):
+            output.pop(key, None)
         for key in ("digest", "published_as"):
             if output.get(key) is None:
                 output.pop(key, None)

@@ -114,8 +114,9 @@ def test_weights_without_values_are_refused(network, perturbation):
     with torch.device("meta"):
         model = model_class(network)(CONFIGS[network]())
     tied = len(set(map(id, model.parameters())))
-    with pytest.raises(ValueError, match="meta device"):
-        model.perturb(perturbation)
+    for fresh in (False, True):
+        with pytest.raises(ValueError, match="meta device"):
+            model.perturb(perturbation, fresh=fresh)
     assert model.config.perturbation is None
     assert model.config.to_dict() == CONFIGS[network]().to_dict() | {"architectures": model.config.architectures}
     assert all(p.is_meta for p in model.parameters())
@@ -218,7 +219,9 @@ def test_a_subclass_that_finishes_once_more_perturbs_once():
 
 def test_provenance_is_not_taken_from_another_model(tmp_path):
     record = Perturbation("reinit").with_record(hf_perturb.perturbation.Base("elsewhere"), "blake3:" + 64 * "0")
-    assert small_model("carp").perturb(record).config.perturbation.to_dict() == Perturbation("reinit").to_dict()
+    model = small_model("carp").perturb(record)
+    own = {**Perturbation("reinit").to_dict(), "digest": digest_of(model.state_dict())}
+    assert model.config.perturbation.to_dict() == own
 
 
 def test_what_was_asked_for_on_the_meta_device_can_still_be_done():
@@ -226,7 +229,9 @@ def test_what_was_asked_for_on_the_meta_device_can_still_be_done():
         model = hf_perturb.CarpModel(CONFIGS["carp"](perturbation="reinit"))
     model.to_empty(device="cpu")
     model.load_state_dict(small_model("carp", "Model").state_dict())
-    model.perturb("reinit")
+    with pytest.raises(hf_perturb.PerturbationError, match="fresh=True"):
+        model.perturb("reinit")
+    model.perturb("reinit", fresh=True)
     assert not differing(copied(model), copied(small_model("carp", "Model").perturb("reinit")))
 
 

@@ -148,7 +148,9 @@ def test_other_weights_are_saved_without_the_digest_of_these(place, tmp_path):
     model = model_class("carp").from_pretrained(tmp_path / "control")
     other = {name: tensor + 1 for name, tensor in model.state_dict().items()}
     model.save_pretrained(tmp_path / "other", True, other)
-    assert "digest" not in json.loads((tmp_path / "other" / "config.json").read_text())["perturbation"]
+    record = json.loads((tmp_path / "other" / "config.json").read_text())["perturbation"]
+    assert record["changed"] is True
+    assert record["digest"] == json.loads((tmp_path / "control" / "config.json").read_text())["perturbation"]["digest"]
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,8 @@ CASES: dict[str, tuple[str, dict[str, bool], Any]] = {
     "esm2 without token dropout": ("esm2", {"token_dropout": False}, None),
     "esm1 reinit": ("esm1", {}, Perturbation("reinit", seed=2)),
     "esm1b resample": ("esm1b", {}, TIED),
-    "esm1v published": ("esm1v", {}, Perturbation("reinit", rules="published")),
+    "esm1b published": ("esm1b", {}, Perturbation("reinit", rules="published")),
+    "esm1v resample": ("esm1v", {}, TIED),
     "esm2 resample": ("esm2", {}, TIED),
 }
 _NO_MEANING = "embed_positions._float_tensor"

@@ -168,7 +168,7 @@ def test_an_interrupt_leaves_nothing(source, tmp_path, monkeypatch):
     """A regression without its network, or a network without its regression, would mislead fair-esm."""
 
     def interrupted(*arguments, **keywords):
-        Path(arguments[1]).write_bytes(b"half")
+        Path(arguments[1].name).write_bytes(b"half")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(torch, "save", interrupted)

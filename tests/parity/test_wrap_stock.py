@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.models import small_model
 from torch import nn
 from transformers import (
     EsmForMaskedLM,
@@ -176,6 +177,26 @@ def test_the_record_of_a_control_comes_along(name):
     hf_perturb.perturb(wrapped, Perturbation("resample", seed=5))
     for key, tensor in stock.state_dict().items():
         assert torch.equal(tensor, before[key]), key
+    with pytest.raises(hf_perturb.PerturbationError, match="record_as"):  # nothing shows that it is so
+        wrapped.save_pretrained("nowhere")
+
+
+@pytest.mark.parametrize("how", ["as it is", "trained", "half"])
+def test_an_exported_control_is_one_as_long_as_its_digest_says_so(how, tmp_path):
+    small_model("esm1b").save_pretrained(tmp_path / "base")
+    hf_perturb.create_variant(tmp_path / "base", tmp_path / "control", "resample")
+    hf_perturb.export_checkpoint(tmp_path / "control", tmp_path / "stock", "transformers")
+    stock = EsmForMaskedLM.from_pretrained(tmp_path / "stock")
+    if how == "trained":
+        with torch.no_grad():
+            stock.lm_head.bias.add_(1)
+    wrapped = hf_perturb.wrap(stock.half() if how == "half" else stock)
+    if how == "as it is":
+        wrapped.save_pretrained(tmp_path / "out")
+        assert hf_perturb.verify_variant(tmp_path / "out", tmp_path / "base").ok
+        return
+    with pytest.raises(hf_perturb.PerturbationError, match="record_as"):
+        wrapped.save_pretrained(tmp_path / "out")
 
 
 def test_a_configuration_is_left_as_it_is(stock):

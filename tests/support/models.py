@@ -16,6 +16,7 @@ CONFIGS = {
     "esm2": lambda **kw: hf_perturb.FairEsmConfig(model_version="ESM-2", **(ESM_SIZES | kw)),
     "carp": lambda **kw: hf_perturb.CarpConfig(**(CARP_SIZES | kw)),
 }
+UNSTUDIED = ("esm1v", "esm2")  # no control by the rules "published"
 TIED = ("esm1b", "esm2")  # the language head is the embedding
 HEADS = ("Model", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification")
 

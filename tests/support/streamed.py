@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from blake3 import blake3
 from safetensors.torch import load_file
 
 import hf_perturb
@@ -63,7 +64,7 @@ def write_tensors(folder: Path, tensors, dtypes=None, max_shard_size=shards.MAX_
     dtypes = dtypes or {name: tensor.dtype for name, tensor in tensors.items()}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shards, "MAX_SHARD_SIZE", max_shard_size)
-        return write_weights(folder, found, {name: dtype_code(dtype) for name, dtype in dtypes.items()})
+        return write_weights(folder, found, {name: dtype_code(dtype) for name, dtype in dtypes.items()})[0]
 
 
 def no_waiting(monkeypatch) -> None:
@@ -92,6 +93,11 @@ def file_parts(file: Path) -> tuple[dict[str, str], str, bytes]:
     return metadata, header[len(opening) + length :].rstrip(" "), content[begin:]
 
 
+def bytes_digest(tensor: torch.Tensor) -> str:
+    """Return the BLAKE3 of the bytes of a tensor."""
+    return blake3(tensor.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
 def config_of(folder: Path) -> dict[str, Any]:
     """Return what a configuration says that a model in memory could say as well."""
     stored = json.loads((folder / "config.json").read_text())
@@ -105,12 +111,17 @@ def assert_as_saved(ours: Path, theirs: Path) -> None:
     files = {file.name for file in theirs.iterdir()}
     assert {file.name for file in ours.iterdir()} == files | _BESIDE
     stored = json.loads((ours / "config.json").read_text())["perturbation"]
+    assert json.loads((theirs / "config.json").read_text())["perturbation"]["digest"] == stored["digest"]
     for name in files:
         if name.endswith(".safetensors"):
-            (our_metadata, *our_rest), (their_metadata, *their_rest) = (file_parts(f / name) for f in (ours, theirs))
-            assert our_rest == their_rest
-            assert json.loads(our_metadata.pop("perturbation")) == stored
-            assert our_metadata == their_metadata == {"format": "pt"}
+            said = []
+            for folder in (ours, theirs):
+                metadata, *rest = file_parts(folder / name)
+                record = json.loads((folder / "config.json").read_text())["perturbation"]
+                assert json.loads(metadata.pop("perturbation")) == record
+                said.append((metadata.pop("format"), json.loads(metadata.pop("digests")), metadata, rest))
+            assert said[0] == said[1]
+            assert said[0][1] == {key: bytes_digest(tensor) for key, tensor in load_file(ours / name).items()}
     assert config_of(ours) == config_of(theirs)
     assert stored["digest"] == digest_of(weights_of(ours))
 

@@ -1,0 +1,146 @@
+"""What `save_pretrained` writes beside the weights: a record that is true, in the header of their files too."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from inspect import signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import wrapt
+from huggingface_hub import ModelCard, ModelCardData
+from transformers import modeling_utils
+
+from hf_perturb.checkpoints.headers import header_metadata
+from hf_perturb.errors import PerturbationError
+from hf_perturb.loading.perturb import network_of
+from hf_perturb.networks.seal import fingerprints, judged, record_now
+from hf_perturb.perturbation import Perturbation
+from hf_perturb.perturbation.digest import digest_of_lines, distinct, lines_of
+
+if TYPE_CHECKING:
+    from hf_perturb.networks.perturbable import PerturbablePreTrainedModel
+
+_LAYOUTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+@dataclass
+class _Saving:
+    """A model that is being saved: its record or digest, what tells its tensors, and the files that were written."""
+
+    record: Perturbation | None
+    digest: str | None
+    lines: dict[str, str]
+    whole: str
+    written: list[str] = field(default_factory=list)
+
+
+_saving: ContextVar[_Saving | None] = ContextVar("saving", default=None)
+
+
+def save(
+    model: PerturbablePreTrainedModel, run: Callable[..., Any], directory: str | Path, *args: Any, **kwargs: Any
+) -> Any:
+    """Save a model as Transformers does; see `PerturbablePreTrainedModel.save_pretrained`.
+
+    Args:
+        model: which knows what its weights are.
+        run: Transformers' `save_pretrained` of it.
+        directory: where to.
+        *args: for `run`.
+        **kwargs: for `run`.
+    """
+    given = signature(run).bind(directory, *args, **kwargs).arguments
+    if model._hf_peft_config_loaded:  # an adapter alone is saved
+        done = run(directory, *args, **kwargs)
+        if given.get("is_main_process", True):
+            _write_adapter_card(model, Path(directory, "README.md"))
+        return done
+    state = given.get("state_dict")
+    saving = _described(model, state)
+    if state is None:
+        model.told(saving.record, model._seal, saving.digest)
+    # what is written may be other weights than the model's own
+    model.config.set_record(saving.record, saving.digest)
+    token = _saving.set(saving)
+    try:
+        done = run(directory, *args, **kwargs)
+    finally:
+        _saving.reset(token)
+        model.config.set_record(model._record, saving.digest)
+    if saving.written:
+        _remove_others(Path(directory), saving.written)
+    return done
+
+
+def _described(model: PerturbablePreTrainedModel, state: Mapping[str, torch.Tensor] | None) -> _Saving:
+    """Return what is true of the tensors that are saved, those of the model if there are no others."""
+    tensors = model.state_dict() if state is None else state
+    # what is kept on a disk came from the checkpoint, and nobody can train it
+    lines = {**{name: line for name, line in (model._seal or {}).items() if name in tensors}, **fingerprints(tensors)}
+    for name, source in network_of(model).tied.items():
+        if lines.get(name, lines.get(source)) != lines.get(source):
+            raise PerturbationError(
+                f"save: {name} and {source} hold other values, and the configuration has them as one tensor; call"
+                " model.tie_weights(), or load the weights into a model whose tie_word_embeddings is false"
+            )
+    counted = {name: lines[name] for name in distinct(tensors) if name in lines}
+    whole = digest_of_lines(counted)
+    record, digest = judged(model, lines), model.config.digest
+    if record is not None and record.base is not None and Path(record.base.name or "").is_absolute():
+        # whose disk the base is on is nobody's business
+        record = replace(record, base=replace(record.base, name=Path(record.base.name or "").name))
+    if record is not None and record.digest is not None and not record.changed:
+        # that of the whole control, where this is its trunk, or has a head that was trained
+        record = replace(record, digest=whole)
+    return _Saving(record, digest if digest == whole else None, lines, whole)
+
+
+def _write_adapter_card(model: PerturbablePreTrainedModel, path: Path) -> None:
+    """Say in the card of an adapter on which control it was trained, as PEFT does where it writes the adapter."""
+    if (record := record_now(model)) is None:
+        return
+    if path.exists():
+        card = ModelCard.load(path)
+    else:
+        data = ModelCardData(base_model=model.name_or_path or None, library_name="peft")
+        name = f"`{model.name_or_path}`, " if model.name_or_path else ""
+        card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n# Adapter\n\nTrained on {name}a control: {record}.\n")
+    card.data.tags = sorted({*(card.data.tags or ()), *model.model_tags})
+    card.save(path)
+
+
+def _save_file(wrapped: Callable[..., Any], instance: None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Write a file of weights, with the record of the model that is being saved in its header."""
+    saving = _saving.get()
+    if saving is None:
+        return wrapped(*args, **kwargs)
+    given = signature(wrapped).bind(*args, **kwargs).arguments
+    tensors: Mapping[str, torch.Tensor] = given["tensors"]
+    unread = lines_of({name: tensor for name, tensor in tensors.items() if name not in saving.lines})
+    lines = {name: saving.lines.get(name) or unread[name] for name in tensors}
+    saving.written.append(Path(given["filename"]).name)
+    metadata = {**(given.get("metadata") or {}), **header_metadata(saving.record, lines, saving.whole)}
+    return wrapped(tensors, given["filename"], metadata=metadata)
+
+
+# Transformers has no other way to write into the header of a file
+wrapt.wrap_function_wrapper(modeling_utils, "safe_save_file", _save_file)
+
+
+def _remove_others(folder: Path, written: list[str]) -> None:
+    """Remove weights of another layout, which would be found before those that were written, or in their place."""
+    first = written[0].removeprefix("model").removesuffix(".safetensors")
+    part = re.search(r"-\d{5}-of-\d{5}$", first)
+    variant = first if part is None else first[: part.start()]
+    names = {re.sub(r"(\.\w+)$", rf"{variant}\1", name) for name in _LAYOUTS} - {*written}
+    if part is not None:
+        names.remove(f"model.safetensors.index{variant}.json")
+    shard = re.compile(rf"pytorch_model{re.escape(variant)}-\d{{5}}-of-\d{{5}}\.bin")
+    for file in folder.iterdir():
+        if file.name in names or shard.fullmatch(file.name):
+            file.unlink()

@@ -1,0 +1,113 @@
+"""An adapter that PEFT or Transformers writes says on which control it was trained."""
+
+from __future__ import annotations
+
+import json
+
+import peft
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from support.models import model_class, small_model
+from transformers.integrations import peft as integration
+
+SAID = ["perturbation-method:resample", "perturbation-rules:documented", "perturbation-seed:7"]
+TARGETS = {"esm1b": ["q_proj", "v_proj"], "carp": r".*sequence1\.\d\.conv"}
+
+# PEFT prints what Transformers calls by an old name
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+
+
+@pytest.fixture(params=["esm1b", "carp"])
+def control(request, tmp_path):
+    """Return a control as it is loaded, with a digest in its record, and where it is."""
+    small_model(request.param).perturb({"method": "resample", "seed": 7}).save_pretrained(tmp_path / "control")
+    return model_class(request.param).from_pretrained(tmp_path / "control"), TARGETS[request.param]
+
+
+def wrapped(model, targets, **keywords):
+    return peft.get_peft_model(model, peft.LoraConfig(target_modules=targets, r=2, **keywords))
+
+
+def card_of(folder):
+    return ModelCard.load(folder / "README.md")
+
+
+def assert_says_so(card, folder):
+    digest = json.loads((folder / "config.json").read_text())["perturbation"]["digest"]
+    assert {*SAID, f"perturbation-digest:{digest}"} <= {*card.data.tags}
+    assert not any("changed" in tag for tag in card.data.tags)
+    assert card.data.base_model == str(folder)
+    assert card.data.library_name == "peft"
+
+
+@pytest.mark.parametrize("task", [None, "FEATURE_EXTRACTION"])
+def test_the_card_that_peft_writes_names_the_control(control, tmp_path, task):
+    model, targets = control
+    adapter = wrapped(model, targets, task_type=task)
+    for name, parameter in adapter.named_parameters():
+        if "lora_B" in name:  # trained
+            torch.nn.init.ones_(parameter)
+    adapter.save_pretrained(tmp_path / "adapter")
+    assert_says_so(card_of(tmp_path / "adapter"), tmp_path / "control")
+    stated = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert stated["base_model_name_or_path"] == str(tmp_path / "control")
+
+
+@pytest.fixture
+def any_peft(monkeypatch):
+    """Let Transformers take the PEFT that is here, which may be older than the one it asks for."""
+    monkeypatch.setattr(integration, "MIN_PEFT_VERSION", "0.18.0")
+
+
+def test_the_adapter_that_transformers_writes_has_such_a_card(control, tmp_path, any_peft):
+    model, targets = control
+    model.add_adapter(peft.LoraConfig(target_modules=targets, r=2))
+    model.save_pretrained(tmp_path / "adapter")
+    assert {path.name for path in (tmp_path / "adapter").iterdir()} == {
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+    assert_says_so(card_of(tmp_path / "adapter"), tmp_path / "control")
+    assert "a control: resample (seed 7, rules documented)" in card_of(tmp_path / "adapter").text
+    # what is under the adapter is still the control
+
+
+def test_a_card_that_is_there_keeps_its_text_and_tags(control, tmp_path, any_peft):
+    model, targets = control
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "README.md").write_text("---\ntags:\n- mine\n---\n\n# My adapter\n", encoding="utf-8")
+    model.add_adapter(peft.LoraConfig(target_modules=targets, r=2))
+    model.save_pretrained(tmp_path / "adapter")
+    card = card_of(tmp_path / "adapter")
+    assert {"mine", *SAID} <= {*card.data.tags}
+    assert "# My adapter" in card.text
+
+
+def test_an_adapter_of_a_base_names_no_control(tmp_path, any_peft):
+    for save in ("peft", "transformers"):
+        model = small_model("esm1b")
+        if save == "peft":
+            wrapped(model, TARGETS["esm1b"]).save_pretrained(tmp_path / save)
+            assert not [tag for tag in card_of(tmp_path / save).data.tags if tag.startswith("perturbation")]
+        else:
+            model.add_adapter(peft.LoraConfig(target_modules=TARGETS["esm1b"], r=2))
+            model.save_pretrained(tmp_path / save)
+            assert not (tmp_path / save / "README.md").exists()
+
+
+def test_tags_follow_the_record_and_keep_what_is_added():
+    model = small_model("carp")
+    assert model.model_tags == []
+    model.add_model_tags("mine")
+    model.add_model_tags(["mine", "yours"])
+    model.perturb({"method": "reinit", "seed": 3, "exclude": ["*.bias"]})
+    assert model.model_tags[:2] == ["mine", "yours"]
+    assert {"perturbation-method:reinit", "perturbation-seed:3", 'perturbation-exclude:["*.bias"]'} <= {
+        *model.model_tags
+    }
+    model.model_tags = [*model.model_tags, "theirs"]
+    assert [tag for tag in model.model_tags if not tag.startswith("perturbation-")] == ["mine", "yours", "theirs"]
+    model.model_tags = None
+    assert all(tag.startswith("perturbation-") for tag in model.model_tags)
