@@ -56,7 +56,7 @@ def variant_card(
     record: Perturbation,
     steps: Mapping[str, Step | None],
     published_as: str | None,
-    changed: Collection[str] | None,
+    alike: Collection[str] = (),
     recipe: bool = False,
     stock: bool = False,
 ) -> str:
@@ -67,12 +67,12 @@ def variant_card(
         record: what was done to its weights.
         steps: the same for every tensor that is stored, `None` for one that is kept.
         published_as: name of the published checkpoint that the base is, if it is known.
-        changed: names of the tensors that are not those of the base, `None` where the base is not at hand.
+        alike: names of the tensors that were perturbed and came out as they were, where the base is at hand.
         recipe: whether it has no weights.
         stock: whether it is stored for Transformers' own ESM.
     """
     origin = origin_of(network, published_as, record.base.digest if record.base is not None else None)
-    facts = _variant_facts(network, record, steps, changed)
+    facts = _variant_facts(network, record, steps, alike)
     return render("variant.md", network, origin, record, stock, recipe=recipe, **facts)
 
 
@@ -134,7 +134,8 @@ def _code(value: str) -> str:
 
 def _metadata(stored: Mapping[str, Any], origin: Entry | None, record: Perturbation | None) -> ModelCardData:
     """Return the header of a card."""
-    tags = ["hf-perturb", "protein", *(("control", record.method) if record is not None else ()), stored["family"]]
+    kind = () if record is None else ("from-a-control" if record.changed else "control", record.method)
+    tags = ["hf-perturb", "protein", *kind, stored["family"]]
     base = None if record is None else _base_model(origin, record)
     return ModelCardData(
         library_name="transformers",
@@ -191,32 +192,31 @@ def _stored_facts(network: Network, stock: bool) -> dict[str, Any]:
 
 
 def _variant_facts(
-    network: Network, record: Perturbation, steps: Mapping[str, Step | None], changed: Collection[str] | None
+    network: Network, record: Perturbation, steps: Mapping[str, Step | None], alike: Collection[str]
 ) -> dict[str, Any]:
     """Return what a card says of what was done to a variant; the arguments are those of `variant_card`."""
     family, shapes = network.family, network.shapes
     touched = {name for name, step in steps.items() if step is not None}
-    counted = touched if changed is None else set(changed)
     # where the study's code left a tensor, its document may say otherwise
     asked = steps if record.rules == "published" else touched
-    alike = Counter(re.sub(r"\blayers\.\d+\.", "layers.*.", name) for name in steps if name in touched - counted)
     return {
         "base": _base_name(record),
         "axis": next((dict(step.arguments).get("axis") for step in steps.values() if step is not None), None),
+        "named_and_kept": network.named_and_kept(record),
         "scopes": {name: scope_text(family, name) for name in record.scope},
         "parameters": sum(math.prod(shapes[name]) for name in steps if is_parameter(name)),
-        "compared": changed is not None,
-        "count": len(counted),
+        # of what a record says was done, so that a count needs no base and is the same in every format
+        "count": len(touched),
         "total": len(steps),
-        "rows": _rule_rows(family, record, steps, counted),
-        "alike": alike,
+        "rows": _rule_rows(family, record, steps, touched),
+        "alike": Counter(re.sub(r"\blayers\.\d+\.", "layers.*.", name) for name in steps if name in alike),
         "head_split_off": "lm_head.weight" in touched,
         "differing": [row for row in rows_of(family) if row.published != "same" and any(map(row.names, asked))],
     }
 
 
 def _rule_rows(
-    family: str, record: Perturbation, steps: Mapping[str, Step | None], counted: set[str]
+    family: str, record: Perturbation, steps: Mapping[str, Step | None], touched: set[str]
 ) -> list[dict[str, Any]]:
     """Return a row for each rule that names a tensor: what was done to its tensors, and to how many of them."""
     rows = []
@@ -227,7 +227,7 @@ def _rule_rows(
             rule = row if step is None else rule_of(family, step.name)
             action = "keep" if step is None else rule.action(record.method, record.rules)
             head = None if step is None or rule is row else step.name
-            count = sum(name in counted for name in names)
+            count = sum(name in touched for name in names)
             rows.append({"rule": row, "action": action, "head": head, "count": count, "named": len(names)})
     return rows
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,15 @@ import torch
 from hf_perturb.checkpoints.checkpoint import Checkpoint
 from hf_perturb.checkpoints.shapes import Shape, is_parameter, listed
 from hf_perturb.checkpoints.tensors import Tensor
-from hf_perturb.compare.statistics import BINS, Histogram, PairStatistics, bin_counts, bin_width
+from hf_perturb.compare.statistics import BINS, Histogram, Likeness, PairStatistics, bin_counts, bin_width
 from hf_perturb.errors import CheckpointError
 from hf_perturb.perturbation import Perturbation
 from hf_perturb.perturbation.digest import DTYPES, torch_dtype
 from hf_perturb.perturbation.parallel import for_each
+from hf_perturb.variants.matrix import folders_of
 from hf_perturb.variants.stream import Progress, counter
 
+_LOG = logging.getLogger("hf_perturb")
 CHUNK = 1 << 16  # elements: in float64 a pair fits into a core's cache, and larger buffers come from the system anew
 SAMPLE = 1 << 16  # elements of a network that say how wide the bins of its histogram are
 _BIAS = re.compile(r"bias(_[kv])?$")
@@ -47,7 +50,7 @@ class Side:
         if record is None:
             return self.name
         rules = "" if record.rules == "documented" else f", rules {record.rules}"
-        return f"{self.name}, {record.method} (seed {record.seed}{rules})"
+        return f"{self.name}, {record.method} (seed {record.seed}{rules}){', changed since' if record.changed else ''}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready data."""
@@ -99,7 +102,11 @@ class Row:
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready data."""
         facts = {key: value for key, value in vars(self).items() if key != "statistics"}
-        return {**facts, "only_in": self.only_in, "changed": self.changed, **self.statistics.to_dict()}
+        return {**facts, "only_in": self.only_in, "changed": self.changed, **self.numbers()}
+
+    def numbers(self) -> dict[str, Any]:
+        """Return the statistics as JSON has them, `None` where there is nothing to compare."""
+        return _numbers(self.statistics, self.statistics.likeness)
 
 
 @dataclass(frozen=True)
@@ -114,6 +121,7 @@ class Group:
         tensors: how many were compared.
         changed_tensors: how many of these have an element that differs.
         statistics: of those compared as if they were one vector.
+        likeness: of those that changed, each about its own mean: what was kept says nothing of them; 1 if none did.
         parts: its `weights` and its `vectors`: pooled, layer-norm gains near 1 would hide what became of the weights.
     """
 
@@ -124,6 +132,7 @@ class Group:
     tensors: int
     changed_tensors: int
     statistics: PairStatistics
+    likeness: Likeness
     parts: dict[str, Group]
 
     @classmethod
@@ -131,11 +140,11 @@ class Group:
         cls, name: str, layer: int | None, rows: Sequence[Row], parts: Mapping[str, Sequence[str]] = _PARTS
     ) -> Group:
         """Put tensors together, and those of some kinds apart."""
-        alone = [row.only_in for row in rows]
+        alone, like = [row.only_in for row in rows], likeness_of(rows)
         changed = sum(bool(row.changed) for row in rows)
         statistics = sum((row.statistics for row in rows if row.only_in is None), PairStatistics())
         split = {part: cls.of(name, layer, [row for row in rows if row.kind in parts[part]], {}) for part in parts}
-        return cls(name, layer, alone.count("a"), alone.count("b"), alone.count(None), changed, statistics, split)
+        return cls(name, layer, alone.count("a"), alone.count("b"), alone.count(None), changed, statistics, like, split)
 
     @property
     def note(self) -> str:
@@ -150,7 +159,22 @@ class Group:
 
     def _counts(self) -> dict[str, Any]:
         counts = {"tensors": self.tensors, "changed_tensors": self.changed_tensors}
-        return {**counts, "elements": self.statistics.elements, **self.statistics.to_dict()}
+        return {**counts, "elements": self.statistics.elements, **self.numbers()}
+
+    def numbers(self) -> dict[str, Any]:
+        """Return the statistics as JSON has them, `None` where there is nothing to compare."""
+        return _numbers(self.statistics, self.likeness)
+
+
+def likeness_of(rows: Iterable[Row]) -> Likeness:
+    """Return what is left of the tensors that changed; of all that were compared where none did."""
+    both = [row for row in rows if row.only_in is None]
+    return sum((row.statistics.likeness for row in [row for row in both if row.changed] or both), Likeness())
+
+
+def _numbers(statistics: PairStatistics, likeness: Likeness) -> dict[str, Any]:
+    found = likeness.to_dict()
+    return statistics.to_dict() | (found if statistics.elements else dict.fromkeys(found))
 
 
 @dataclass(frozen=True)
@@ -225,49 +249,42 @@ def compare_checkpoints(
     return Comparison(_side(one), _side(other), rows, layers, Group.of("total", None, rows), histogram)
 
 
-def comparison_table(comparison: Comparison, per: str = "layer") -> list[dict[str, str]]:
-    """Return the rows of a table to print, the last of the whole network; `note` is left out where there is none.
+def compare_variants(
+    a: str | Path, b: str | Path, *, jobs: int | None = None, progress: Progress | None = None
+) -> dict[Path, Comparison | Exception]:
+    """Compare each variant in a matrix folder with one checkpoint, also when one of them cannot be compared.
 
     Args:
-        comparison: what to show.
-        per: `"layer"`, with the standard deviation of its weights, and distance and cosine of weights and of vectors
-            (biases and layer norms); or `"tensor"`, the last two rows being all weights and all vectors.
+        a: as for `compare_checkpoints`, or a folder of variants, as `create_variants` writes.
+        b: the same; one of the two is such a folder.
+        jobs: see there.
+        progress: see there.
+
+    Returns:
+        What was found by the folder of each variant, or the error that says why it cannot be compared.
+
+    Raises:
+        CheckpointError: if not one of the two is a folder of variants, or the other cannot be used.
     """
-    if per == "layer":
-        rows = [_layer_cells(group) for group in (*comparison.layers, comparison.total)]
-    else:
-        totals = {f"total {name}": part for name, part in comparison.total.parts.items()}
-        named: dict[str, Row | Group] = {**{row.name: row for row in comparison.tensors}, **totals}
-        rows = [{"tensor": name, "changed": _changed(of), **_cells(of), "note": of.note} for name, of in named.items()]
-    noted = any(row["note"] for row in rows)
-    return [{title: cell for title, cell in row.items() if noted or title != "note"} for row in rows]
-
-
-def _layer_cells(group: Group) -> dict[str, str]:
-    parts = {name: _cells(part) for name, part in group.parts.items()}
-    stds = {title: parts["weights"][title] for title in ("std A", "std B")}
-    split = {f"{what} {name}": cells[what] for name, cells in parts.items() for what in ("distance", "cosine")}
-    return {"layer": group.name, "changed": _changed(group), **stds, **split, "note": group.note}
-
-
-def _changed(of: Row | Group) -> str:
-    if isinstance(of, Group):
-        return f"{of.changed_tensors} of {of.tensors}"
-    return f"only in {of.only_in.upper()}" if of.only_in else "yes" if of.changed else "no"
-
-
-def _cells(of: Row | Group) -> dict[str, str]:
-    """Return the statistics as a table shows them: `mean_a` as `mean A`, `relative_distance` as `distance`."""
-    cells = {}
-    for key, number in of.statistics.to_dict().items():
-        title = key.removeprefix("relative_").replace("_a", " A").replace("_b", " B")
-        cells[title] = "-" if number is None else str(number) if isinstance(number, int) else f"{number:.4g}"
-    return cells
+    in_a, in_b = folders_of(a), folders_of(b)
+    if bool(in_a) == bool(in_b):
+        raise CheckpointError(f"{a} and {b} are {'both' if in_a else 'no'} folders of variants; allowed: one of them")
+    Checkpoint.open(a if in_b else b).check()  # what is wrong with it is no problem of a variant
+    found: dict[Path, Comparison | Exception] = {}
+    for folder in in_a or in_b:
+        try:
+            sides = (folder, b) if in_a else (a, folder)
+            found[folder] = compare_checkpoints(*sides, jobs=jobs, progress=progress)
+        except (OSError, ValueError) as error:
+            found[folder] = error
+    return found
 
 
 def _side(checkpoint: Checkpoint) -> Side:
     place = Path(checkpoint.name)
     name = place.resolve().name if place.exists() else checkpoint.name
+    if checkpoint.record is not None and checkpoint.record.changed:
+        _LOG.warning("%s is %s: no control any more", name, checkpoint.record)
     return Side(name, checkpoint.revision, checkpoint.record)
 
 

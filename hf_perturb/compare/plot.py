@@ -9,8 +9,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from hf_perturb.compare.compare import Comparison, Side
-from hf_perturb.compare.statistics import Histogram, PairStatistics
+from hf_perturb.compare.compare import Comparison, Row, Side, likeness_of
+from hf_perturb.compare.statistics import Histogram
 from hf_perturb.errors import CheckpointError
 
 # what each format would record of the day it was written, left out: the same numbers give the same file
@@ -52,8 +52,9 @@ def check_picture(path: str | Path) -> None:
 def plot_comparison(comparison: Comparison, path: str | Path) -> None:
     """Draw a comparison and write it whole or not at all; a picture of that name is replaced.
 
-    Left: the relative distance of every layer, of its weights, biases and layer norms apart; `in` is what comes before
-    the layers, `out` what comes after. Right: histograms of the weights of both networks.
+    Left: how far the tensors of every layer that changed are from A, in its standard deviations, weights, biases and
+    layer norms apart; `in` is what comes before the layers, `out` what comes after. Right: histograms of the weights of
+    both networks.
 
     Args:
         comparison: what `compare_checkpoints` returns.
@@ -105,7 +106,7 @@ def _draw_distances(axes: Any, comparison: Comparison) -> None:
     gap = max(1.0, len(layers) / 16)
     outside = {"in": layers[0] - gap, "out": layers[-1] + gap}
     found = _distances(comparison)
-    axes.axhline(_UNRELATED, color="0.75", linewidth=2, zorder=1, label=r"$\sqrt{2}$: unrelated, same norm")
+    axes.axhline(_UNRELATED, color="0.75", linewidth=2, zorder=1, label=r"$\sqrt{2}$: unrelated, same spread")
     for kind, style in _KINDS.items():
         size = style["ms"] * (1 if len(layers) <= 40 else 0.75)
         # markers at zero lie half outside
@@ -116,7 +117,7 @@ def _draw_distances(axes: Any, comparison: Comparison) -> None:
     _scale(axes, [value for value in found.values() if value > 0])
     step = next((step for step in _STEPS if len(layers) <= 8 * step), _STEPS[-1])
     axes.set_xticks([outside["in"], *layers[::step], outside["out"]], ["in", *map(str, layers[::step]), "out"])
-    axes.set(xlabel="layer", ylabel=r"relative distance $\|B-A\|\;/\;\|A\|$")
+    axes.set(xlabel="layer", ylabel=r"distance: rms$(B-A)\;/\;$std$(A)$")
     axes.set_title("Distance by layer", **_TITLE)
     line, *kinds = axes.get_legend_handles_labels()[0]
     axes.legend(handles=[*reversed(kinds), line], ncols=2, columnspacing=1.5, **_LEGEND)
@@ -134,14 +135,14 @@ def _scale(axes: Any, some: list[float]) -> None:
 
 
 def _distances(comparison: Comparison) -> dict[tuple[Any, str], float]:
-    """Return the relative distance by place (`in`, a layer, `out`) and kind of tensor, where it is a number."""
-    found: dict[tuple[Any, str], PairStatistics] = {}
+    """Return the distance by place (`in`, a layer, `out`) and kind of tensor, where it is a number."""
+    places: dict[tuple[Any, str], list[Row]] = {}
     for row in comparison.tensors:
         if row.only_in is None and row.kind in _KINDS:
             outside = "in" if row.name.startswith(_BEFORE) else "out"
-            key = (outside if row.layer is None else row.layer, row.kind)
-            found[key] = found.get(key, PairStatistics()) + row.statistics
-    return {key: each.distance for key, each in found.items() if math.isfinite(each.distance)}
+            places.setdefault((outside if row.layer is None else row.layer, row.kind), []).append(row)
+    found = {key: likeness_of(rows).distance for key, rows in places.items()}
+    return {key: distance for key, distance in found.items() if math.isfinite(distance)}
 
 
 def _draw_histograms(axes: Any, comparison: Comparison) -> None:

@@ -13,6 +13,7 @@ from hf_perturb.perturbation.kernels import as_integers
 
 BINS = 201  # odd, so that one is about zero
 _TAIL, _BULK, _SPREAD = 0.9999, 0.9, 15.0
+_NO_SPREAD = 1e-13  # of the norm: less is what rounding leaves of equal values
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,11 @@ class Moments:
     deviations: float = 0.0
 
     @classmethod
-    def of(cls, values: torch.Tensor) -> Moments:
-        """Return the moments of a non-empty vector in float64."""
+    def of(cls, values: torch.Tensor) -> tuple[Moments, torch.Tensor]:
+        """Return the moments of a non-empty vector in float64, and its deviations from its mean."""
         mean = values.mean()
         centred = values - mean
-        return cls(values.numel(), mean.item(), torch.dot(centred, centred).item())
+        return cls(values.numel(), mean.item(), torch.dot(centred, centred).item()), centred
 
     def __add__(self, other: Moments) -> Moments:
         """Return the moments of both sets together. Source: Chan, Golub and LeVeque, 1979."""
@@ -54,6 +55,62 @@ class Moments:
         """The Euclidean norm; both terms are positive, so nothing cancels."""
         return math.sqrt(self.deviations + self.count * self.mean * self.mean)
 
+    @property
+    def spread(self) -> float:
+        """The sum of the squared deviations, 0 for what is constant but for rounding."""
+        return 0.0 if self.deviations <= (_NO_SPREAD * self.norm) ** 2 else self.deviations
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """How much of some tensors is left in others; the sum of two is that of both pairs of tensors.
+
+    Each tensor is taken about its own mean, which a shuffle keeps: a norm's gains are all near 1, so that of them alone
+    the deviations say which is which.
+
+    Args:
+        spread_a: sum of the squared deviations of the first from their tensor's mean.
+        spread_b: the same of the second.
+        shared: sum of the products of both deviations.
+        squares: sum of the squared differences, those of the means among them.
+    """
+
+    spread_a: float = 0.0
+    spread_b: float = 0.0
+    shared: float = 0.0
+    squares: float = 0.0
+
+    def __add__(self, other: Likeness) -> Likeness:
+        spreads = self.spread_a + other.spread_a, self.spread_b + other.spread_b
+        return Likeness(*spreads, self.shared + other.shared, self.squares + other.squares)
+
+    @property
+    def correlation(self) -> float:
+        """Pearson's: 1 for the same values, about 0 for unrelated ones and where one side alone is constant."""
+        if self.squares == 0:
+            return 1.0  # to the last digit, which the division does not promise
+        spreads = math.sqrt(self.spread_a) * math.sqrt(self.spread_b)
+        if spreads == 0:
+            return math.nan if self.spread_a == self.spread_b else 0.0
+        return _in_range(self.shared / spreads)
+
+    @property
+    def distance(self) -> float:
+        """The root mean square of `b - a` in standard deviations of `a`: `sqrt(2)` for a shuffle of `a`."""
+        if self.squares == 0:
+            return 0.0
+        return math.sqrt(self.squares / self.spread_a) if self.spread_a else math.nan
+
+    def to_dict(self) -> dict[str, float | None]:
+        """Return JSON-ready data, `None` for what is not a number."""
+        numbers = {"standardized_distance": self.distance, "correlation": self.correlation}
+        return {key: value if math.isfinite(value) else None for key, value in numbers.items()}
+
+
+def _in_range(cosine: float) -> float:
+    # Python's min and max would take a NaN for a bound
+    return math.copysign(1.0, cosine) if abs(cosine) > 1 else cosine
+
 
 @dataclass(frozen=True)
 class PairStatistics:
@@ -63,14 +120,14 @@ class PairStatistics:
         a: moments of the first.
         b: moments of the second.
         differing: elements that differ.
-        product: sum of the products.
+        shared: sum of the products of their deviations from their means.
         squares: sum of the squared differences.
     """
 
     a: Moments = Moments()
     b: Moments = Moments()
     differing: int = 0
-    product: float = 0.0
+    shared: float = 0.0
     squares: float = 0.0
 
     @classmethod
@@ -79,12 +136,18 @@ class PairStatistics:
         x, y = a.double(), b.double()
         differ = as_integers(a) != as_integers(b) if a.dtype == b.dtype else (x != y) & ~(x.isnan() & y.isnan())
         change = y - x
-        product, squares = torch.dot(x, y).item(), torch.dot(change, change).item()
-        return cls(Moments.of(x), Moments.of(y), int(torch.count_nonzero(differ)), product, squares)
+        (one, from_one), (other, from_other) = Moments.of(x), Moments.of(y)
+        shared, squares = torch.dot(from_one, from_other).item(), torch.dot(change, change).item()
+        return cls(one, other, int(torch.count_nonzero(differ)), shared, squares)
 
     def __add__(self, other: PairStatistics) -> PairStatistics:
-        differing, product = self.differing + other.differing, self.product + other.product
-        return PairStatistics(self.a + other.a, self.b + other.b, differing, product, self.squares + other.squares)
+        a, b = self.a + other.a, self.b + other.b
+        shared = self.shared + other.shared
+        if self.elements and other.elements:
+            # as in `Moments`, whose counts are the same on both sides
+            steps = (other.a.mean - self.a.mean) * (other.b.mean - self.b.mean)
+            shared += steps * (self.elements * other.elements / a.count)
+        return PairStatistics(a, b, self.differing + other.differing, shared, self.squares + other.squares)
 
     @property
     def elements(self) -> int:
@@ -107,9 +170,12 @@ class PairStatistics:
             return math.nan
         if self.squares == 0:
             return 1.0  # to the last digit, which the division does not promise
-        # Python's min and max would take a NaN for a bound
-        cosine = self.product / norms
-        return math.copysign(1.0, cosine) if abs(cosine) > 1 else cosine
+        return _in_range((self.shared + self.elements * self.a.mean * self.b.mean) / norms)
+
+    @property
+    def likeness(self) -> Likeness:
+        """The same where the two sets are one tensor each."""
+        return Likeness(self.a.spread, self.b.spread, self.shared, self.squares)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready data, `None` for what is not a number and for the statistics of no elements."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,6 +10,7 @@ from pathlib import Path
 from hf_perturb.cards.card import base_card, variant_card
 from hf_perturb.checkpoints.catalog import CATALOG, published_name
 from hf_perturb.checkpoints.checkpoint import Checkpoint, write_configuration
+from hf_perturb.checkpoints.evidence import differences, other_records
 from hf_perturb.checkpoints.formats import DTYPES, FORMATS
 from hf_perturb.checkpoints.origins.stock_esm import config_to_stock, stock_names
 from hf_perturb.checkpoints.shapes import listed
@@ -18,7 +19,7 @@ from hf_perturb.checkpoints.tensors import Tensor, is_finite
 from hf_perturb.checkpoints.tokenizers import save_tokenizer
 from hf_perturb.errors import CheckpointError, DigestError
 from hf_perturb.perturbation import Perturbation
-from hf_perturb.perturbation.digest import digest_of_lines, dtype_code
+from hf_perturb.perturbation.digest import dtype_code
 from hf_perturb.storage.folders import nothing_written, refuse_existing, refuse_out, whole_folder
 from hf_perturb.variants.blueprint import plan_for, steps_of
 from hf_perturb.variants.stream import write_weights
@@ -53,6 +54,8 @@ def convert_checkpoint(
 ) -> Conversion:
     """Make a base folder of a checkpoint: configuration, safetensors, tokenizer and card, whole or not at all.
 
+    Of a variant a variant is made, with its record. One that was trained further stays marked as changed.
+
     Args:
         source: an original `.pt` file of fair-esm or sequence-models, a name of the catalogue (which is downloaded), a
             folder or Hub id of Transformers' own ESM, or one of ours.
@@ -74,21 +77,20 @@ def convert_checkpoint(
     place = Path(located(source))
     if source in CATALOG or not force:
         refuse_out(out, place, force, "base")  # before anything is fetched
-    checkpoint = _open_source(source).check()
+    checkpoint = _checked(_open_source(source))
     check = partial(refuse_out, source=place, force=force, kind="base" if checkpoint.record is None else "variant")
     check(out)
     with nothing_written(out), whole_folder(out, check) as folder:
         dtypes = checkpoint.dtypes(None if dtype is None else dtype_code(dtype))
-        written = write_weights(folder, checkpoint.tensors, dtypes)
+        written, record = write_weights(folder, checkpoint.tensors, dtypes, checkpoint.record)
         if not allow_nonfinite:
             _refuse_nonfinite(checkpoint, written.nonfinite)
         digest = written.digest()
         cast = any(dtypes[name] != tensor.dtype for name, tensor in checkpoint.tensors.items())
-        _check_digest(checkpoint, None if cast else digest)
-        network, record = checkpoint.network, checkpoint.record
+        _check_weights(checkpoint, None if cast else written.digests)
+        network = checkpoint.network
         published = published_name(source, network) or checkpoint.published_as
         of_base = digest if record is None else None
-        record = None if record is None else replace(record, digest=digest)
         kind = next(iter(dtypes.values()))
         content = checkpoint.configuration(network, record, digest=of_base, dtype=kind, published_as=published)
         write_configuration(folder, content)
@@ -121,7 +123,7 @@ def _write_card(
     else:
         network = checkpoint.network
         steps = steps_of(network, plan_for(network, record))
-        text = variant_card(network, record, steps, published, None, stock=stock)
+        text = variant_card(network, record, steps, published, stock=stock)
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
@@ -154,11 +156,11 @@ def export_checkpoint(
     if to not in FORMATS:
         raise CheckpointError(f"to: got {to!r}; allowed: {', '.join(FORMATS)}")
     refuse_existing(Path(out))
-    checkpoint = Checkpoint.open(source).check()
+    checkpoint = _checked(Checkpoint.open(source))
     if not allow_nonfinite:
         odd = [name for name, tensor in checkpoint.tensors.items() if not is_finite(tensor.values())]
         _refuse_nonfinite(checkpoint, odd)
-    _check_digest(checkpoint)
+    _check_weights(checkpoint)
     for note in checkpoint.notes:
         on_note(note)
     with nothing_written(out, (OSError, RuntimeError)):  # torch.save gives a full disk as a RuntimeError
@@ -196,10 +198,10 @@ def _write_stock_esm(checkpoint: Checkpoint, out: Path) -> tuple[Path, ...]:
         names = {ours: theirs.removeprefix("esm.") for ours, theirs in names.items()}
     with whole_folder(out, refuse_existing) as folder:
         stored = {names[name]: tensor for name, tensor in tensors.items()}
-        written = write_weights(folder, stored, {names[name]: dtype for name, dtype in dtypes.items()})
-        if record is not None and record.digest is not None:
-            # originals are cast as their package does, and so are other bits than the record names
-            record = replace(record, digest=digest_of_lines({n: written.digests[names[n]] for n in checkpoint.tensors}))
+        kinds = {names[name]: dtype for name, dtype in dtypes.items()}
+        # originals are cast as their package does, and so are other bits than the record names
+        counted = {name: names[name] for name in checkpoint.tensors}
+        _, record = write_weights(folder, stored, kinds, record, counted)
         published, digest = checkpoint.published_as, checkpoint.stored.get("digest")
         ours = checkpoint.configuration(network, record, digest=digest, dtype=kind, published_as=published)
         write_configuration(folder, config_to_stock(ours, network))
@@ -208,21 +210,29 @@ def _write_stock_esm(checkpoint: Checkpoint, out: Path) -> tuple[Path, ...]:
     return (out,)
 
 
-def _check_digest(checkpoint: Checkpoint, found: str | None = None) -> None:
-    """Raise if weights are not the ones that a checkpoint says they are; their digest may be known already.
+def _checked(checkpoint: Checkpoint) -> Checkpoint:
+    """Check a checkpoint, and mark what stock Transformers has trained, which keeps our record when it saves."""
+    try:
+        return checkpoint.check()
+    except DigestError:
+        record = checkpoint.record
+        if record is None or checkpoint.origin != "transformers" or other_records(checkpoint):
+            raise
+    checkpoint.notes.append(f"its weights are no longer those of {record} (trained since then?): marked as changed")
+    checkpoint.record = replace(record, changed=True)
+    return checkpoint.check()
 
-    Stock Transformers keeps our record when it saves a model that it has trained; there, a digest that is no longer
-    true is dropped, with a note.
-    """
-    stated = checkpoint.stated_digest
-    if stated is None or stated == (found := found or checkpoint.digest()):
+
+def _check_weights(checkpoint: Checkpoint, lines: Mapping[str, str] | None = None) -> None:
+    """Raise if weights are not the ones that a checkpoint says they are; what is said of them may be known already."""
+    if checkpoint.stated_digest is None and not checkpoint.stated_lines:
         return
-    problem = f"has weights with digest {found}, its config.json says {stated}"
-    if checkpoint.origin != "transformers":
-        raise DigestError(f"{checkpoint.name} {problem}: they have changed, or are damaged")
-    checkpoint.notes.append(f"{problem}: trained since then? the digest is dropped")
-    checkpoint.stored.pop("digest", None)
-    checkpoint.record = None if checkpoint.record is None else replace(checkpoint.record, digest=None)
+    problems = differences(checkpoint, lines or checkpoint.lines())
+    if problems and checkpoint.record is None and checkpoint.origin == "transformers":
+        checkpoint.notes.append(f"{'; '.join(problems)}: trained since then? the digest is dropped")
+        checkpoint.stored.pop("digest", None)
+    elif problems:
+        raise DigestError(f"{checkpoint.name}: {'; '.join(problems)}: they have changed, or are damaged")
 
 
 def _refuse_nonfinite(checkpoint: Checkpoint, names: Collection[str]) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from hf_perturb.checkpoints.catalog import CATALOG, Entry
 from hf_perturb.checkpoints.checkpoint import Checkpoint
-from hf_perturb.perturbation import Perturbation, Step, make_plan, spec
+from hf_perturb.perturbation import Perturbation, Step, spec
+from hf_perturb.variants.blueprint import plan_for
+
+_LOG = logging.getLogger("hf_perturb")
 
 
 def catalogue_rows(everything: bool) -> list[dict[str, Any]]:
@@ -41,11 +45,13 @@ def tensor_rows(base: str) -> list[dict[str, Any]]:
     Raises:
         CheckpointError: if the base cannot be used.
     """
-    network = Checkpoint.open(base).check().network
+    checkpoint = Checkpoint.open(base).check()
+    if checkpoint.record is not None:
+        _LOG.warning("%s is %s; the table tells what the rules do to a base", base, checkpoint.record)
+    network = checkpoint.network
     steps = {}
     for method in spec.METHODS:
-        plan = make_plan(network.family, network.shapes, Perturbation(method), network.language_head)
-        steps[method] = {step.name: step for step in plan.steps}
+        steps[method] = {step.name: step for step in plan_for(network, Perturbation(method)).steps}
     return [
         {
             "tensor": name,

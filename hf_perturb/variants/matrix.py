@@ -1,4 +1,4 @@
-"""Many variants of one base: what is asked for, and what their folders are called."""
+"""Many variants of one base: what is asked for, what their folders are called, and which are in a folder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from hf_perturb.errors import PerturbationError
+from hf_perturb.checkpoints.source import located
+from hf_perturb.errors import CheckpointError, PerturbationError
 from hf_perturb.perturbation.spec import Perturbation
 
 
@@ -54,3 +55,31 @@ def folder_name(perturbation: Perturbation) -> str:
 def folders(parent: Path, perturbations: Iterable[Perturbation]) -> dict[Path, Perturbation]:
     """Return the folder of each variant of a matrix."""
     return {parent / folder_name(perturbation): perturbation for perturbation in perturbations}
+
+
+def models_in(parent: Path) -> list[Path]:
+    """Return the folders in a folder that hold a model, by name; one without its `config.json` is a damaged one."""
+    files = (
+        file
+        for pattern in ("config.json", "model*.safetensors", "pytorch_model*.bin")
+        for file in parent.glob(f"*/{pattern}")
+    )
+    # what is hidden is still being written
+    return sorted({file.parent for file in files if not file.parent.name.startswith(".")})
+
+
+def folders_of(path: str | Path) -> list[Path]:
+    """Return the folders of a matrix; none for a model, be it a folder, a file or a Hub id.
+
+    Raises:
+        CheckpointError: if it is a folder that is neither.
+    """
+    folder = Path(located(str(path)))
+    if not folder.is_dir() or (folder / "config.json").exists():
+        return []
+    if found := models_in(folder):
+        return found
+    raise CheckpointError(
+        f"{path}: no config.json in it, and no folder in it that has one; allowed: the folder of a model, or a folder"
+        " of such folders, as create writes for several methods or seeds"
+    )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_perturb.checkpoints.checkpoint import Checkpoint
+from hf_perturb.checkpoints.evidence import differences, other_records
 from hf_perturb.checkpoints.recipe import Recipe, other_sizes
 from hf_perturb.checkpoints.shapes import listed
 from hf_perturb.checkpoints.source import located
@@ -17,9 +18,10 @@ from hf_perturb.checkpoints.tensors import Tensor
 from hf_perturb.checkpoints.tokenizers import same_alphabet
 from hf_perturb.errors import CheckpointError
 from hf_perturb.perturbation import Perturbation
-from hf_perturb.perturbation.digest import digest_of_lines, tensor_digest, torch_dtype
+from hf_perturb.perturbation.digest import digest_of_lines, is_downstream, tensor_digest, torch_dtype
 from hf_perturb.perturbation.kernels import as_integers
 from hf_perturb.variants.blueprint import Blueprint, make_blueprint
+from hf_perturb.variants.matrix import folders_of
 from hf_perturb.variants.stream import Progress, Sources, Target, stream
 
 
@@ -44,26 +46,28 @@ class Verification:
 
     Args:
         path: what was verified.
-        digest: of the weights, those that a recipe gives among them.
+        digest: of the weights, those that a recipe gives among them; `None` where they cannot be read.
         recorded: the digest that the configuration states, `None` if it states none.
         base: the base that the tensors were rebuilt from, `None` if there was none.
         differences: tensors that are not what the base and the record give.
         problems: everything that is wrong, in words; empty for what is as recorded.
         nonfinite: tensors with NaN or infinite values, which may be as recorded.
+        changed: what was done to the weights before they were changed, in words; `None` for a control or a base.
     """
 
     path: str
-    digest: str
+    digest: str | None
     recorded: str | None
     base: str | None = None
     differences: tuple[Difference, ...] = ()
     problems: tuple[str, ...] = ()
     nonfinite: tuple[str, ...] = ()
+    changed: str | None = None
 
     @property
     def ok(self) -> bool:
-        """Whether all is as recorded."""
-        return not self.problems
+        """Whether the weights are as the record says that they were made; of what has changed since they are not."""
+        return not self.problems and self.changed is None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the same as JSON has it."""
@@ -80,8 +84,10 @@ def verify_variant(
 ) -> Verification:
     """Compare weights with the digest that their record states, and, with the base, with what the record describes.
 
-    With a base every tensor is built again and compared, nothing being written. A recipe, which has no weights to look
-    at, is always rebuilt, from the base that it records if none is given.
+    The record is compared with what the files of weights say of themselves, too. With a base every tensor is built
+    again and compared, nothing being written. A recipe, which has no weights to look at, is always rebuilt, from the
+    base that it records if none is given. What was trained further from a control is not `ok`, and `changed` says
+    what it was.
 
     Args:
         path: a variant, a recipe, or a base with a digest: a folder or a Hub id.
@@ -98,6 +104,34 @@ def verify_variant(
     return verify_checkpoint(Checkpoint.open(path, revision), base, jobs=jobs, progress=progress)
 
 
+def verify_variants(
+    path: str | Path, base: str | Path | None = None, *, jobs: int | None = None, progress: Progress | None = None
+) -> list[Verification]:
+    """Verify each variant in a matrix folder, also when one of them cannot be read, which is a problem of that one.
+
+    Args:
+        path: a folder of variants, as `create_variants` writes.
+        base: as for `verify_variant`, of each; like all that follow.
+        jobs: see there.
+        progress: see there.
+
+    Raises:
+        CheckpointError: if there is no variant in the folder, or the base cannot be used.
+    """
+    folders = folders_of(path)
+    if not folders:
+        raise CheckpointError(f"{path}: no folder of variants; verify_variant takes one alone")
+    if base is not None:
+        Checkpoint.open(base).base()  # what is wrong with it is no problem of a variant
+    found = []
+    for folder in folders:
+        try:
+            found.append(verify_variant(folder, base, jobs=jobs, progress=progress))
+        except (OSError, ValueError) as error:
+            found.append(Verification(str(folder), None, None, problems=(" ".join(str(error).split()),)))
+    return found
+
+
 def verify_checkpoint(
     opened: Checkpoint,
     base: str | Path | None = None,
@@ -112,20 +146,20 @@ def verify_checkpoint(
         made_from = recipe.open_base() if base is None else Checkpoint.open(base).base()
         found = _rebuild(opened, recipe.record, made_from, run)
     elif base is None:
-        return _compare_with_record(opened.check(), run)
+        return _compare_with_record(opened.check(record=False), run)
     else:
-        record = opened.check().record
+        record = opened.check(record=False).record
         if record is None:
             problem = "is no variant: its config.json records no perturbation; leave the base out"
             raise CheckpointError(f"{opened.name!r} {problem}")
         made_from = Checkpoint.open(base).base()
         found = _rebuild(opened, record, made_from, run)
-    return replace(found, problems=(*found.problems, *other_sizes(opened, made_from), *_stated(opened)))
+    return replace(found, problems=(*found.problems, *_stated(opened)))
 
 
 def _compare_with_record(opened: Checkpoint, run: Callable[..., None]) -> Verification:
-    recorded = opened.stated_digest
-    if recorded is None:
+    recorded, stated = opened.stated_digest, _stated(opened)
+    if recorded is None and (opened.record is None or not opened.stated_lines) and not stated:
         raise CheckpointError(
             f"{opened.name!r} records no digest (trained, or saved by something else?): give its base to compare with"
         )
@@ -133,22 +167,36 @@ def _compare_with_record(opened: Checkpoint, run: Callable[..., None]) -> Verifi
     sources = Sources(opened.tensors, dtypes, look=True)
     run(sources)
     digest, odd = sources.digest(), tuple(sorted(sources.nonfinite))
-    problems = (*_another_digest(digest, recorded), *_stated(opened))
-    return Verification(opened.name, digest, recorded, problems=problems, nonfinite=odd)
+    problems = (*differences(opened, sources.digests), *stated)
+    return Verification(opened.name, digest, recorded, None, (), problems, odd, _changed(opened))
+
+
+def _changed(opened: Checkpoint) -> str | None:
+    record = opened.record
+    return str(replace(record, changed=False)) if record is not None and record.changed else None
 
 
 class _Stored:
     """What is stored, compared with what is built."""
 
-    def __init__(self, tensors: Mapping[str, Tensor]):
+    def __init__(self, tensors: Mapping[str, Tensor], is_cast: bool):
         self.tensors = tensors
+        self.is_cast = is_cast  # a cast of what is drawn is what would be drawn in that type
         self.digests: dict[str, str] = {}
         self.differences: dict[str, Difference] = {}
+        self.heads: dict[str, bool] = {}  # whether a tensor of a downstream head is that of the base
 
     def compare(self, name: str, built: Tensor) -> None:
         """Compare one tensor; called by several threads."""
+        if name not in self.tensors:
+            return  # a language head that was left out
         stored, made = self.tensors[name].values(), built.values()
         self.digests[name] = tensor_digest(stored)
+        if is_downstream(name):  # which may be trained on a control
+            self.heads[name] = self.digests[name] == tensor_digest(made)
+            return
+        if self.is_cast:
+            made = made.to(stored.dtype)
         if stored.dtype != made.dtype:
             self.differences[name] = Difference(name, made.numel(), None)
             return
@@ -160,7 +208,11 @@ class _Stored:
 
 def _rebuild(opened: Checkpoint, record: Perturbation, base: Checkpoint, run: Callable[..., None]) -> Verification:
     """Build every tensor of a variant again, and compare it with what is stored, if anything is."""
-    blueprint, sources, stored = make_blueprint(base, record), Sources.of(base), _Stored(opened.tensors)
+    blueprint, sources, stored = (
+        make_blueprint(base, record),
+        Sources.of(base),
+        _Stored(opened.tensors, is_cast=record.digest is None),
+    )
     if not opened.is_recipe:
         _refuse_another_network(opened, base, blueprint)
     elif record.digest is None:
@@ -174,19 +226,22 @@ def _rebuild(opened: Checkpoint, record: Perturbation, base: Checkpoint, run: Ca
         problems.append(f"the base {base.name} has digest {sources.digest()}, the record says {record.base.digest}")
     if names := sorted(stored.differences):
         problems.append(f"{len(names)} tensors are not what the base and the record give: {listed(names)}")
-    digest = target.digest() if opened.is_recipe else digest_of_lines(stored.digests)
-    problems += _another_digest(digest, record.digest)
-    differences = tuple(stored.differences[name] for name in names)
-    return Verification(opened.name, digest, record.digest, base.name, differences, tuple(problems))
-
-
-def _another_digest(found: str, recorded: str | None) -> list[str]:
-    return [] if recorded in (None, found) else [f"the weights have digest {found}, the record says {recorded}"]
+    lines, own_head = target.digests, False
+    if not opened.is_recipe:
+        added = {name: tensor.digest() for name, tensor in opened.tensors.items() if name not in stored.digests}
+        lines, own_head = {**stored.digests, **added}, bool(added) or not all(stored.heads.values())
+    problems += [*differences(opened, lines), *other_sizes(opened, base, heads=not own_head)]
+    digest = digest_of_lines(lines)
+    found = tuple(stored.differences[name] for name in names)
+    return Verification(opened.name, digest, record.digest, base.name, found, tuple(problems), (), _changed(opened))
 
 
 def _refuse_another_network(opened: Checkpoint, base: Checkpoint, blueprint: Blueprint) -> None:
+    """Raise if a variant has other tensors than its base gives, its heads apart."""
     made, found = {name: shape for name, (_, shape) in blueprint.shapes.items()}, opened.shapes
-    if odd := [name for name in {**made, **found} if made.get(name) != found.get(name)]:
+    heads = {name for name in made if name not in found and name in base.network.language_head}
+    heads |= {name for name in {**made, **found} if is_downstream(name)}
+    if odd := [name for name in {**made, **found} if made.get(name) != found.get(name) and name not in heads]:
         raise CheckpointError(
             f"{opened.name!r} is no variant of {base.name!r}: there are tensors that only one of them has, or of"
             f" another shape: {listed(odd)}"
@@ -198,7 +253,12 @@ def _stated(opened: Checkpoint) -> list[str]:
     problems = []
     if (named := opened.stored.get("auto_map")) not in (None, opened.network.auto_map):
         problems.append(f"config.json: auto_map names other code than this package's: {named}")
-    problems += opened.other_records()
+    problems += other_records(opened)
+    if "quantization_config" not in opened.stored:  # a quantiser has more to say there
+        known = {"format": "pt", "perturbation": ..., "digests": ..., "digest": ...}
+        for file, metadata in opened.headers.items():
+            odd = {key: value for key, value in (metadata or {}).items() if known.get(key) not in (value, ...)}
+            problems += [f"{file} says of itself {odd}, which nobody has written"] if odd else []
     vocabulary = None if opened.place is None else opened.place.find("tokenizer.json")
     if vocabulary is not None and not same_alphabet(vocabulary, opened.network.alphabet):
         problems.append("tokenizer.json: not the alphabet of this network, whose tokens are part of it")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import shutil
 
 import numpy
 import pytest
@@ -14,10 +16,13 @@ from support.models import model_class, small_model
 from support.refusals import edited
 
 import hf_perturb
+from hf_perturb import Perturbation
 from hf_perturb.checkpoints.tensors import Region, Tensor
+from hf_perturb.cli import main
 from hf_perturb.compare import compare as comparing
-from hf_perturb.compare.compare import chunks, compare_checkpoints, comparison_table
+from hf_perturb.compare.compare import chunks, compare_checkpoints, compare_variants
 from hf_perturb.compare.statistics import BINS, Histogram, PairStatistics, bin_counts, bin_width
+from hf_perturb.compare.table import comparison_table
 from hf_perturb.variants.create import create_variant
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -385,7 +390,7 @@ def test_a_table_is_text(tmp_path):
     create_variant("demo", tmp_path / "drawn", {"method": "reinit", "include": ["model.embedder.layers.3.conv.*"]})
     comparison = compare_checkpoints("demo", tmp_path / "drawn")
     table = comparison_table(comparison)
-    parts = [f"{what} {part}" for part in ("weights", "vectors") for what in ("distance", "cosine")]
+    parts = [f"{what} {part}" for part in ("weights", "vectors") for what in ("distance", "correlation")]
     assert list(table[0]) == ["layer", "changed", "std A", "std B", *parts]
     assert all(isinstance(cell, str) for row in table for cell in row.values())
     rows = {row["layer"]: row for row in table}
@@ -395,7 +400,7 @@ def test_a_table_is_text(tmp_path):
     assert rows["total"]["changed"] == f"2 of {len(comparison.tensors)}"
     titles = ["tensor", "changed", "differing", "mean A", "mean B", "std A", "std B", "norm A", "norm B"]
     table = comparison_table(comparison, "tensor")
-    assert list(table[0]) == [*titles, "distance", "cosine"]
+    assert list(table[0]) == [*titles, "distance", "correlation"]
     assert [(row["tensor"], row["changed"]) for row in table[-2:]] == [
         ("total weights", "1 of 51"),
         ("total vectors", "1 of 148"),
@@ -406,10 +411,169 @@ def test_a_table_does_not_pool_a_shuffle_with_gains_near_one(tmp_path):
     create_variant("demo", tmp_path / "shuffled", "resample")
     comparison = compare_checkpoints("demo", tmp_path / "shuffled")
     rows = [row for row in comparison_table(comparison) if row["layer"].startswith("layers.")]
-    assert all(abs(float(row["cosine weights"])) < 0.05 for row in rows)
-    assert all(float(row["cosine vectors"]) > 0.95 for row in rows)
+    assert len(rows) == 16
     assert all(row["std A"] == row["std B"] == row["std A"].strip("-") for row in rows)
     assert all(len("  ".join(row.values())) <= 120 for row in rows)
+
+
+NOISE = 0.01  # of the standard deviation of each tensor
+
+
+def noisy(tensors):
+    generator = torch.Generator().manual_seed(0)
+    for tensor in tensors.values():
+        if tensor.dim() and tensor.numel() > 1:
+            tensor.add_(NOISE * tensor.std() * torch.randn(tensor.shape, generator=generator))
+
+
+@pytest.mark.parametrize("network", ["demo", "esm1b", "esm1"])
+def test_every_column_of_a_table_tells_a_shuffle_from_its_base(tmp_path, network):
+    """Also where gains are near 1, and large embeddings are kept."""
+    sizes = {"hidden_size": 64, "intermediate_size": 256}
+    base = saved(tmp_path / "base", network, **sizes) if network != "demo" else hf_perturb.demo.folder()
+    tensors = load_file(base / "model.safetensors")
+    noisy(tensors)
+    shutil.copytree(base, tmp_path / "noisy")
+    save_file(tensors, tmp_path / "noisy" / "model.safetensors", {"format": "pt"})
+    create_variant(base, tmp_path / "shuffled", {"method": "resample", "axis": "all"})
+    create_variant(base, tmp_path / "drawn", "reinit")
+    tables = {}
+    for name in ("base", "noisy", "shuffled", "drawn"):
+        comparison = compare_checkpoints(base, base if name == "base" else tmp_path / name)
+        tables[name] = comparison_table(comparison)
+        said = comparison.to_dict()["total"]
+        for part in ("weights", "vectors"):
+            cells = tables[name][-1]
+            assert cells[f"distance {part}"] == f"{said[part]['standardized_distance']:.4g}"
+            assert cells[f"correlation {part}"] == f"{said[part]['correlation']:.4g}"
+    for part in ("weights", "vectors"):
+        found = {name: [row for row in rows if row[f"distance {part}"] != "-"] for name, rows in tables.items()}
+        assert {(row[f"distance {part}"], row[f"correlation {part}"]) for row in found["base"]} == {("0", "1")}
+        for name, low, high in (("noisy", 0.9998, 1), ("shuffled", -0.15, 0.15), ("drawn", -0.25, 0.25)):
+            rows = [row for row in found[name] if row["changed"][0] != "0" and row[f"distance {part}"] != "0"]
+            assert rows
+            total, layers = rows[-1], [row for row in rows if row["layer"].startswith("layers.")]
+            assert all(low <= float(row[f"correlation {part}"]) <= high for row in [*layers, total]), (name, part)
+            distances = [float(row[f"distance {part}"]) for row in [*layers, total]]
+            assert all(0.008 < each < 0.012 if name == "noisy" else each > 0.95 for each in distances), (name, part)
+        shuffled = float(found["shuffled"][-1][f"distance {part}"])
+        assert shuffled == pytest.approx(math.sqrt(2), rel=0.05), "whatever was kept"
+
+
+def test_of_the_means_nothing_is_taken_for_likeness():
+    generator = torch.Generator().manual_seed(0)
+    gains = (1 + 0.05 * torch.randn(500, generator=generator)).double()
+    biases = -0.1 + 0.01 * torch.randn(500, generator=generator).double()
+    orders = [torch.randperm(500, generator=generator) for _ in range(2)]
+    pairs = [PairStatistics.of(a, a[order]) for a, order in zip((gains, biases), orders, strict=True)]
+    for found in pairs:
+        assert found.cosine > 0.98
+        assert abs(found.likeness.correlation) < 0.15
+        assert found.likeness.distance == pytest.approx(math.sqrt(2), rel=0.1)
+    pooled, like = pairs[0] + pairs[1], pairs[0].likeness + pairs[1].likeness
+    assert pooled.likeness.correlation > 0.9, "as one vector, they differ in their means first of all"
+    assert abs(like.correlation) < 0.15
+    a, b = (
+        torch.cat([x - x.mean() for x in side]) for side in ((gains, biases), (gains[orders[0]], biases[orders[1]]))
+    )
+    assert like.correlation == pytest.approx((a @ b / (a.norm() * b.norm())).item(), rel=1e-9)
+    assert like.distance == pytest.approx(((b - a).norm() / a.norm()).item(), rel=1e-9)
+
+
+def test_where_a_constant_has_no_spread():
+    odd, values = torch.full((100_001,), 0.1), torch.linspace(-1, 1, 100_001)
+    halves = [
+        sum((PairStatistics.of(x, y) for x, y in zip(odd.split(999), values.split(999), strict=True)), PairStatistics())
+    ]
+    for found in (PairStatistics.of(odd, values), *halves):
+        assert found.likeness.correlation == 0
+        assert math.isnan(found.likeness.distance), "nothing is known of its scale"
+    found = PairStatistics.of(values, odd).likeness
+    assert (found.correlation, found.distance) == (
+        0,
+        pytest.approx(math.sqrt(1 + 0.01 / values.double().var().item()), rel=1e-3),
+    )
+    assert PairStatistics.of(odd, odd).likeness.to_dict() == {"standardized_distance": 0, "correlation": 1}
+    assert PairStatistics.of(odd, 2 * odd).likeness.to_dict() == {"standardized_distance": None, "correlation": None}
+    assert PairStatistics.of(values, -values).likeness.correlation == pytest.approx(-1)
+    assert PairStatistics.of(values, torch.full_like(values, NAN)).likeness.to_dict()["correlation"] is None
+
+
+def test_what_was_kept_says_nothing_of_what_changed(tmp_path):
+    create_variant("demo", tmp_path / "drawn", {"method": "reinit", "include": ["model.embedder.layers.3.conv.weight"]})
+    rows = {row["layer"]: row for row in comparison_table(compare_checkpoints("demo", tmp_path / "drawn"))}
+    for row in (rows["layers.3"], rows["total"]):
+        assert row["changed"].startswith("1 of ")
+        assert abs(float(row["correlation weights"])) < 0.05
+        assert (row["distance vectors"], row["correlation vectors"]) == ("0", "1")
+
+
+# a matrix
+
+
+@pytest.fixture
+def many(tmp_path):
+    """Three variants of the demo base, the second of which is damaged."""
+    for seed in (1, 2, 3):
+        create_variant("demo", tmp_path / "many" / f"reinit-seed{seed}", Perturbation("reinit", seed=seed))
+    (tmp_path / "many" / "reinit-seed2" / "config.json").unlink()
+    return tmp_path / "many"
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_matrix_is_a_row_for_each(many, turned, capsys):
+    sides = (many, "demo") if turned else ("demo", many)
+    found = compare_variants(*sides)
+    assert [folder.name for folder in found] == ["reinit-seed1", "reinit-seed2", "reinit-seed3"]
+    one, broken, three = found.values()
+    assert isinstance(broken, hf_perturb.CheckpointError)
+    alone = [many / "reinit-seed1", "demo"] if turned else ["demo", many / "reinit-seed1"]
+    assert comparison_table(one, "tensor") == comparison_table(compare_checkpoints(*alone), "tensor")
+    assert main(["compare", *map(str, sides)]) == 1
+    streams = capsys.readouterr()
+    title, *rows = streams.out.splitlines()
+    assert title.split()[:3] == ["variant", "changed", "std"]
+    totals = [comparison_table(each)[-1] for each in (one, three)]
+    cells = [" ".join(row.split()).removeprefix("reinit-seed") for row in rows]
+    assert cells == [f"{seed} {' '.join(list(row.values())[1:])}" for seed, row in zip((1, 3), totals, strict=True)]
+    assert streams.err.startswith(f"hf-perturb compare: {many / 'reinit-seed2'}: ")
+    assert streams.err.count("\n") == 1
+    assert main(["compare", *map(str, sides), "--json"]) == 1
+    said = json.loads(capsys.readouterr().out)
+    assert [row["path"] for row in said] == [str(folder) for folder in found]
+    assert list(said[0]) == ["path", *one.to_dict()]
+    assert said[0]["total"]["weights"] == pytest.approx(one.to_dict()["total"]["weights"])
+    assert "no config.json in it" in said[1]["problems"][0]
+
+
+def test_a_matrix_with_the_table_of_each(many, capsys):
+    shutil.rmtree(many / "reinit-seed2")
+    assert main(["compare", "demo", str(many), "--per", "layer"]) == 0
+    first, second, total = capsys.readouterr().out.split("\n\n")
+    assert main(["compare", "demo", str(many / "reinit-seed1")]) == 0
+    assert first == f"{many / 'reinit-seed1'}\n{capsys.readouterr().out}".rstrip("\n")
+    assert second.startswith(f"{many / 'reinit-seed3'}\nlayer ")
+    assert total.startswith("variant ")
+    assert total.count("\n") == 3
+
+
+def test_a_matrix_that_cannot_be_compared(many, tmp_path, capsys):
+    (tmp_path / "empty" / "logs").mkdir(parents=True)
+    for sides, message in (
+        ((many, many), "are both folders of variants; allowed: one of them"),
+        (("demo", "demo"), "are no folders of variants; allowed: one of them"),
+        (("demo", tmp_path / "empty"), "no folder in it that has one; allowed: the folder of a model, or a folder of"),
+        ((tmp_path / "nowhere", many), "nowhere"),
+    ):
+        with pytest.raises(hf_perturb.CheckpointError, match=re.escape(message)):
+            compare_variants(*sides)
+    with pytest.raises(SystemExit) as caught:
+        main(["compare", "demo", str(many), "--plot", str(tmp_path / "out.png")])
+    assert caught.value.code == 2
+    assert (
+        f"argument --plot: shows one variant, and {many} has 3: give {many / 'reinit-seed1'}" in capsys.readouterr().err
+    )
+    assert not (tmp_path / "out.png").exists()
 
 
 def histogram_of(values, sample=None):

@@ -102,8 +102,8 @@ def test_what_did_not_change_is_at_zero_and_within_the_axes(comparison):
     assert all(not line.get_clip_on() for line in left.lines if line.get_marker() != "None")
     weight = found["weight"][12]
     parts = [row.statistics for row in comparison.tensors if row.layer == 12 and row.kind == "weight"]
-    squares, norms = sum(part.squares for part in parts), sum(part.a.norm**2 for part in parts)
-    assert weight == pytest.approx(math.sqrt(squares / norms))
+    squares, spreads = sum(part.squares for part in parts), sum(part.a.deviations for part in parts)
+    assert weight == pytest.approx(math.sqrt(squares / spreads))
 
 
 @needs_matplotlib

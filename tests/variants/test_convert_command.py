@@ -51,7 +51,7 @@ def base(folder, **changes):
         (carp(**{NORM: torch.Tensor.to_sparse}), [], "last_norm.bias"),
         (sized(n_layers="9"), [], "num_hidden_layers"),
         (sized(d_model=-32), [], "hidden_size: got -32"),
-        (lambda folder: base(folder, digest="blake3:" + 64 * "0"), [], "its config.json says blake3:0"),
+        (lambda folder: base(folder, digest="blake3:" + 64 * "0"), [], "the record says blake3:0"),
         (lambda folder: base(folder, digest=5), [], "digest"),
         (lambda folder: base(folder, model_type="bert"), [], "model_type is 'bert'"),
         (lambda folder: base(folder) / "model.safetensors", [], "give the folder"),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
-from support.models import CONFIGS
+from support.models import CONFIGS, UNSTUDIED
 from support.streamed import METHODS, SIZES, contents, counted_reads, no_waiting, weights_of, write_base, write_bases
 
 import hf_perturb
@@ -15,8 +16,9 @@ from hf_perturb import Perturbation, PerturbationError
 from hf_perturb.checkpoints.checkpoint import Checkpoint
 from hf_perturb.cli import main
 from hf_perturb.variants.create import create_variant, create_variants
-from hf_perturb.variants.matrix import folder_name, folders, matrix
+from hf_perturb.variants.matrix import folder_name, folders, folders_of, matrix, models_in
 from hf_perturb.variants.stream import Sources
+from hf_perturb.variants.verify import verify_variants
 
 NAMES = {
     "reinit-seed42": Perturbation("reinit"),
@@ -45,19 +47,19 @@ def tree(folder: Path) -> dict[str, dict[str, bytes]]:
 
 
 @pytest.mark.parametrize(("recipe", "jobs"), [(False, 1), (False, 3), (True, 3)])
-def test_a_matrix_is_its_variants_one_at_a_time(base, recipe, jobs, tmp_path):
+def test_a_matrix_is_its_variants_one_at_a_time(base, network, recipe, jobs, tmp_path):
     wanted = folders(tmp_path / "at-once", matrix(["reinit", "resample"], [42, 7], ["rows", "all"]))
-    published = [Perturbation(method, rules="published") for method in ("reinit", "resample")]
+    published = [Perturbation(m, rules="published") for m in ("reinit", "resample") if network not in UNSTUDIED]
     wanted.update(folders(tmp_path / "at-once", published))
     records = create_variants(base, wanted, recipe=recipe, jobs=jobs)
     assert list(records) == list(wanted)
     for out, asked in wanted.items():
         assert create_variant(base, tmp_path / "single" / out.name, asked, recipe=recipe) == records[out] == asked
     made = tree(tmp_path / "at-once")
-    assert made.keys() == {*NAMES, "reinit-published-seed42", "resample-published-seed42"}
+    assert made.keys() == {*NAMES, *map(folder_name, published)}
     assert made == tree(tmp_path / "single")
     digests = {record.digest for record in records.values()}
-    assert len(digests) == 8, "each is another network"
+    assert len(digests) == len(wanted), "each is another network"
     assert {file for files in made.values() for file in files} >= {"README.md", "config.json", "tokenizer.json"}
 
 
@@ -136,8 +138,8 @@ def test_names_of_folders():
     scoped = Perturbation("reinit", seed=0, scope=["top:4", "keep_layer_norms"])
     assert folder_name(scoped) == "reinit-keep-layer-norms-top4-seed0"
     assert folder_name(Perturbation("reinit", scope="layers:0-11")) == "reinit-layers0-11-seed42"
-    assert folder_name(Perturbation("resample", rules="published", seed=2**63 - 1)) == (
-        "resample-published-seed9223372036854775807"
+    assert (
+        folder_name(Perturbation("resample", rules="published", seed=2**32 - 1)) == "resample-published-seed4294967295"
     )
     assert len({folder_name(perturbation) for perturbation in METHODS.values()}) == len(METHODS)
     assert folders(Path("out"), [scoped]) == {Path("out/reinit-keep-layer-norms-top4-seed0"): scoped}
@@ -186,13 +188,12 @@ def test_create_makes_a_matrix(bases, tmp_path, capsys):
     assert {Path(row["path"]).name: Perturbation.parse(row["perturbation"]) for row in rows} == NAMES
     create_variants(base, folders(tmp_path / "expected", NAMES.values()))
     assert tree(tmp_path / "out") == tree(tmp_path / "expected")
-    # one more seed: what is there is in the way, as it is for one variant
-    assert main(["create", base, str(tmp_path / "out"), *WORDS, *AXES, "--seed=8"]) == 1
+    # one more seed: what is there is kept, and said to be
+    assert main(["create", base, str(tmp_path / "out"), *WORDS, *AXES, "--seed=8"]) == 0
     streams = capsys.readouterr()
-    assert "reinit-seed42 exists already" in streams.err
-    assert streams.out == ""
-    assert tree(tmp_path / "out") == tree(tmp_path / "expected")
-    assert main(["create", base, str(tmp_path / "out"), *WORDS, *AXES, "--seed=8", "--force"]) == 0
+    assert streams.err.count("is there already, as asked for, and was kept") == len(NAMES)
+    made = tree(tmp_path / "out")
+    assert {name: made[name] for name in NAMES} == tree(tmp_path / "expected")
     assert tree(tmp_path / "out").keys() == {*NAMES, "reinit-seed8", "resample-rows-seed8", "resample-all-seed8"}
 
 
@@ -237,6 +238,10 @@ def test_a_cascade_of_one_depth_has_a_folder_of_its_own(tmp_path):
         (["--method=reinit", "--seed=1", "--seed=1"], "asked for twice"),
         (["--method=reinit", "--axis=all", "--axis=rows"], "an axis is for 'resample'"),
         (["--method=reinit", "--method=resample", "--rules=published", "--axis=all"], "axis: got 'all'"),
+        (
+            ["--method=reinit", "--rules=published", "--seed=42", f"--seed={2**32}"],
+            "seed: got 4294967296; allowed: 0 to",
+        ),
         (["--method=reinit", "--cascade=sideways"], "invalid choice: 'sideways'"),
         (["--method=reinit", "--cascade=top-down", "--rules=published"], "scope: got"),
     ],
@@ -247,3 +252,79 @@ def test_what_is_no_matrix_is_wrong_usage(words, message, tmp_path, capsys):
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
     assert os.listdir(tmp_path) == []
+
+
+# what is in a folder
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("matrix") / "many"
+    create_variants("demo", {folder / name: NAMES[name] for name in ("reinit-seed42", "reinit-seed7")})
+    create_variant("demo", folder / "recipe", NAMES["resample-all-seed42"], recipe=True)
+    return folder
+
+
+@pytest.fixture
+def many(made, tmp_path) -> Path:
+    """Two variants and a recipe, and beside them what is none."""
+    folder = Path(shutil.copytree(made, tmp_path / "many"))
+    (folder / "notes.txt").write_text("mine")
+    (folder / "logs").mkdir()
+    shutil.copytree(folder / "recipe", folder / ".recipe.new")
+    return folder
+
+
+def test_the_folders_of_a_matrix_are_listed(many, tmp_path, monkeypatch):
+    assert [folder.name for folder in folders_of(many)] == ["recipe", "reinit-seed42", "reinit-seed7"]
+    for model in (many / "recipe", "demo", "lab/not-here", tmp_path / "nowhere", many / "notes.txt"):
+        assert folders_of(model) == []
+    (many / "reinit-seed7" / "config.json").unlink()
+    assert many / "reinit-seed7" in folders_of(many), "weights without a configuration are a damaged variant"
+    monkeypatch.chdir(many.parent)
+    assert folders_of("many") == models_in(Path("many")) != []
+
+
+@pytest.mark.parametrize("held", [[], ["logs"], ["logs/deeper"]])
+def test_a_folder_that_is_neither(held, tmp_path, capsys):
+    for name in held:
+        (tmp_path / "folder" / name).mkdir(parents=True)
+    (tmp_path / "folder").mkdir(exist_ok=True)
+    message = f"{tmp_path / 'folder'}: no config.json in it, and no folder in it that has one; allowed: the folder of a"
+    for words in (["verify", "FOLDER"], ["compare", "demo", "FOLDER"], ["compare", "FOLDER", "demo"]):
+        assert main([word.replace("FOLDER", str(tmp_path / "folder")) for word in words]) == 1
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", [[], ["--base", "demo"]])
+def test_verify_answers_for_each_of_a_matrix(many, given, capsys):
+    found = verify_variants(many, *given[1:])
+    assert [(each.path, each.ok) for each in found] == [(str(folder), True) for folder in folders_of(many)]
+    assert main(["verify", str(many), *given]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"{many / 'recipe'}: weights as recorded")
+    assert lines[1::2] == [each.digest for each in found]
+    (many / "recipe" / "config.json").write_text("{")
+    edit = bytearray((many / "reinit-seed42" / "model.safetensors").read_bytes())
+    edit[-1] ^= 1
+    (many / "reinit-seed42" / "model.safetensors").write_bytes(edit)
+    assert [each.ok for each in verify_variants(many, *given[1:])] == [False, False, True]
+    assert main(["verify", str(many), *given, "--json"]) == 1
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["ok"] for row in rows] == [False, False, True]
+    assert all(list(row) == list(rows[0]) for row in rows)
+    assert "is not valid JSON" in rows[0]["problems"][0]
+    assert main(["verify", str(many), *given]) == 1
+    said = capsys.readouterr()
+    assert all(f"{folder}: " in said.out for folder in folders_of(many))
+    assert f"{many / 'reinit-seed7'}: weights as recorded" in said.out
+    assert said.err == ""
+
+
+def test_what_is_wrong_with_the_base_is_said_once(many, tmp_path, capsys):
+    with pytest.raises(hf_perturb.CheckpointError, match=r"nowhere.*no such file"):
+        verify_variants(many, tmp_path / "nowhere")
+    with pytest.raises(hf_perturb.CheckpointError, match="no folder of variants; verify_variant takes one alone"):
+        verify_variants(many / "recipe")
+    assert main(["verify", str(many), "--base", str(many / "recipe")]) == 1
+    assert capsys.readouterr().err.count("\n") == 1

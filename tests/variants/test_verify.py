@@ -194,14 +194,13 @@ def test_so_is_what_was_made_of_an_original(name, tmp_path):
         verify_variant(original)
 
 
-def test_so_are_weights_that_torch_saved(spoiled, bases):
+def test_weights_that_torch_saved_are_not_believed(spoiled, bases):
     weights = load_file(spoiled / "model.safetensors")
     torch.save(weights, spoiled / "pytorch_model.bin")
     (spoiled / "model.safetensors").unlink()
-    assert_whole(spoiled, None, bases / "esm1b", weights=weights)
+    assert "weights in a pickle, which cannot say so themselves" in problem_of(spoiled)
     weights["layers.0.fc1.bias"][3] += 1
     torch.save(weights, spoiled / "pytorch_model.bin")
-    assert "the weights have digest" in problem_of(spoiled)
     [difference] = verify_variant(spoiled, bases / "esm1b").differences
     assert (difference.name, difference.elements) == ("layers.0.fc1.bias", 1)
 
@@ -547,10 +546,12 @@ def test_a_variant_that_was_trained_is_compared_with_its_base(bases, network, tm
     with torch.no_grad():
         parameter.view(-1)[:2] += 0.25
     model.save_pretrained(tmp_path / "trained")
-    with pytest.raises(hf_perturb.CheckpointError, match=r"records no digest .*give its base"):
-        verify_variant(tmp_path / "trained")
+    record = json.loads((tmp_path / "out" / "config.json").read_text())["perturbation"]
+    found = verify_variant(tmp_path / "trained")
+    assert (found.ok, found.problems, found.recorded) == (False, (), record["digest"])
+    assert found.changed == "resample (seed 42, rules documented)"
     found = verify_variant(tmp_path / "trained", bases / network)
-    assert (found.ok, found.recorded) == (False, None)
+    assert (found.ok, found.recorded) == (False, record["digest"])
     assert found.differences == (Difference(name, 2, pytest.approx(0.25, rel=1e-4)),)
     assert found.problems == (f"1 tensors are not what the base and the record give: {name}",)
 
@@ -605,7 +606,8 @@ def test_the_command_prints_json(small, bases, spoiled, capsys):
             assert (ended, err) == (code, "")
             said = json.loads(out, parse_constant=pytest.fail)
             assert said == as_json(verify_variant(folder, *given[1:]))
-            assert list(said) == ["ok", "path", "digest", "recorded", "base", "differences", "problems", "nonfinite"]
+            keys = ["path", "digest", "recorded", "base", "differences", "problems", "nonfinite", "changed"]
+            assert list(said) == ["ok", *keys]
             assert said["ok"] == (code == 0)
     assert said["differences"] == [{"name": "layers.0.fc1.bias", "elements": 2, "largest": None}]
 
