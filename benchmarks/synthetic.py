@@ -57,7 +57,7 @@ def write_base(config: FairEsmConfig, out: Path, seed: int = 0) -> None:
             tensors[f"{name}.inv_freq"] = module.frequencies()
     out.mkdir(parents=True)
     found = {name: Tensor.of(tensor) for name, tensor in tensors.items()}
-    written = write_weights(out, found, dict.fromkeys(found, "F32"))
+    written, _ = write_weights(out, found, dict.fromkeys(found, "F32"))
     config.digest = digest_of_lines(written.digests)
     config.architectures, config.dtype = [type(model).__name__], torch.float32
     config.save_pretrained(out)

@@ -4,6 +4,11 @@ With this package imported, Transformers' Auto classes know both families. The n
 they are used: torch and Transformers take seconds, and to shuffle a file needs only the first.
 """
 
+# ruff: noqa: E402
+from hf_perturb import interrupts
+
+interrupts.watch()  # before anything else takes its time
+
 from typing import Any
 
 import lazy_loader

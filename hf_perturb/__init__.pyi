@@ -6,7 +6,11 @@ from . import (
     networks as networks,
     perturbation as perturbation,
 )
-from .compare.compare import Comparison as Comparison, compare_checkpoints as compare_checkpoints
+from .compare.compare import (
+    Comparison as Comparison,
+    compare_checkpoints as compare_checkpoints,
+    compare_variants as compare_variants,
+)
 from .embedding.read import read_embeddings as read_embeddings
 from .embedding.run import Embeddings as Embeddings, embed as embed, embed_variants as embed_variants
 from .errors import (
@@ -48,6 +52,10 @@ from .variants.convert import (
     export_checkpoint as export_checkpoint,
 )
 from .variants.create import create_variant as create_variant, create_variants as create_variants
-from .variants.verify import Verification as Verification, verify_variant as verify_variant
+from .variants.verify import (
+    Verification as Verification,
+    verify_variant as verify_variant,
+    verify_variants as verify_variants,
+)
 
 __version__: str

@@ -23,6 +23,7 @@ from reporting import failed, report
 
 import hf_perturb
 from hf_perturb.checkpoints.formats import PUSH_FORMATS
+from hf_perturb.variants.matrix import models_in
 
 _BASES = "bases"  # where build_variants.py keeps them
 
@@ -57,14 +58,14 @@ def repositories(parent: Path, namespace: str, only: list[str], bases: bool) -> 
         ValueError: if two folders would be one repository.
     """
     found = {}
-    for config in sorted(parent.glob("*/*/config.json")):
-        base, variant = config.parent.relative_to(parent).parts
+    for folder in (folder for base in sorted(parent.glob("*")) for folder in models_in(base)):
+        base, variant = folder.relative_to(parent).parts
         chosen = not only or any(fnmatch(f"{base}/{variant}", glob) for glob in only)
         if chosen and (bases or base != _BASES):
             repo_id = f"{namespace}/{variant if base == _BASES else f'{base}-{variant}'}"
             if repo_id in found:
-                raise ValueError(f"{found[repo_id]} and {config.parent} would both be {repo_id}; rename one of them")
-            found[repo_id] = config.parent
+                raise ValueError(f"{found[repo_id]} and {folder} would both be {repo_id}; rename one of them")
+            found[repo_id] = folder
     return found
 
 
@@ -78,6 +79,8 @@ def push_all(folders: Mapping[str, Path], options: dict[str, Any]) -> Iterator[R
             yield Result(repo_id, failed(error), time.monotonic() - start)
             continue
         status = "there already" if not done.changed else "would change" if done.dry_run else "pushed"
+        if done.unknown:
+            status = f"would be sent, but for what is there; could not look up {'; '.join(done.unknown)}"
         size = sum(change.size for change in done.changed)
         yield Result(repo_id, status, time.monotonic() - start, len(done.changed), size, done.commit)
 

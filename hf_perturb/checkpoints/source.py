@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from difflib import get_close_matches
 from email.utils import parsedate_to_datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -22,10 +25,11 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import parse_ratelimit_headers
+from huggingface_hub.utils import get_session, parse_ratelimit_headers
 
 from hf_perturb import demo
-from hf_perturb.errors import CheckpointError, ModelInputError
+from hf_perturb.checkpoints.catalog import CATALOG
+from hf_perturb.errors import CheckpointError, HubError, ModelInputError
 
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
 
@@ -34,12 +38,16 @@ LONGEST_WAIT = 60.0  # seconds; whoever is told to wait for longer is told so
 _BUSY = (408, 429, 500, 502, 503, 504)
 # of the HTTP library that the client is built on, which differs between its releases
 _TRANSPORT_ERROR: Any = HfHubHTTPError.__bases__[0]
+_HTTP: Any = sys.modules[_TRANSPORT_ERROR.__module__.partition(".")[0]]
+# nobody there, as against somebody who is busy; asked again, it is so for half a minute
+_NOBODY = (_HTTP.ConnectError, _HTTP.ConnectTimeout, _HTTP.ProxyError, _HTTP.UnsupportedProtocol, _HTTP.InvalidURL)
+_reached: set[str] = set()  # the addresses that answered in this process: from then on a break may pass
 # what ends like a file is not asked for on the Hub
 _FILES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 KINDS = f"allowed: a folder of a model, a Hub id, an original .pt file, or {demo.NAME!r}"
 _COMMIT = re.compile(r"snapshots/([0-9a-f]{40})/")
 # in the order that Transformers looks for them
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 Result = TypeVar("Result")
 
@@ -93,7 +101,10 @@ class Place:
             return _fetched(self.location, file, self.hub)
         path = Path(self.location, self.hub.get("subfolder") or "", file)
         self.seen[path] = identity(path)
-        return path if path.is_file() else None
+        try:
+            return path if path.is_file() else None
+        except OSError as error:  # a folder that may not be entered
+            raise CheckpointError(f"{path} cannot be read: {error}") from error
 
     def is_as_found(self) -> bool:
         """Whether every file that was looked for is still the same; a commit on the Hub always is."""
@@ -120,9 +131,11 @@ class Place:
         try:
             path = self.find("config.json")
         except CheckpointError as error:
-            raise CheckpointError(f"{self.name!r}: {absent}; {kinds} ({error})") from error
+            kind = UnreachedError if isinstance(error, UnreachedError) else CheckpointError
+            raise kind(f"{self.name!r}: {absent}{_meant(self.name)}; {kinds} ({error})") from error
         if path is None:
-            raise UndescribedError(f"{self.name!r}: {absent}; {kinds}", self)
+            meant = "" if self.is_local else _meant(self.name)
+            raise UndescribedError(f"{self.name!r}: {absent}{meant}; {kinds}", self)
         found = None if self.is_local else _COMMIT.search(path.as_posix())
         return read_json(path), replace(self, hub={**self.hub, "revision": found[1]}) if found else self
 
@@ -130,7 +143,7 @@ class Place:
     def weight_names(self) -> list[str]:
         """The names that weights may go by, in the order that they are looked for."""
         safe, variant = self.use_safetensors, self.variant
-        files = [file for file in _WEIGHTS if safe is None or safe == ("safetensors" in file)]
+        files = [file for file in WEIGHTS if safe is None or safe == ("safetensors" in file)]
         if variant is None:
             return files
         return [f"{stem}.{variant}.{rest}" for stem, _, rest in (file.rpartition(".") for file in files)]
@@ -164,6 +177,10 @@ class UndescribedError(CheckpointError):
     def __init__(self, message: str, place: Place):
         super().__init__(message)
         self.place = place
+
+
+class UnreachedError(HubError):
+    """The Hub cannot be reached, or must not be asked: nobody knows what is there."""
 
 
 def located(name: str) -> str:
@@ -221,22 +238,34 @@ def _refuse_what_is_no_place(name: str, location: str) -> None:
     if path.exists():
         return
     if path.suffix in _FILES:
-        raise CheckpointError(f"{name}: no such file")
+        raise CheckpointError(f"{name}: no such file{_meant(name)}")
     if location.startswith(("/", ".", "~")) or location.count("/") > 1:
-        raise CheckpointError(f"{name}: no such file or folder; was it moved?")
+        raise CheckpointError(f"{name}: no such file or folder; was it moved?{_meant(name)}")
+
+
+def _meant(name: str) -> str:
+    """Ask whether a name that lies close was meant: what is beside it on the disk, or what the package knows."""
+    path, known = Path(name), {name: name for name in (demo.NAME, *CATALOG)}
+    with suppress(OSError):
+        known |= {beside.name: str(path.with_name(beside.name)) for beside in path.parent.iterdir()}
+    known.pop(path.name, None)
+    close = get_close_matches(path.name, known, n=1, cutoff=0.75)
+    return f" (did you mean {known[close[0]]!r}?)" if close else ""
 
 
 def _fetched(name: str, file: str, hub: Mapping[str, Any]) -> Path | None:
     """Fetch a file from the Hub, again while the Hub is busy: the client does not."""
     given = {key: value for key, value in hub.items() if value not in (None, "")}
     revision, cache = given.get("revision") or "", given.get("cache_dir")
+    whole = str(PurePosixPath(given.get("subfolder") or "", file))
     try:
         if constants.REGEX_COMMIT_OID.fullmatch(revision) and not given.get("force_download"):
             # a commit does not change, so what is known of it needs no asking
-            whole = str(PurePosixPath(given.get("subfolder") or "", file))
             known = try_to_load_from_cache(name, whole, cache_dir=cache, revision=revision)
             if known is not None:
                 return None if known is _CACHED_NO_EXIST else Path(str(known))
+        if not isinstance(try_to_load_from_cache(name, whole, cache_dir=cache, revision=revision or None), str):
+            reach_hub(given)
         return Path(retried(lambda: hf_hub_download(name, file, **given), connections=True))
     except GatedRepoError as error:
         ask = f"ask for access on https://huggingface.co/{name}, and give the token of that account (hf auth login)"
@@ -250,11 +279,42 @@ def _fetched(name: str, file: str, hub: Mapping[str, Any]) -> Path | None:
         if not isinstance(error, LocalEntryNotFoundError) or _known_missing(name, file, given):
             return None
         # a file that could not be asked for is not one that is known to be missing
-        raise CheckpointError(f"{name!r}: {file} is not in the cache, and the Hub was not reached ({error})") from error
+        raise UnreachedError(f"{name!r}: {file} is not in the cache, and the Hub was not reached ({error})") from error
+    except UnreachedError as error:
+        if _known_missing(name, file, given):
+            return None
+        raise UnreachedError(f"{name!r}: {file} is not in the cache, and {error}") from error
     except (OSError, ValueError, _TRANSPORT_ERROR) as error:  # arguments that exclude each other are a ValueError
         if _known_missing(name, file, given):
             return None
-        raise CheckpointError(f"{name!r}: {error}") from error
+        is_of_the_system = getattr(error, "errno", None) is not None
+        where = f"{file} cannot be kept in the cache, {cache or constants.HF_HUB_CACHE}: " if is_of_the_system else ""
+        raise CheckpointError(f"{name!r}: {where}{error}") from error
+
+
+def reach_hub(hub: Mapping[str, Any] | None = None) -> None:
+    """Raise if the Hub cannot be reached at all; the client would try for half a minute, for a mistyped name too.
+
+    Args:
+        hub: what finds a file; who wants local files alone is left to the client.
+
+    Raises:
+        UnreachedError: saying why.
+    """
+    endpoint = constants.ENDPOINT
+    if (hub or {}).get("local_files_only"):
+        return
+    if constants.HF_HUB_OFFLINE:
+        raise UnreachedError("the Hub must not be asked (HF_HUB_OFFLINE)")
+    if endpoint in _reached:
+        return
+    try:
+        get_session().head(endpoint, follow_redirects=False, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except _NOBODY as error:
+        raise UnreachedError(f"the Hub cannot be reached ({str(error) or type(error).__name__})") from error
+    except _TRANSPORT_ERROR:
+        pass  # somebody is there
+    _reached.add(endpoint)
 
 
 def _known_missing(name: str, file: str, hub: Mapping[str, Any]) -> bool:

@@ -13,7 +13,8 @@ from hf_perturb.perturbation import scopes, spec
 
 _CREATE = """\
 Build a variant of a base: the same network with its weights re-initialised or shuffled. --method, --seed and --axis may
-be repeated: then OUT is a folder of folders, one for each combination, all built in one pass over the base.
+be repeated: then OUT is a folder of folders, one for each combination, all built in one pass over the base. Those
+that are there already are verified and kept: the same command completes what was interrupted.
 
   hf-perturb create demo my-control --method reinit --seed 42
   hf-perturb create ./my-base my-control --method resample --axis all --exclude 'contact_head.*'
@@ -23,7 +24,8 @@ be repeated: then OUT is a folder of folders, one for each combination, all buil
   hf-perturb create ./my-recipe my-control                       a recipe is given its weights
 """
 _CONVERT = """\
-Make a base of a checkpoint of any origin, or write a base or a variant in another package's format.
+Make a base of a checkpoint of any origin, or write a base or a variant in another package's format. Of a variant a
+variant is made, with its record; one that was trained further stays marked as changed, and gets a card that says so.
 
   hf-perturb convert esm1b_t33_650M_UR50S my-base            a name of the catalogue: downloaded, checked, converted
   hf-perturb convert esm1b_t33_650M_UR50S.pt my-base         an original file, its -contact-regression.pt beside it
@@ -32,23 +34,29 @@ Make a base of a checkpoint of any origin, or write a base or a variant in anoth
   hf-perturb convert --to fair-esm my-control esm1b_control.pt
 """
 _VERIFY = """\
-Compare weights with the digest that their record names; with the base, build every tensor again and compare those.
-Exit code 1 if anything is not as recorded.
+Compare weights with the digest that their record names, and the record with what the files of weights say; with the
+base, build every tensor again and compare those. Exit code 1 if anything is not as recorded, and for what was trained
+further from a control.
 
   hf-perturb verify my-control
   hf-perturb verify my-control --base my-base
+  hf-perturb verify my-controls                                  each of a folder of variants, as create writes it
 """
 _COMPARE = """\
-Say what differs between two checkpoints of one network, by layer or by tensor. Distances are relative to A.
+Say what differs between two checkpoints of one network, by layer or by tensor, and how much of A is left in the tensors
+that changed: distance is in standard deviations of A (1.41 for a shuffle), correlation 1 for all of it and about 0 for
+nothing. One of the two may be a folder of variants: then a row for each, and with --per their tables too.
 
   hf-perturb compare my-base my-control
   hf-perturb compare my-base my-control --per tensor --json
+  hf-perturb compare my-base my-controls
   hf-perturb compare my-base my-control --plot distances.png     needs: pip install 'hf-perturb[plot]'
 """
 _PUSH = """\
 Publish a variant, a recipe or a base on the Hub: weights, configuration, tokenizer, card, and the code that loads them
 where hf_perturb is not installed. The folder is verified first, and nothing else that is in it is sent; everything goes
-into one commit, and what is there already is not sent again. The token is that of `hf auth login`, or HF_TOKEN.
+into one commit, and what is there already is not sent again. What was trained further from a control needs a card
+that says so, which `hf-perturb convert` writes. The token is that of `hf auth login`, or HF_TOKEN.
 
   hf-perturb push my-control my-lab/esm1b-reinit-seed42 --dry-run
   hf-perturb push my-control my-lab/esm1b-reinit-seed42 --private --tag v1
@@ -67,8 +75,10 @@ Needs: pip install 'hf-perturb[embed]'
   hf-perturb embed my-base proteins.fasta my-matrix --layers all --method reinit --method resample
 """
 _BASE = "a folder, a Hub id, an original .pt, or 'demo'"
+_VERIFIED = "a variant, a recipe or a base: a folder or a Hub id"
 _LIST = """\
-Without BASE: the published checkpoints. With BASE: its tensors, and what the rules do to each.
+Without BASE: the published checkpoints. With BASE: its tensors, and what the rules do to each; of a variant, what was
+done to it is said too.
 """
 
 
@@ -93,12 +103,12 @@ def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentP
 
     verify = add("verify", "compare a variant with its record", _VERIFY)
     verify.add_argument("--revision", type=_name, metavar="NAME", help="branch, tag or commit, if PATH is a Hub id")
-    verify.add_argument("path", type=_name, metavar="PATH", help="a variant, a recipe or a base: a folder or a Hub id")
+    verify.add_argument("path", type=_name, metavar="PATH", help=f"{_VERIFIED}; or a folder of variants")
     verify.add_argument("--base", type=_name, metavar="BASE", help=f"what it was made from: {_BASE}")
     compare = add("compare", "what differs between two checkpoints", _COMPARE)
     compare.add_argument("a", type=_name, metavar="A", help=_BASE)
-    compare.add_argument("b", type=_name, metavar="B", help="the same: a base or a variant")
-    compare.add_argument("--per", choices=("layer", "tensor"), default="layer", help="a row for each; default: layer")
+    compare.add_argument("b", type=_name, metavar="B", help="the same; or one of them a folder of variants")
+    compare.add_argument("--per", choices=("layer", "tensor"), help="a row for each; default: layer")
     compare.add_argument("--plot", type=_name, metavar="FILE", help="draw distances and histograms (.png, .pdf, .svg)")
     _add_embed(add("embed", "FASTA to representations", _EMBED))
     _add_push(add("push", "publish on the Hub", _PUSH))
@@ -113,7 +123,7 @@ def _add_convert(convert: argparse.ArgumentParser) -> None:
     convert.add_argument("out", type=_name, metavar="OUT", help="the folder to write; a .pt file for the originals")
     convert.add_argument("--to", choices=FORMATS, help="write another package's format; default: a base of ours")
     stored = "default: float32 for originals, else as stored"
-    convert.add_argument("--dtype", choices=DTYPES, help=f"type of the base's weights; {stored}")
+    convert.add_argument("--dtype", choices=DTYPES, help=f"type of the weights; {stored}")
     convert.add_argument("--allow-nonfinite", action="store_true", help="convert NaN and infinite weights too")
     convert.add_argument("--force", action="store_true", help="replace OUT if it is a base and nothing else")
 
@@ -154,7 +164,8 @@ def _add_perturbation(parser: Any) -> None:
     many: dict[str, Any] = {"action": "append", "default": []}
     parser.add_argument("--method", choices=spec.METHODS, help="repeatable", **many)
     parser.add_argument("--seed", type=int, metavar="N", help=f"repeatable; default: {spec.DEFAULT_SEED}", **many)
-    parser.add_argument("--rules", choices=spec.RULES, help=f"default: {spec.RULES[0]}")
+    rules = f"published: as the study's code did, for ESM-1, ESM-1b and CARP; default: {spec.RULES[0]}"
+    parser.add_argument("--rules", choices=spec.RULES, help=rules)
     axis = "what resample shuffles, repeatable; default: the family's"
     parser.add_argument("--axis", choices=spec.AXES, help=axis, **many)
     for option, what in (("--include", "perturb only these"), ("--exclude", "leave these as they are")):

@@ -1,7 +1,7 @@
 """The command `hf-perturb`: parse, call, print the result, exit code. What a command does not need is not imported.
 
-Exit codes: 0 done, 1 the thing failed, 2 wrong usage, 130 interrupted. Results go to stdout, errors and progress to
-stderr.
+Exit codes: 0 done, 1 the thing failed, 2 wrong usage, 130 interrupted (at a terminal by a death of the signal, which a
+shell says as 130). Results go to stdout, errors and progress to stderr.
 """
 
 from __future__ import annotations
@@ -16,17 +16,28 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hf_perturb
+from hf_perturb import interrupts
 from hf_perturb.cli import output
 from hf_perturb.cli.arguments import make_parser
 from hf_perturb.embedding.options import EmbedOptions
 from hf_perturb.embedding.ranks import SaidElsewhereError, launched
 from hf_perturb.perturbation.spec import DEFAULT_SEED, RULES, Perturbation
-from hf_perturb.variants.matrix import folders, matrix
+from hf_perturb.storage.folders import NOWHERE
+from hf_perturb.variants.matrix import folders, folders_of, matrix
 
 # how things are when a command is interrupted
 _LEFT = {
     "push": "the branch is as it was, or has all of it: the same command completes it, or says so",
     "embed": "every shard that is there is whole: the same command continues",
+}
+# what is imported before anything is begun; the other commands take what they need in no time
+_NEEDED = {
+    "convert": ("convert_checkpoint",),
+    "create": ("create_variants",),
+    "verify": ("verify_variant",),
+    "compare": ("compare_checkpoints",),
+    "embed": ("embed",),
+    "push": ("push_variant",),
 }
 
 
@@ -36,13 +47,13 @@ class UsageError(Exception):
 
 def script() -> NoReturn:
     """Run the command as a process: a signal ends it after it has cleaned up, and its caller sees which."""
+    interrupts.watch(always=True)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _stop)
     code = main()
-    if code == 128 + signal.SIGINT:
-        # a shell ends its own loop only if the command died of the signal
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGINT)
+    interrupts.ignore()
+    if code == interrupts.CODE:
+        interrupts.end()
     sys.exit(code)
 
 
@@ -56,13 +67,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: words of the command line, those of the process if `None`.
     """
+    try:
+        return _run(arguments)
+    except BaseException as error:
+        if not (isinstance(error, KeyboardInterrupt) or interrupts.noticed()):
+            raise
+        name = next((word for word in (sys.argv[1:] if arguments is None else arguments) if word in _COMMANDS), "")
+        left = _LEFT.get(name, "nothing is half written (a download goes on from there)")
+        print(f"{f'hf-perturb {name}'.strip()}: interrupted; {left}", file=sys.stderr)
+        return interrupts.CODE
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     parser, commands = make_parser()
     options = parser.parse_args(arguments)
+    try:
+        os.getcwd()
+    except OSError as error:  # libraries die of it when they are imported
+        print(f"hf-perturb {options.command}: {NOWHERE} ({error})", file=sys.stderr)
+        return 1
+    for name in _NEEDED.get(options.command, ()):
+        getattr(hf_perturb, name)
+    interrupts.raise_from_now_on()
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         try:
-            code = _COMMANDS[options.command](options)
+            with output.notes_of(options.command):
+                code = _COMMANDS[options.command](options)
         except UsageError as error:
             commands[options.command].error(str(error))
         sys.stdout.flush()
@@ -71,12 +103,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (OSError, ValueError, hf_perturb.HfPerturbError) as error:
+        if interrupts.noticed():
+            raise
         print(f"hf-perturb {options.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        left = _LEFT.get(options.command, "nothing is half written (a download goes on from there)")
-        print(f"hf-perturb {options.command}: interrupted; {left}", file=sys.stderr)
-        return 128 + signal.SIGINT
     return code or 0
 
 
@@ -121,7 +151,10 @@ def run_create(options: argparse.Namespace) -> None:
         if options.method:
             asked = _asked(options, options.base)
             wanted: dict[Any, Any] = {out: asked[0]} if len(asked) == 1 and not options.cascade else folders(out, asked)
+            kept = [path for path in wanted if path.exists() and not options.force]
             records = hf_perturb.create_variants(options.base, wanted, recipe=options.recipe, **shared)
+            for path in kept:
+                print(f"hf-perturb create: note: {path} is there already, as asked for, and was kept", file=sys.stderr)
         else:
             _refuse_without_method(options, "BASE is a recipe")
             try:
@@ -160,28 +193,43 @@ def _asked(options: argparse.Namespace, base: str, revision: str | None = None) 
 
 
 def run_verify(options: argparse.Namespace) -> int:
-    """Compare a folder with its record; 1 if it is not as recorded."""
+    """Compare a folder, or each of a matrix, with its record; 1 if one is not as recorded."""
     try:
+        several = folders_of(options.path)
         with output.progress_bar() as progress:
-            found = hf_perturb.verify_variant(
-                options.path, options.base, revision=options.revision, jobs=options.jobs, progress=progress
-            )
+            shared = {"jobs": options.jobs, "progress": progress}
+            if several:
+                found = hf_perturb.verify_variants(options.path, options.base, **shared)
+            else:
+                found = [hf_perturb.verify_variant(options.path, options.base, revision=options.revision, **shared)]
     except hf_perturb.HfPerturbError as error:
         if options.json:
             # a script should see a damaged folder where it looks for one
             output.print_json({"ok": False, "path": options.path, "problems": [" ".join(str(error).split())]})
         raise
-    output.print_json(found.to_dict()) if options.json else output.print_verification(found, options.path)
-    return int(not found.ok)
+    if options.json:
+        rows = [each.to_dict() for each in found]
+        output.print_json(rows if several else rows[0])
+    else:
+        for each in found:
+            output.print_verification(each, each.path if several else options.path)
+    return int(not all(each.ok for each in found))
 
 
-def run_compare(options: argparse.Namespace) -> None:
-    """Print what differs between two checkpoints."""
-    from hf_perturb.compare.compare import comparison_table
+def run_compare(options: argparse.Namespace) -> int:
+    """Print what differs between two checkpoints, or between one and each of a matrix; 1 if one cannot be compared."""
     from hf_perturb.compare.plot import check_picture, plot_comparison
+    from hf_perturb.compare.table import comparison_table
 
     if options.plot:
         check_picture(options.plot)
+    for side in (options.a, options.b):
+        if several := folders_of(side):
+            if options.plot:
+                raise UsageError(
+                    f"argument --plot: shows one variant, and {side} has {len(several)}: give {several[0]}"
+                )
+            return _compare_each(options)
     with output.progress_bar() as progress:
         found = hf_perturb.compare_checkpoints(options.a, options.b, jobs=options.jobs, progress=progress)
     if options.plot:
@@ -189,7 +237,31 @@ def run_compare(options: argparse.Namespace) -> None:
     if options.json:
         output.print_json(found.to_dict())
     else:
-        output.print_table(comparison_table(found, per=options.per))
+        output.print_table(comparison_table(found, per=options.per or "layer"))
+    return 0
+
+
+def _compare_each(options: argparse.Namespace) -> int:
+    from hf_perturb.compare.compare import Comparison
+    from hf_perturb.compare.table import comparison_table, matrix_table
+
+    with output.progress_bar() as progress:
+        found = hf_perturb.compare_variants(options.a, options.b, jobs=options.jobs, progress=progress)
+    compared = {folder: each for folder, each in found.items() if isinstance(each, Comparison)}
+    problems = {folder: " ".join(str(found[folder]).split()) for folder in found.keys() - compared.keys()}
+    if options.json:
+        said = {folder: {"problems": [problem]} for folder, problem in problems.items()}
+        said |= {folder: each.to_dict() for folder, each in compared.items()}
+        output.print_json([{"path": str(folder), **said[folder]} for folder in found])
+    elif compared:
+        for folder, each in compared.items() if options.per else ():
+            print(folder)
+            output.print_table(comparison_table(each, per=options.per))
+            print()
+        output.print_table(matrix_table(compared))
+    for folder, problem in sorted(problems.items()):
+        print(f"hf-perturb compare: {folder}: {problem}", file=sys.stderr)
+    return int(bool(problems))
 
 
 def run_embed(options: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,14 +30,20 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 
 def print_verification(found: Verification, path: str) -> None:
     """Print what `verify` found."""
+    if found.changed is not None:
+        print(
+            f"{path}: trained further from a control, or edited, after {found.changed}, so it is no control any more;"
+            " for the control, make it again from its base; to publish this as what it is, hf-perturb convert it first"
+        )
     for difference in found.differences:
         largest = "not a number" if difference.largest is None else f"{difference.largest:.6g}"
         print(f"{difference.name}: {difference.elements} elements differ, by {largest} at most")
     for problem in found.problems:
         print(f"{path}: {problem}")
     if found.ok:
+        what = "weights as recorded" if found.recorded else "no digest is recorded, as of a cast; weights as saved"
         with_base = f", every tensor as {found.base} and the record give it" if found.base else ""
-        print(f"{path}: weights as recorded{with_base}\n{found.digest}")
+        print(f"{path}: {what}{with_base}\n{found.digest}")
 
 
 def print_push(done: Push, dry_run: bool) -> None:
@@ -46,7 +53,11 @@ def print_push(done: Push, dry_run: bool) -> None:
         print_table([*rows, *({"": "stays here", "bytes": "", "file": name} for name in done.left_out)])
     sent = sum(change.size for change in done.changed)
     what = f"{len(done.changed)} of {len(done.files)} files, {sent:,} bytes"
-    if dry_run:
+    for line in done.unknown:
+        print(f"hf-perturb push: could not look up {line}", file=sys.stderr)
+    if done.unknown:
+        print(f"{done.url}: {what} would be sent to {done.branch}, but for those that are there; nothing was touched")
+    elif dry_run:
         new = "" if done.commit else "; there is none that this token can see, so it would be made"
         print(f"{done.url}: {what} would change on {done.branch}{new}; nothing was touched")
     elif not done.changed:
@@ -72,6 +83,34 @@ def print_embeddings(done: list[Embeddings], as_json: bool, several: bool) -> No
         if len(each.columns) > _COLUMNS:
             names = f"{', '.join(each.columns[:2])}, ..., {each.columns[-1]} ({len(each.columns)} columns)"
         print(f"{each.path}: {each.records:,} records, {each.residues:,} residues, {new}: {names}")
+
+
+class _Notes(logging.Handler):
+    """Print each note once, and beside a bar rather than into it."""
+
+    def __init__(self, command: str):
+        super().__init__()
+        self.command = command
+        self.told: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        note = f"hf-perturb {self.command}: note: {record.getMessage()}"
+        if note not in self.told:
+            self.told.add(note)
+            tqdm.write(note, file=sys.stderr)
+
+
+@contextmanager
+def notes_of(command: str) -> Iterator[None]:
+    """Print what the package logs as notes of a command, on stderr."""
+    logger, handler = logging.getLogger("hf_perturb"), _Notes(command)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 @contextmanager

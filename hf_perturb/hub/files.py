@@ -35,7 +35,7 @@ class Change:
 
     Args:
         path: in the repository.
-        action: `add`, `replace`, `delete` or `keep`.
+        action: `add`, `replace`, `delete` or `keep`; `send` where nobody knows what is there.
         size: in bytes, 0 for what is deleted.
     """
 
@@ -53,12 +53,14 @@ class Stage:
         sums: of each, as the Hub may have them: the sha256, and of a small file also git's sha1.
         left_out: what else is in the folder.
         seen: what tells that a file of the folder is still the one that was opened or read.
+        unknown: what a dry run could not look up.
     """
 
     files: Mapping[str, CommitOperationAdd]
     sums: Mapping[str, tuple[str, ...]]
     left_out: tuple[str, ...]
     seen: Mapping[Path, tuple[int, ...] | None]
+    unknown: tuple[str, ...] = ()
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -70,8 +72,10 @@ class Stage:
         with self.files[name].as_file() as file:
             return file.read()
 
-    def changes(self, there: Mapping[str, str]) -> list[Change]:
+    def changes(self, there: Mapping[str, str] | None) -> list[Change]:
         """Compare what is to be in a repository with the sums of what is; files that are not ours stay as they are."""
+        if there is None:
+            return [Change(path, "send", file.upload_info.size) for path, file in self.files.items()]
         made = []
         for path, file in self.files.items():
             action = "add" if path not in there else "keep" if there[path] in self.sums[path] else "replace"

@@ -5,37 +5,33 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from huggingface_hub import ModelCard, constants, get_token
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
-from transformers import PreTrainedConfig
 
 from hf_perturb import demo
 from hf_perturb.checkpoints.checkpoint import Checkpoint
 from hf_perturb.checkpoints.formats import OURS
 from hf_perturb.checkpoints.recipe import Recipe, other_sizes
 from hf_perturb.checkpoints.shapes import listed
-from hf_perturb.checkpoints.source import located, shards_of, strange_token
+from hf_perturb.checkpoints.source import UnreachedError, located, shards_of, strange_token
 from hf_perturb.errors import CheckpointError, HubError
 from hf_perturb.hub.errors import redacted
 from hf_perturb.hub.files import Stage, stage
 from hf_perturb.variants.convert import export_checkpoint
+from hf_perturb.variants.matrix import models_in
 from hf_perturb.variants.stream import Progress
 from hf_perturb.variants.verify import verify_checkpoint
 
+_TRAINED_FURTHER = "Trained further from a control"  # begins the card of what is no control any more
 # what git takes for a name, but for a few that nobody misses
 _REF = re.compile(r"(?!.*(\.\.|//|/\.|\.lock(/|$)))[A-Za-z0-9][\w./-]*(?<![./])", re.ASCII)
 _INDEX = "model.safetensors.index.json"
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
-# what a config.json of ours may hold beside the sizes of the network and what Transformers knows of every network
-_WRITTEN = {
-    *("auto_map", "torch_version", "torch_dtype", "transformers_version", "output_attentions", "use_cache"),
-    *("perturbation", "digest", "published_as"),
-}
 
 
 def refuse_names(repo_id: str, branch: str, tag: str | None) -> None:
@@ -67,7 +63,7 @@ def usable_token(repo_id: str, given: str | None, dry_run: bool) -> str | None:
 
 @contextmanager
 def checked_files(
-    path: str | Path, repo_id: str, form: str, token: str | None, progress: Progress | None
+    path: str | Path, repo_id: str, form: str, token: str | None, dry_run: bool, progress: Progress | None
 ) -> Iterator[Stage]:
     """Give the files to publish of a folder that is as it says it is.
 
@@ -79,11 +75,11 @@ def checked_files(
     source = _existing(path)
     _check_index(source)
     opened = Checkpoint.open(source)
-    if opened.stated_digest is None:
+    if opened.stated_digest is None and not (opened.record is not None and opened.record.changed):
         # nobody could say later whether the weights are still the ones that were published
         raise CheckpointError(
-            f"{source} records no digest (trained, or saved by something else?): hf-perturb convert {source} OUT writes"
-            " a folder that does"
+            f"{source} records no digest (a base that was trained, or something else saved it?): hf-perturb convert"
+            f" {source} OUT writes a folder that does"
         )
     if form != OURS:
         with TemporaryDirectory(prefix="hf_perturb-") as scratch:
@@ -95,9 +91,15 @@ def checked_files(
         _check_configuration(opened)
     _check_card(source, staged)
     if opened.is_recipe:
-        _check_recipe(opened, token)
+        try:
+            _check_recipe(opened, token)
+        except UnreachedError as error:
+            if not dry_run:
+                raise
+            staged = replace(staged, unknown=(f"its base: {error}",))
     else:
         _check_weights(opened, progress)
+    _check_what_is_told(source, staged, opened)
     staged.refuse_changed()
     yield staged
 
@@ -108,8 +110,9 @@ def _existing(path: str | Path) -> Path:
         raise CheckpointError(f"{path}: no such folder; allowed: that of a variant, a recipe or a base, or 'demo'")
     if not (folder / "config.json").exists():
         raise CheckpointError(
-            f"{path} has no config.json, so it is no variant, recipe or base; a folder of many is for"
-            " scripts/push_variants.py"
+            f"{path} has no config.json, so it is no variant, recipe or base"
+            + (f"; it holds {len(held)}, such as {held[0]}: push each of them" if (held := models_in(folder)) else "")
+            + "; a folder of folders of many is for scripts/push_variants.py"
         )
     return folder
 
@@ -142,9 +145,8 @@ def _check_configuration(opened: Checkpoint) -> None:
             f" published; hf-perturb convert {folder} OUT writes the right one"
         )
     # what somebody wrote there for himself is not for everybody
-    known = {field.name for field in fields(PreTrainedConfig)} | network.to_dict().keys() | _WRITTEN
-    if unknown := sorted(stored.keys() - known):
-        raise CheckpointError(f"{folder}: config.json has {unknown[0]!r}, which no such network has; take it out")
+    if private := sorted({*opened.others} | (stored.keys() & {"_name_or_path"})):
+        raise CheckpointError(f"{folder}: config.json has {private[0]!r}, which no such network has; take it out")
 
 
 def _check_card(folder: Path, staged: Stage) -> None:
@@ -154,6 +156,19 @@ def _check_card(folder: Path, staged: Stage) -> None:
         raise CheckpointError(f"{folder / 'README.md'}: its metadata cannot be read: {error}") from error
     if not data:
         raise CheckpointError(f"{folder / 'README.md'} has no metadata between two lines '---' at its beginning")
+
+
+def _check_what_is_told(folder: Path, staged: Stage, opened: Checkpoint) -> None:
+    """Raise if a card is that of other weights: a model was saved over those that it is of."""
+    text = staged.text("README.md").decode()
+    record, anew = opened.record, f"hf-perturb convert {folder} OUT writes one that is true"
+    base = record.base.digest if record is not None and record.base is not None else None
+    if others := {*re.findall(r"blake3:[0-9a-f]{64}", text)} - {base, opened.stated_digest}:
+        raise CheckpointError(f"{folder / 'README.md'} tells of weights of digest {sorted(others)[0]}; {anew}")
+    if record is not None and record.changed and _TRAINED_FURTHER not in text:
+        raise CheckpointError(
+            f"{folder / 'README.md'} does not say {_TRAINED_FURTHER!r}, which {folder} is: {record}; {anew}"
+        )
 
 
 def _check_weights(opened: Checkpoint, progress: Progress | None) -> None:

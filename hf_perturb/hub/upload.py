@@ -14,7 +14,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
 from hf_perturb.checkpoints.formats import OURS, PUSH_FORMATS
-from hf_perturb.checkpoints.source import read_json, retried
+from hf_perturb.checkpoints.source import UnreachedError, reach_hub, read_json, retried
 from hf_perturb.errors import CheckpointError, HubError
 from hf_perturb.hub.errors import explained
 from hf_perturb.hub.files import Change, Stage, is_weights
@@ -45,6 +45,7 @@ class Push:
         tag: the name that the commit was given, if any.
         collection: the collection that it is in, if any.
         dry_run: whether nothing was touched.
+        unknown: what a dry run could not look up.
     """
 
     repo_id: str
@@ -56,6 +57,7 @@ class Push:
     tag: str | None = None
     collection: str | None = None
     dry_run: bool = False
+    unknown: tuple[str, ...] = ()
 
     @property
     def changed(self) -> tuple[Change, ...]:
@@ -96,12 +98,13 @@ def push_variant(
             which is made if there is none.
         format: `"hf-perturb"`, or `"transformers"` for stock Transformers (ESM-1b, ESM-1v, ESM-2; no code travels).
         force: replace another model that is on the branch; it stays in the history.
-        dry_run: only say what would change.
+        dry_run: only say what would change; where the Hub cannot be reached, what would be sent.
         token: of the Hub; `None` for the one that is logged in.
         progress: called with the bytes that are verified and those in all.
 
     Raises:
-        CheckpointError: if the folder is not fit to be published: not as recorded, incomplete, not numbers, no card.
+        CheckpointError: if the folder is not fit to be published: not as recorded, incomplete, not numbers, no card, or
+            trained further from a control with a card that does not say so.
         HubError: if the Hub refuses, or cannot be reached; the message says how things are and what to do.
     """
     if format not in PUSH_FORMATS:
@@ -109,7 +112,16 @@ def push_variant(
     refuse_names(repo_id, revision, tag)
     token = usable_token(repo_id, token, dry_run)
     api = HfApi(token=token, library_name="hf_perturb")
-    with checked_files(path, repo_id, format, token, progress) as staged:
+    url = f"{constants.ENDPOINT}/{repo_id}"
+    with checked_files(path, repo_id, format, token, dry_run, progress) as staged:
+        try:
+            reach_hub()
+        except UnreachedError as error:
+            if not dry_run:
+                raise UnreachedError(f"{repo_id}: {error}; {_UNSENT}") from error
+            unknown = (*staged.unknown, f"what is on {revision} of {repo_id}: {error}")
+            planned = tuple(staged.changes(None))
+            return Push(repo_id, url, revision, None, planned, staged.left_out, tag, collection, True, unknown)
         job = _Job(api, repo_id, revision, tag, private, force, staged)
         remote = job.look()
         job.refuse_hidden_base(remote)
@@ -122,7 +134,6 @@ def push_variant(
             job.name(remote)
             if collection is not None:
                 collection = job.collect(collection, remote.private)
-    url = f"{constants.ENDPOINT}/{repo_id}"
     return Push(repo_id, url, revision, remote.head, planned, staged.left_out, tag, collection, dry_run)
 
 
@@ -341,7 +352,8 @@ def _title(stored: Mapping[str, Any]) -> str:
     record = stored.get("perturbation")
     if not isinstance(record, dict):
         return f"{stored.get('model_type')}, {stored.get('digest') or 'without a digest'}"
-    return f"{stored.get('model_type')}, {record.get('method')}, seed {record.get('seed', 42)}, {record.get('digest')}"
+    what = f"{record.get('method')}, seed {record.get('seed', 42)}, {record.get('digest')}"
+    return f"{stored.get('model_type')}, {what}{', changed since' if record.get('changed') else ''}"
 
 
 def _identity(stored: Mapping[str, Any], files: Iterable[str]) -> Any:
@@ -350,5 +362,8 @@ def _identity(stored: Mapping[str, Any], files: Iterable[str]) -> Any:
 
 
 def _digest(stored: Mapping[str, Any]) -> Any:
+    """Return the digest of the weights; that of a control from which they were trained further is not theirs."""
     record = stored.get("perturbation")
-    return record.get("digest") if isinstance(record, dict) else stored.get("digest")
+    if not isinstance(record, dict):
+        return stored.get("digest")
+    return None if record.get("changed") else record.get("digest")

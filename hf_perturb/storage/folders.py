@@ -22,6 +22,7 @@ from hf_perturb.errors import CheckpointError, FolderExistsError, FolderLockedEr
 
 # what a folder of ours may hold
 _FILES = ("config.json", "model*.safetensors", "model.safetensors.index.json", "tokenizer*.json", "README.md")
+NOWHERE = "the working directory has been removed; go to another one"
 _OLD = ".old"
 # of Linux, for `renameat2`
 _AT_FDCWD = -100
@@ -32,7 +33,7 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 # ---- what may be replaced
 
 
-def refuse_out(out: Path, source: Path, force: bool, kind: str) -> None:
+def refuse_out(out: Path, source: Path, force: bool, kind: str, keep: bool = False) -> None:
     """Raise if a folder to write is or holds the source, or holds what is not ours to replace.
 
     Args:
@@ -40,21 +41,19 @@ def refuse_out(out: Path, source: Path, force: bool, kind: str) -> None:
         source: where the weights come from.
         force: whether a folder of the same kind may be replaced.
         kind: `"variant"` or `"base"`.
+        keep: whether a folder of the same kind may stay, for the caller to look into.
 
     Raises:
         CheckpointError: if the source would be lost.
         FolderExistsError: if something is there that must not be.
     """
-    if source.exists():
-        try:
-            holds_source = source.resolve().is_relative_to(out.resolve())
-        except RuntimeError as error:  # what Python before 3.13 makes of it
-            raise CheckpointError(f"{out} leads round in a circle of links: {error}") from error
-        if holds_source:
-            raise CheckpointError(f"{out} is, or holds, the base {source}; choose another folder to write")
+    if source.exists() and resolved(source).is_relative_to(resolved(out)):
+        raise CheckpointError(f"{out} is, or holds, the base {source}; choose another folder to write")
     if not os.path.lexists(out):
         return
     if not force:
+        if keep and not out.is_symlink() and _is_as_written(out, kind):
+            return
         raise FolderExistsError(f"{out} exists already; choose another folder, or replace it with --force (force=True)")
     if out.is_symlink() or not out.is_dir():
         raise FolderExistsError(f"{out} is no folder, so --force does not replace it; choose another")
@@ -65,6 +64,20 @@ def refuse_out(out: Path, source: Path, force: bool, kind: str) -> None:
         )
     if files and not _is_as_written(out, kind):
         raise FolderExistsError(f"{out} is no {kind}, so --force does not replace it; choose another folder")
+
+
+def resolved(path: Path) -> Path:
+    """Return a path from the root, through all links.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    try:
+        return path.resolve()
+    except RuntimeError as error:  # what Python before 3.13 makes of it
+        raise CheckpointError(f"{path} leads round in a circle of links: {error}") from error
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is nowhere: {NOWHERE}") from error
 
 
 def refuse_existing(*outs: Path) -> None:
@@ -78,13 +91,13 @@ def refuse_existing(*outs: Path) -> None:
 
 
 def _is_as_written(folder: Path, kind: str) -> bool:
-    """Whether a folder is as we left it: a model that was trained on has no digest any more."""
+    """Whether a folder is as we left it, and no model that was trained on since."""
     try:
         stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         record = stored.get("perturbation")
         if kind == "base":
             return record is None and stored.get("digest") is not None
-        return record.get("digest") is not None
+        return record.get("digest") is not None and not record.get("changed")
     except (OSError, ValueError, AttributeError, RecursionError):
         return False
 
@@ -104,7 +117,7 @@ def whole_folder(out: Path, check: Callable[[Path], None] = lambda out: None) ->
         FolderLockedError: if another process is writing `out`.
     """
     # the folder that one is in may be replaced, and every path from there with it
-    place = out.parent.resolve() / out.name
+    place = resolved(out.parent) / out.name
     with scratch_folder(place) as scratch:
         fresh = scratch / "new"
         fresh.mkdir()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
@@ -19,13 +18,30 @@ from hf_perturb.checkpoints.checkpoint import Checkpoint, write_configuration
 from hf_perturb.checkpoints.recipe import Recipe, other_sizes
 from hf_perturb.checkpoints.source import located
 from hf_perturb.checkpoints.tokenizers import save_tokenizer
-from hf_perturb.errors import CheckpointError, DigestError, PerturbationError
+from hf_perturb.errors import (
+    CheckpointError,
+    DigestError,
+    FolderExistsError,
+    FolderLockedError,
+    HfPerturbError,
+    PerturbationError,
+)
 from hf_perturb.perturbation import Base, Perturbation
 from hf_perturb.perturbation.digest import NO_DIGEST, torch_dtype
-from hf_perturb.storage.folders import allow_open_files, nothing_written, refuse_out, whole_folder
+from hf_perturb.storage.folders import (
+    allow_open_files,
+    nothing_written,
+    refuse_out,
+    resolved,
+    scratch_folder,
+    whole_folder,
+)
 from hf_perturb.variants.blueprint import Blueprint, make_blueprint
 from hf_perturb.variants.shards import Shards
 from hf_perturb.variants.stream import Progress, Sources, Target, stream
+from hf_perturb.variants.verify import verify_checkpoint
+
+_BESIDE = ("README.md", "tokenizer.json", "tokenizer_config.json")  # the weights and their configuration
 
 
 def create_variant(
@@ -92,6 +108,9 @@ def create_variants(
 ) -> dict[Path, Perturbation]:
     """Build several variants of a base in one pass: each of its tensors is read once.
 
+    Of several, those that are there already are verified and kept: the same call completes what was interrupted. With
+    `force` all are made anew.
+
     Args:
         base: a folder, a Hub id, an original `.pt` file, or `demo`.
         wanted: what to do, by the folder to write.
@@ -112,11 +131,16 @@ def create_variants(
     asked = {Path(out): Perturbation.parse(perturbation) for out, perturbation in wanted.items()}
     check_out = partial(refuse_out, source=place, force=force, kind="variant")
     for out in asked:
-        check_out(out)
+        check_out(out, keep=len(asked) > 1)
+    here = {out: perturbation for out, perturbation in asked.items() if out.exists() and not force}
     checkpoint = Checkpoint.open(base).base()
     if recipe:
         _refuse_recipe(checkpoint)
-    return _Builder(checkpoint, base, check_out, recipe).build(asked, jobs, progress)
+    builder = _Builder(checkpoint, base, check_out, recipe)
+    records = builder.keep(here, jobs, progress) if here else {}
+    if missing := {out: perturbation for out, perturbation in asked.items() if out not in here}:
+        records |= builder.build(missing, jobs, progress)
+    return {out: records[out] for out in asked}
 
 
 @dataclass
@@ -143,9 +167,52 @@ class _Builder:
 
     checkpoint: Checkpoint
     name: str
-    check_out: Callable[[Path], None]
+    check_out: Callable[..., None]
     recipe: bool = False
     given: Recipe | None = None
+
+    def keep(
+        self, asked: Mapping[Path, Perturbation], jobs: int | None, progress: Progress | None
+    ) -> dict[Path, Perturbation]:
+        """Return the records of variants that are there already.
+
+        Raises:
+            FolderExistsError: if one is not what would be made.
+        """
+        digest, sources = self.checkpoint.stated_digest, Sources.of(self.checkpoint)
+        if digest is None:
+            stream(sources, jobs=jobs, progress=progress)
+            digest = sources.digest()
+        base, records = Base(self._recorded_name(), self.checkpoint.revision, digest), {}
+        for out, perturbation in asked.items():
+            try:
+                # locked, and rid of what the killed process had not swept
+                with scratch_folder(resolved(out.parent) / out.name):
+                    found = Checkpoint.open(out)
+                    problems = self._other_than(found, perturbation.with_record(base, None))
+                    problems = problems or list(verify_checkpoint(found, jobs=jobs, progress=progress).problems)
+            except FolderLockedError:
+                raise
+            except HfPerturbError as error:
+                problems = [str(error)]
+            if problems or found.record is None:
+                raise FolderExistsError(
+                    f"{out} exists already, and is not what is asked for: {'; '.join(problems)}; choose another folder,"
+                    " or replace it, and all the others, with --force (force=True)"
+                )
+            records[out] = found.record
+        return records
+
+    def _other_than(self, found: Checkpoint, asked: Perturbation) -> list[str]:
+        """Say where a variant is not the one that is asked for, as far as that takes no weights."""
+        record = {} if found.record is None else {**found.record.to_dict(), "digest": None}
+        wanted = {**asked.to_dict(), "digest": None}
+        keys = [key for key in {**record, **wanted} if record.get(key) != wanted.get(key)]
+        problems = [f"its {key} is {record.get(key)}, not {wanted.get(key)}" for key in keys]
+        if found.is_recipe != self.recipe:
+            problems.append("it is a recipe" if found.is_recipe else "it has weights, and a recipe is asked for")
+        absent = [name for name in _BESIDE if not Path(found.name, name).is_file()]
+        return [*problems, *(f"it has no {name}" for name in absent), *other_sizes(found, self.checkpoint)]
 
     def build(
         self, asked: Mapping[Path, Perturbation], jobs: int | None, progress: Progress | None
@@ -153,6 +220,7 @@ class _Builder:
         """Write a variant to each folder, and return their records."""
         checkpoint = self.checkpoint
         blueprints = {out: make_blueprint(checkpoint, perturbation) for out, perturbation in asked.items()}
+        checkpoint.network.tell_what_is_kept(asked.values())
         allow_open_files(len(asked))
         sources, base = Sources.of(checkpoint), Base(self._recorded_name(), checkpoint.revision, NO_DIGEST)
         first, *more = asked
@@ -172,15 +240,17 @@ class _Builder:
         folder = stack.enter_context(whole_folder(out, self.check_out))
         if self.recipe:
             return _Variant(blueprint, folder, Target.of(blueprint, None), None)
-        metadata = _metadata(blueprint.asked.with_record(base, NO_DIGEST))
-        shards = stack.enter_context(closing(Shards(folder, blueprint.shapes, metadata)))
+        record = blueprint.asked.with_record(base, NO_DIGEST)
+        shards = stack.enter_context(closing(Shards(folder, blueprint.shapes, record)))
         return _Variant(blueprint, folder, Target.of(blueprint, shards.write), shards)
 
     def _finish(self, variant: _Variant, sources: Sources, base: Base) -> Perturbation:
         """Write what is beside the weights, now that their digests are known."""
         checkpoint, blueprint, made = self.checkpoint, variant.blueprint, variant.target.digests
-        changed = {name for name, output in blueprint.outputs.items() if made[name] != sources.digests[output.source]}
-        if not changed:
+        steps = {name: output.step for name, output in blueprint.outputs.items()}
+        drawn = {name: blueprint.outputs[name].source for name, step in steps.items() if step is not None}
+        alike = {name for name, source in drawn.items() if made[name] == sources.digests[source]}
+        if len(alike) == len(drawn):
             raise PerturbationError(
                 f"{blueprint.asked} changes no tensor of {checkpoint.name!r}; take another axis, or widen include"
             )
@@ -194,11 +264,10 @@ class _Builder:
         )
         write_configuration(variant.folder, content)
         save_tokenizer(network.alphabet, variant.folder)
-        steps = {name: output.step for name, output in blueprint.outputs.items()}
-        card = variant_card(network, record, steps, published, changed, self.recipe)
+        card = variant_card(network, record, steps, published, alike, self.recipe)
         (variant.folder / "README.md").write_text(card, encoding="utf-8")
         if variant.shards is not None:
-            variant.shards.finish(_metadata(record))
+            variant.shards.finish(record, made)
         return record
 
     def _recorded_name(self) -> str:
@@ -207,10 +276,6 @@ class _Builder:
         if self.name == demo.NAME or not place.exists():
             return self.name
         return str(place.resolve()) if self.recipe else place.resolve().name
-
-
-def _metadata(record: Perturbation) -> dict[str, str]:
-    return {"perturbation": json.dumps(record.to_dict())}
 
 
 def _refuse_recipe(checkpoint: Checkpoint) -> None:

@@ -36,6 +36,25 @@ def test_create_with_every_option(tmp_path, capsys):
     assert "reinit (seed 42" in capsys.readouterr().out
 
 
+def test_what_a_glob_names_and_the_rules_keep_is_told_once(tmp_path, capsys):
+    words = ["--method", "reinit", "--include", "*", "--include", "*.layers.*"]
+    assert main(["create", "demo", str(tmp_path / "out"), *words, "--seed", "1", "--seed", "2", "--json"]) == 0
+    streams = capsys.readouterr()
+    note = "hf-perturb create: note: include ['*', '*.layers.*'] also names 7 parameters that the rules keep, and that"
+    assert streams.err.startswith(note)
+    assert streams.err.count("\n") == 1
+    assert len(json.loads(streams.out)) == 2
+    card = (tmp_path / "out" / "reinit-seed1" / "README.md").read_text(encoding="utf-8")
+    assert "- `include` also names 7 parameters that the rules keep, and that are those of the base: `model.emb" in card
+    assert main(["create", "demo", str(tmp_path / "quiet"), "--method", "reinit", "--include", "*.layers.*"]) == 0
+    assert capsys.readouterr().err == ""
+    assert "also names" not in (tmp_path / "quiet" / "README.md").read_text(encoding="utf-8")
+    (tmp_path / "one.fasta").write_text(">a\nMKT\n")
+    places = [str(tmp_path / name) for name in ("one.fasta", "embedded")]
+    assert main(["embed", "demo", *places, *words, "--seed", "1", "--seed", "2"]) == 0
+    assert capsys.readouterr().err.count("hf-perturb embed: note: include ['*', '*.layers.*'] also names 7 ") == 1
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -66,8 +66,9 @@ def shards(out):
 def test_a_run_that_was_stopped_is_continued(places, tmp_path, number):
     out, call = tmp_path / "out", [sys.executable, "-c", STOPPING, "2", str(int(number)), "embed"]
     call += [*map(str, (places / "carp", places / "a.fasta", out)), *WORDS]
-    done = subprocess.run(call, capture_output=True, text=True, env=environment(), timeout=120, check=False)
-    assert done.returncode == -number, done.stderr
+    options = {"capture_output": True, "text": True, "env": environment(), "start_new_session": True}
+    done = subprocess.run(call, **options, timeout=120, check=False)
+    assert done.returncode == (130 if number == signal.SIGINT else -number), done.stderr
     assert "Traceback" not in done.stderr
     assert ("every shard that is there is whole: the same command continues" in done.stderr) == (
         number == signal.SIGINT

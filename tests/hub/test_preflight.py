@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 from support.hub_client import connected, quiet_uploads
+from support.models import model_class
 from support.pushing import REPO, copied
 
 import hf_perturb
+from hf_perturb.variants.matrix import models_in
 
 pytestmark = [quiet_uploads, pytest.mark.usefixtures("naps")]
 
@@ -129,6 +131,18 @@ def test_an_index_of_other_files(shard, hub, push, folders, tmp_path):
     assert not hub.requests
 
 
+def test_a_folder_of_many_names_what_it_holds(hub, push, folders):
+    said = push.refused(folders)
+    assert (
+        f"has no config.json, so it is no variant, recipe or base; it holds {len(models_in(folders))}, such as" in said
+    )
+    assert (
+        f"{models_in(folders)[0]}: push each of them; a folder of folders of many is for scripts/push_variants.py"
+        in said
+    )
+    assert not hub.requests
+
+
 def test_what_is_no_folder(hub, push, folders, tmp_path):
     assert "no such folder" in push.refused(tmp_path / "nowhere")
     assert "no such folder" in push.refused(folders / "carp" / "config.json")
@@ -145,4 +159,29 @@ def test_tokens_that_are_none(hub, folders, monkeypatch, tmp_path):
         with pytest.raises(ValueError, match="token: it holds blanks") as caught:
             hf_perturb.CarpModel.from_pretrained(REPO, token=token)
         assert token.strip() not in str(caught.value)
+    assert not hub.requests
+
+
+@pytest.mark.parametrize("form", ["hf-perturb", "transformers"])
+def test_what_was_trained_further_is_published_as_what_it_is(form, hub, push, folders, tmp_path):
+    network = "carp" if form == "hf-perturb" else "esm1b"
+    trained = copied(folders / network, tmp_path)
+    model = model_class(network).from_pretrained(trained)
+    next(model.parameters()).data.add_(1)
+    model.save_pretrained(trained)  # beside the card of the control
+    if form == "hf-perturb":
+        assert "does not say 'Trained further from a control'" in push.refused(trained)
+        assert not hub.exists(REPO)
+    hf_perturb.convert_checkpoint(trained, tmp_path / "told")
+    push(tmp_path / "told", "--format", form)
+    card = hub.files(REPO)["README.md"].decode()
+    assert "\n# Trained further from a control: " in card
+    assert "**Trained further from a control: no control itself.**" in card
+    assert json.loads(hub.files(REPO)["config.json"])["perturbation"]["changed"] is True
+
+
+def test_a_card_of_other_weights_is_refused(hub, push, folders, tmp_path):
+    folder = copied(folders / "carp", tmp_path)
+    hf_perturb.CarpForMaskedLM.from_pretrained(folders / "other").save_pretrained(folder)
+    assert "README.md tells of weights of digest blake3:" in push.refused(folder)
     assert not hub.requests

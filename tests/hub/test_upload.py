@@ -16,7 +16,7 @@ import hf_perturb
 
 pytestmark = [quiet_uploads, pytest.mark.usefixtures("naps")]
 ALWAYS = {"config.json", "README.md", "tokenizer.json", "tokenizer_config.json"}
-READING = {"info", "tree", "refs", "head", "get", "paths"}
+READING = {"other", "info", "tree", "refs", "head", "get", "paths"}
 
 
 def endpoints(hub):
@@ -97,16 +97,45 @@ def test_a_dry_run_touches_nothing(hub, push, folders, monkeypatch, tmp_path):
     said = push(folders / "carp", "--dry-run", "--private", "--tag", "v1", "--collection", "Controls")
     assert endpoints(hub) <= READING
     assert not hub.exists(REPO)
-    assert re.search(r"add +2,452,184 +model\.safetensors", said)
+    sizes = {name: f"{(folders / name / 'model.safetensors').stat().st_size:,}" for name in ("carp", "other")}
+    assert re.search(rf"add +{sizes['carp']} +model\.safetensors", said)
     assert "so it would be made; nothing was touched" in said
     push(folders / "carp")
     hub.forget()
     said = push(folders / "other", "--dry-run", "--force")
     assert endpoints(hub) <= READING
-    assert re.search(r"replace +2,452,184 +model\.safetensors", said)
+    assert re.search(rf"replace +{sizes['other']} +model\.safetensors", said)
     assert re.search(r"keep +[\d,]+ +modeling_carp\.py", said)
     connected(monkeypatch, hub, tmp_path / "elsewhere")
     push(folders / "carp", "--dry-run", repo_id="lab/new")  # needs no token
+
+
+def test_a_dry_run_without_the_hub_lists_what_would_be_sent(hub, push, folders, monkeypatch, tmp_path, naps):
+    hub.put("lab/base", {path.name: path.read_bytes() for path in (folders / "base").iterdir()})
+    hf_perturb.create_variant("lab/base", tmp_path / "recipe", "reinit", recipe=True)
+    for problem, why in ((_nobody, "the Hub cannot be reached"), (_offline, "the Hub must not be asked")):
+        with monkeypatch.context() as patch:
+            connected(patch, hub, tmp_path / problem.__name__)  # without a token, and with nothing in the cache
+            problem(patch)
+            for folder, unknown in ((folders / "carp", 1), (tmp_path / "recipe", 2)):
+                code, out, err = push.run(folder, "--dry-run", "--tag", "v1")
+                assert (code, err.count("could not look up"), err.count(why)) == (0, unknown, unknown), err
+                assert re.search(r"send +[\d,]+ +config\.json", out)
+                assert "would be sent to main, but for those that are there; nothing was touched" in out
+                assert len(json.loads(push(folder, "--dry-run", "--json"))["unknown"]) == unknown
+            assert "no config.json" in push.refused(tmp_path, "--dry-run")
+            patch.setenv("HF_TOKEN", hub.WRITE)
+            assert why in push.refused(folders / "carp")
+    assert not any(naps), "nobody waits for a Hub that is not there"
+
+
+def _nobody(patch) -> None:
+    patch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    patch.setattr("huggingface_hub.hf_api.api.endpoint", "http://127.0.0.1:9")
+
+
+def _offline(patch) -> None:
+    patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
 def test_the_result_as_json(hub, push, folders):

@@ -239,7 +239,7 @@ def test_a_hub_that_is_not_there(hub, push, folders, monkeypatch, tmp_path):
     hub.url = "http://127.0.0.1:9"
     connected(monkeypatch, hub, tmp_path / "home", hub.WRITE)
     said = push.refused(folders / "carp")
-    assert "the connection broke" in said
+    assert "the Hub cannot be reached" in said
     assert "nothing was sent" in said
 
 

@@ -15,7 +15,7 @@ from support.pushing import REPO, built_folders, connect
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, pipeline
 
 import hf_perturb
-from hf_perturb import CarpForMaskedLM, CheckpointError, DigestError
+from hf_perturb import CarpForMaskedLM, CheckpointError, DigestError, HubError
 from hf_perturb.checkpoints.source import ATTEMPTS
 from hf_perturb.cli import main
 
@@ -264,10 +264,11 @@ def test_a_forced_download_is_one_download(cls, published, hub):
 
 @pytest.mark.parametrize("what", ["recipe", "shards", "whole", "pickle"])
 def test_a_snapshot_is_enough_offline(what, hub, folders, tmp_path, monkeypatch):
+    of = "base" if what == "pickle" else "carp"  # no record is believed beside a pickle
     if what == "recipe":
         hf_perturb.push_variant(folders / "recipe", REPO)
     else:
-        model = CarpForMaskedLM.from_pretrained(folders / "carp")
+        model = CarpForMaskedLM.from_pretrained(folders / of)
         model.save_pretrained(tmp_path / what, max_shard_size="1MB" if what == "shards" else "5GB")
         files = {path.name: path.read_bytes() for path in (tmp_path / what).iterdir()}
         if what == "pickle":
@@ -278,9 +279,9 @@ def test_a_snapshot_is_enough_offline(what, hub, folders, tmp_path, monkeypatch)
     snapshot_download(REPO)
     hub.forget()
     monkeypatch.setenv("DISABLE_SAFETENSORS_CONVERSION", "1")  # Transformers would ask for somebody else's conversion
-    assert same(CarpForMaskedLM.from_pretrained(REPO, local_files_only=True), folders / "carp")
+    assert same(CarpForMaskedLM.from_pretrained(REPO, local_files_only=True), folders / of)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert same(CarpForMaskedLM.from_pretrained(REPO), folders / "carp")
+    assert same(CarpForMaskedLM.from_pretrained(REPO), folders / of)
     assert not {asked.endpoint for asked in hub.requests} & {"head", "get", "storage"}
 
 
@@ -302,8 +303,9 @@ def test_a_record_that_was_edited_on_the_hub(published, hub, capsys):
     hub.put(REPO, {"config.json": json.dumps(stored).encode()})
     assert main(["verify", REPO]) == 1
     assert "model.safetensors says of itself {'seed': 0}, config.json {'seed': 7}" in capsys.readouterr().out
-    with pytest.raises(DigestError, match="its record was changed"):
-        AutoModel.from_pretrained(REPO, verify=True)
+    for verify in (False, True):
+        with pytest.raises(DigestError, match=r"says of itself \{'seed': 0\}"):
+            AutoModel.from_pretrained(REPO, verify=verify)
 
 
 def test_another_alphabet_on_the_hub(published, hub):
@@ -335,3 +337,70 @@ def test_a_connection_that_stays_broken_is_no_traceback(endpoint, published, hub
     hub.fail(endpoint, times=99, drop=True)
     assert main(["verify", REPO]) == 1
     assert capsys.readouterr().err.startswith("hf-perturb verify: ")
+
+
+# ---- nobody there
+
+
+def close_hub(monkeypatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    template = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("demoo", "(did you mean 'demo'?)"),
+        ("my-contrl", "(did you mean 'my-control'?)"),
+        ("controls/reinit-sed0", "(did you mean 'controls/reinit-seed0'?)"),
+        ("esm1b_t33_650M_UR50", "(did you mean 'esm1b_t33_650M_UR50S'?)"),
+        ("nosuch", ""),
+    ],
+)
+def test_a_mistyped_name_is_answered_at_once(name, meant, monkeypatch, tmp_path, capsys, naps):
+    (tmp_path / "my-control").mkdir()
+    (tmp_path / "controls" / "reinit-seed0").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    close_hub(monkeypatch)
+    for words in (["create", name, "OUT", "--method", "reinit"], ["verify", name], ["list", name]):
+        assert main(words) == 1
+        said = capsys.readouterr().err
+        assert f"{name!r}: no such file or folder" in said
+        assert "the Hub cannot be reached ([Errno" in said
+        assert meant in said
+        assert ("did you mean" in said) == bool(meant)
+    assert not any(naps)
+    with pytest.raises(HubError, match=r"no such file or folder.*the Hub cannot be reached"):
+        CarpForMaskedLM.from_pretrained(name)
+
+
+def test_what_is_in_the_cache_is_loaded_while_nobody_is_there(published, monkeypatch, folders, naps):
+    CarpForMaskedLM.from_pretrained(REPO)
+    AutoTokenizer.from_pretrained(REPO)
+    close_hub(monkeypatch)
+    assert same(CarpForMaskedLM.from_pretrained(REPO), folders / "other")
+    assert main(["verify", REPO]) == 0
+    assert not any(naps)
+
+
+def test_a_path_that_is_not_there_says_what_is_near(tmp_path, capsys):
+    (tmp_path / "my-control").mkdir()
+    assert main(["verify", str(tmp_path / "my-controll")]) == 1
+    assert f"(did you mean {str(tmp_path / 'my-control')!r}?)" in capsys.readouterr().err
+
+
+def test_a_cache_that_cannot_be_written_is_named(published, tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "file" / "hub"))
+    assert main(["verify", REPO]) == 1
+    assert f"config.json cannot be kept in the cache, {tmp_path / 'file' / 'hub'}: [Errno" in capsys.readouterr().err
+
+
+def test_a_folder_that_may_not_be_entered_is_named(tmp_path, monkeypatch):
+    def refused(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(type(tmp_path), "is_file", lambda path: refused(path) if path.suffix == ".json" else False)
+    with pytest.raises(CheckpointError, match=r"config\.json cannot be read: .*Permission denied"):
+        hf_perturb.verify_variant(tmp_path)

@@ -65,7 +65,7 @@ def test_a_dry_run(built, hub, push):
     said = push(built, "--dry-run", "--bases")
     assert said.out == "5 of 5 repositories would be there; nothing was touched, in lab\n"
     assert not hub.exists("lab/carp")
-    assert {asked.endpoint for asked in hub.requests} == {"info"}
+    assert {asked.endpoint for asked in hub.requests} == {"other", "info"}
 
 
 def test_bases_and_a_choice(built, hub, push):

@@ -7,6 +7,7 @@ import fcntl
 import itertools
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -531,7 +532,7 @@ def test_what_was_moved_away_is_removed_when_the_new_one_is_there(tmp_path):
 @pytest.mark.parametrize("moment", ["stop_in_stream", "stop_at_card"])
 @pytest.mark.parametrize(
     ("number", "code", "message"),
-    [(signal.SIGINT, -signal.SIGINT, "interrupted; nothing is half written"), (signal.SIGTERM, 143, "")],
+    [(signal.SIGINT, 130, "interrupted; nothing is half written"), (signal.SIGTERM, 143, "")],
 )
 @pytest.mark.parametrize("replaced", [True, False])
 def test_a_signal_ends_the_command_with_nothing_left(
@@ -553,14 +554,15 @@ def test_a_signal_ends_the_command_with_nothing_left(
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="signals of Unix")
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_real_command(base, tmp_path, number, code):
     """One that nobody stops at a chosen moment: it has a million entries to sort."""
     out = tmp_path / "above" / "out"
     run = "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
     words = ["-c", run + "runpy.run_module('hf_perturb', run_name='__main__', alter_sys=True)"]
     words += ["create", str(base), str(out), "--method", "resample", "--axis", "rows", "--jobs", "1"]
-    with subprocess.Popen([sys.executable, *words], stderr=subprocess.PIPE, text=True) as process:
+    kwargs = {"stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    with subprocess.Popen([sys.executable, *words], **kwargs) as process:
         while process.poll() is None and not list(tmp_path.glob("above/.*/new/model.safetensors")):
             time.sleep(1e-3)
         process.send_signal(number)
@@ -684,3 +686,26 @@ def test_one_that_is_locked_keeps_all_from_being_written(children, base, tmp_pat
     assert children.wait(first)[0] == -signal.SIGKILL
     create_variants(base, dict.fromkeys(outs, PERTURBATIONS[1]))
     assert sorted(os.listdir(tmp_path)) == ["one", "three", "two"]
+
+
+# the working directory
+
+
+def test_a_working_directory_that_was_removed_is_named(base, tmp_path, monkeypatch, capsys):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    for words in (["create", str(base), "out", "--method=reinit"], ["verify", str(base)], ["list"]):
+        assert main(words) == 1
+        assert "the working directory has been removed" in capsys.readouterr().err
+    with pytest.raises(hf_perturb.CheckpointError, match="out is nowhere: the working directory has been removed"):
+        create_variant(base, "out", "reinit")
+    create_variant(base, tmp_path / "out", "reinit")
+
+
+@needs_fork
+def test_a_full_disk_is_named_for_a_file_of_torch_too(children, base, tmp_path):
+    words = ["convert", str(base), str(tmp_path / "out.pt"), "--to", "fair-esm"]
+    code, said = children.run("command", "small_files", words=words)
+    assert (code, os.listdir(tmp_path)) == (1, [])
+    assert re.search(r"out\.pt: nothing was written, because .*File too large", said), said

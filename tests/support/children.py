@@ -27,7 +27,8 @@ class Children:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         words = [sys.executable, __file__]
         self.alive: set[int] = set()
-        self.server = subprocess.Popen(words, stdin=-1, stdout=-1, text=True, env=environment)
+        # without a terminal, whoever runs the tests
+        self.server = subprocess.Popen(words, stdin=-1, stdout=-1, text=True, env=environment, start_new_session=True)
         assert json.loads(self.server.stdout.readline()) == {"threads": 1}, "to fork, it must have no other thread"
         return self
 
@@ -81,6 +82,21 @@ def command(words: list[str]) -> None:
 
     sys.argv = ["hf-perturb", *words]
     script()
+
+
+def command_that_dies(words: list[str], placed: int) -> None:
+    """Run the command, and die when so many folders are in place."""
+    from hf_perturb.storage import folders
+
+    put, turns = folders._put_in_place, iter(range(placed))
+
+    def put_or_die(fresh: Path, out: Path) -> None:
+        if next(turns, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        put(fresh, out)
+
+    folders._put_in_place = put_or_die
+    command(words)
 
 
 def fill(out: str, text: str, die_at: int | None = None) -> str:

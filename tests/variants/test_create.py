@@ -122,7 +122,7 @@ def test_a_killed_process_leaves_no_folder_by_the_name(tmp_path):
             "kernel_size: got 4",
         ),
         (lambda base: (base / "config.json").write_text("[1]"), "got a JSON list; allowed: an object"),
-        (lambda base: (base / "config.json").write_text('{"model_type": []}'), r"model_type is \[\]; allowed"),
+        (lambda base: (base / "config.json").write_text('{"model_type": []}'), r"model_type: got \[\]; allowed"),
         (
             lambda base: (base / "config.json").write_text('{"model_type": "carp", "architectures": ["math"]}'),
             "allowed: one of CarpModel, CarpForMaskedLM",

@@ -13,7 +13,7 @@ import torch
 from huggingface_hub import constants
 from parity.original_files import original_data, write_original
 from parity.originals import small_pair
-from support.models import model_class, small_model
+from support.models import TIED, UNSTUDIED, model_class, small_model
 from support.spec_table import copied, differing
 from support.streamed import DTYPES, METHODS, contents, in_hub_cache, no_waiting, weights_of, write_base, write_bases
 from transformers import AutoModel, AutoModelForMaskedLM, pipeline
@@ -32,6 +32,7 @@ CONTROLS = {
     "tied": Perturbation("resample", exclude=["lm_head.weight"]),
     "scope": Perturbation("reinit", seed=5, scope=["top:1", "feed_forward"]),
 }
+PUBLISHED = [name for name, asked in CONTROLS.items() if asked.rules == "published"]
 OTHER = "blake3:" + 64 * "0"
 
 
@@ -54,7 +55,8 @@ def own_base(bases, tmp_path) -> Path:
 
 
 def controls(network: str) -> dict[str, Perturbation]:
-    return {name: asked for name, asked in CONTROLS.items() if name != "tied" or network in ("esm1b", "esm2")}
+    lacking = {*(() if network in TIED else ("tied",)), *(PUBLISHED if network in UNSTUDIED else ())}
+    return {name: asked for name, asked in CONTROLS.items() if name not in lacking}
 
 
 def change_config(folder: Path, **keys) -> None:

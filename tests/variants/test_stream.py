@@ -56,7 +56,9 @@ def test_any_tensors_are_read_back_bit_for_bit(drawn, max_shard_size):
             content = file.read_bytes()
             begin = 8 + int.from_bytes(content[:8], "little")
             header = json.loads(content[8:begin])
-            assert header.pop("__metadata__") == {"format": "pt"}
+            metadata = header.pop("__metadata__")
+            assert (metadata["format"], metadata["perturbation"]) == ("pt", "null")
+            assert json.loads(metadata["digests"]).keys() == header.keys()
             assert len(content) == begin + sum(drawn[name].nbytes for name in header)
             for name, entry in header.items():
                 assert (begin + entry["data_offsets"][0]) % drawn[name].itemsize == 0, "not aligned"

@@ -112,7 +112,13 @@ def write_pickle(data: dict[str, Any], record: Perturbation | None, path: Path) 
     data[key] = {name: tensor.clone() if _is_part(tensor) else tensor for name, tensor in data[key].items()}
     if record is not None:
         data[RECORD_KEY] = record.to_dict()
-    torch.save(data, path)
+    with path.open("wb") as file:
+        try:
+            torch.save(data, file)
+        except RuntimeError as error:  # all that torch says of a full disk is where it is in the file
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def _is_part(tensor: torch.Tensor) -> bool:
