@@ -21,6 +21,7 @@ _ON_FILES = (*_BELOW, "checkpoints", "cards", "variants")
 # the rooms that each room may import from, beside itself
 MAY_IMPORT = {
     "errors": (),
+    "interrupts": (),
     "demo": (),
     "storage": ("errors",),
     "perturbation": ("errors",),
@@ -32,7 +33,7 @@ MAY_IMPORT = {
     "networks": ("errors", "perturbation", "loading"),
     "loading": (*_BELOW, "checkpoints", "networks"),
     "embedding": (*_ON_FILES, "loading", "networks"),
-    "cli": (*_ON_FILES, "compare", "hub", "loading", "embedding", "hf_perturb"),
+    "cli": (*_ON_FILES, "compare", "hub", "loading", "embedding", "interrupts", "hf_perturb"),
     "__main__": ("cli",),
 }
 # plain data, which needs nothing: who reads a configuration and who runs the network check the same sizes
