@@ -66,14 +66,17 @@ def _read_header(file: OpenFile) -> tuple[dict[str, Tensor], dict[str, str] | No
     return {name: Tensor(*entry, stated.get(name)) for name, entry in found.items()}, metadata
 
 
-def header_metadata(record: Perturbation | None, lines: Mapping[str, str], whole: str) -> dict[str, str]:
+def header_metadata(record: Perturbation | None, lines: Mapping[str, str], whole: str | None) -> dict[str, str]:
     """Return what the header of a safetensors file says of its weights beside their names, types and shapes.
 
     Args:
         record: what was done to them, `None` for nothing.
         lines: what `Tensor.digest` returns of each tensor in the file, by the name that it is stored by.
-        whole: the digest of all tensors that are written together, which a file of another save has not.
+        whole: the digest of all tensors that are written together, which a file of another save has not; `None` where
+            they are not told of, being no plain tensors.
     """
+    if whole is None:
+        return {"format": "pt", "perturbation": json.dumps(None if record is None else record.to_dict())}
     digests = {name: line.rpartition(" ")[2] for name, line in lines.items()}
     said = {"perturbation": None if record is None else record.to_dict(), "digests": digests}
     return {"format": "pt", **{key: json.dumps(value) for key, value in said.items()}, "digest": whole}

@@ -35,7 +35,7 @@ class _Saving:
     record: Perturbation | None
     digest: str | None
     lines: dict[str, str]
-    whole: str
+    whole: str | None
     written: list[str] = field(default_factory=list)
 
 
@@ -60,9 +60,10 @@ def save(
         if given.get("is_main_process", True):
             _write_adapter_card(model, Path(directory, "README.md"))
         return done
-    state = given.get("state_dict")
+    state, digest = given.get("state_dict"), model.config.digest
     saving = _described(model, state)
     if state is None:
+        digest = saving.digest
         model.told(saving.record, model._seal, saving.digest)
     # what is written may be other weights than the model's own
     model.config.set_record(saving.record, saving.digest)
@@ -71,7 +72,7 @@ def save(
         done = run(directory, *args, **kwargs)
     finally:
         _saving.reset(token)
-        model.config.set_record(model._record, saving.digest)
+        model.config.set_record(model._record, digest)
     if saving.written:
         _remove_others(Path(directory), saving.written)
     return done
@@ -79,6 +80,8 @@ def save(
 
 def _described(model: PerturbablePreTrainedModel, state: Mapping[str, torch.Tensor] | None) -> _Saving:
     """Return what is true of the tensors that are saved, those of the model if there are no others."""
+    if getattr(model, "is_quantized", False):  # what a quantiser makes of a weight need not be a plain tensor
+        return _Saving(model._record, None, {}, None)
     tensors = model.state_dict() if state is None else state
     # what is kept on a disk came from the checkpoint, and nobody can train it
     lines = {**{name: line for name, line in (model._seal or {}).items() if name in tensors}, **fingerprints(tensors)}
@@ -121,8 +124,9 @@ def _save_file(wrapped: Callable[..., Any], instance: None, args: tuple[Any, ...
         return wrapped(*args, **kwargs)
     given = signature(wrapped).bind(*args, **kwargs).arguments
     tensors: Mapping[str, torch.Tensor] = given["tensors"]
-    unread = lines_of({name: tensor for name, tensor in tensors.items() if name not in saving.lines})
-    lines = {name: saving.lines.get(name) or unread[name] for name in tensors}
+    lines = {name: saving.lines[name] for name in tensors if name in saving.lines}
+    if saving.whole is not None:
+        lines |= lines_of({name: tensor for name, tensor in tensors.items() if name not in lines})
     saving.written.append(Path(given["filename"]).name)
     metadata = {**(given.get("metadata") or {}), **header_metadata(saving.record, lines, saving.whole)}
     return wrapped(tensors, given["filename"], metadata=metadata)
