@@ -58,6 +58,7 @@ def perturb_model(
         model.refuse_unknown("perturb")
     if getattr(model, "is_quantized", False):
         raise quantised()
+    refuse_untied("perturb", model, model.state_dict())
     tensors, head = model.document_tensors(asked.rules), network.language_head
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     plan = make_plan(network.family, shapes, asked, network.whole(asked.rules))
@@ -70,6 +71,19 @@ def perturb_model(
     apply_plan(plan, model.document_tensors(asked.rules), owners)
     _tell(model, asked.with_record(None, None))
     return model
+
+
+def refuse_untied(what: str, model: PerturbablePreTrainedModel, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raise if tensors that are one by the configuration hold different values, which no file could keep apart."""
+    for name, source in network_of(model).tied.items():
+        one, other = tensors.get(name), tensors.get(source)
+        if one is None or other is None or one.is_meta or other.is_meta or one.data_ptr() == other.data_ptr():
+            continue
+        if one.shape != other.shape or not torch.equal(one.to(other.device), other):
+            raise PerturbationError(
+                f"{what}: {name} and {source} hold other values, and the configuration has them as one tensor; call"
+                " model.tie_weights(), or load the weights into a model whose tie_word_embeddings is false"
+            )
 
 
 def record_as(model: PerturbablePreTrainedModel, perturbation: object) -> PerturbablePreTrainedModel:

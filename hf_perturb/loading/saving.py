@@ -16,8 +16,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from transformers import modeling_utils
 
 from hf_perturb.checkpoints.headers import header_metadata
-from hf_perturb.errors import PerturbationError
-from hf_perturb.loading.perturb import network_of
+from hf_perturb.loading.perturb import refuse_untied
 from hf_perturb.networks.seal import fingerprints, judged, record_now
 from hf_perturb.perturbation import Perturbation
 from hf_perturb.perturbation.digest import digest_of_lines, distinct, lines_of
@@ -85,12 +84,7 @@ def _described(model: PerturbablePreTrainedModel, state: Mapping[str, torch.Tens
     tensors = model.state_dict() if state is None else state
     # what is kept on a disk came from the checkpoint, and nobody can train it
     lines = {**{name: line for name, line in (model._seal or {}).items() if name in tensors}, **fingerprints(tensors)}
-    for name, source in network_of(model).tied.items():
-        if lines.get(name, lines.get(source)) != lines.get(source):
-            raise PerturbationError(
-                f"save: {name} and {source} hold other values, and the configuration has them as one tensor; call"
-                " model.tie_weights(), or load the weights into a model whose tie_word_embeddings is false"
-            )
+    refuse_untied("save", model, tensors)
     counted = {name: lines[name] for name in distinct(tensors) if name in lines}
     whole = digest_of_lines(counted)
     record, digest = judged(model, lines), model.config.digest

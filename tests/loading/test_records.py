@@ -627,8 +627,9 @@ def test_a_digest_is_not_saved_beside_a_perturbation(tmp_path):
 def test_what_no_file_could_hold_is_refused_before_anything_is_written(folders, tmp_path):
     model = load(folders / "esm1b-base", "esm1b")
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight + 1)
-    with pytest.raises(PerturbationError, match="tie_weights"):
-        model.save_pretrained(tmp_path / "out")
+    for use in (lambda: model.save_pretrained(tmp_path / "out"), lambda: model.perturb("resample")):
+        with pytest.raises(PerturbationError, match="tie_weights"):
+            use()
     assert not (tmp_path / "out").exists()
 
 

@@ -77,7 +77,8 @@ class MemoryRules:
         try:
             live.model.perturb(perturbation, fresh=fresh)
         except REFUSALS as error:
-            self.refused(live, before, "perturb", error, why)
+            tied = "its tied tensors differ" if "tie_weights()" in str(error) else None
+            self.refused(live, before, "perturb", error, why or tied)
             return
         if why is not None:
             raise ViolationError(f"perturb: done, although {why}")
