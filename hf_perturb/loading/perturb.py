@@ -102,7 +102,7 @@ def record_as(model: PerturbablePreTrainedModel, perturbation: object) -> Pertur
             " assign=True))"
         )
     lines = lines_of(tensors)
-    found = digest_of_lines({name: lines[name] for name in distinct(tensors)})
+    found = digest_of_lines(counted(model, tensors, lines))
     if record is None and asked is not None and asked.digest == found:
         raise DigestError(f"record_as: got None; the weights are those of {asked}, by their digest {found}")
     if record is not None and record.digest is None and asked is not None and asked != record:
@@ -121,8 +121,25 @@ def _tell(model: PerturbablePreTrainedModel, record: Perturbation) -> None:
     """Record a perturbation that was just applied, with the digest of what it made."""
     tensors = model.state_dict()
     lines = lines_of(tensors)
-    digest = digest_of_lines({name: lines[name] for name in distinct(tensors)})
-    model.told(replace(record, digest=digest), lines)
+    model.told(replace(record, digest=digest_of_lines(counted(model, tensors, lines))), lines)
+
+
+def counted(
+    model: PerturbablePreTrainedModel, tensors: Mapping[str, torch.Tensor], lines: Mapping[str, str]
+) -> dict[str, str]:
+    """Return what counts in the digest of tensors: one that is tied once, also where a copy gave it memory of its own.
+
+    Args:
+        model: whose network they are of.
+        tensors: by name.
+        lines: what a digest says of each; who has none does not count.
+    """
+    tied = network_of(model).tied
+    return {
+        name: lines[name]
+        for name in distinct(tensors)
+        if name in lines and lines.get(tied.get(name, "")) != lines[name]
+    }
 
 
 def seal_loaded(

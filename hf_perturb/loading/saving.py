@@ -16,10 +16,10 @@ from huggingface_hub import ModelCard, ModelCardData
 from transformers import modeling_utils
 
 from hf_perturb.checkpoints.headers import header_metadata
-from hf_perturb.loading.perturb import refuse_untied
+from hf_perturb.loading.perturb import counted, refuse_untied
 from hf_perturb.networks.seal import fingerprints, judged, record_now
 from hf_perturb.perturbation import Perturbation
-from hf_perturb.perturbation.digest import digest_of_lines, distinct, lines_of
+from hf_perturb.perturbation.digest import digest_of_lines, lines_of
 
 if TYPE_CHECKING:
     from hf_perturb.networks.perturbable import PerturbablePreTrainedModel
@@ -85,8 +85,7 @@ def _described(model: PerturbablePreTrainedModel, state: Mapping[str, torch.Tens
     # what is kept on a disk came from the checkpoint, and nobody can train it
     lines = {**{name: line for name, line in (model._seal or {}).items() if name in tensors}, **fingerprints(tensors)}
     refuse_untied("save", model, tensors)
-    counted = {name: lines[name] for name in distinct(tensors) if name in lines}
-    whole = digest_of_lines(counted)
+    whole = digest_of_lines(counted(model, tensors, lines))
     record, digest = judged(model, lines), model.config.digest
     if record is not None and record.base is not None and Path(record.base.name or "").is_absolute():
         # whose disk the base is on is nobody's business

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 
@@ -85,3 +86,13 @@ def test_what_was_loaded_by_other_names_is_saved_by_its_own(tmp_path):
     assert hf_perturb.verify_variant(tmp_path / "control").ok
     found = type(base).from_pretrained(tmp_path / "control", verify=True).state_dict()
     assert all(torch.equal(tensor, found[name]) for name, tensor in control.state_dict().items())
+
+
+def test_a_copy_whose_tied_head_has_memory_of_its_own_is_the_same_control(tmp_path):
+    control = twin(base_model("esm1b", "ForMaskedLM", 0)).perturb({"method": "reinit", "exclude": ["lm_head.weight"]})
+    control.load_state_dict(control.state_dict(), assign=True)
+    copied = copy.deepcopy(control)
+    assert copied.lm_head.weight.data_ptr() != copied.embed_tokens.weight.data_ptr()
+    copied.save_pretrained(tmp_path)
+    found = type(control).from_pretrained(tmp_path, verify=True)
+    assert found.config.perturbation.digest == control.config.perturbation.digest

@@ -19,9 +19,10 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 import hf_perturb
+from hf_perturb.loading.perturb import counted
 from hf_perturb.networks.seal import fingerprints, judged
 from hf_perturb.perturbation import Perturbation, digest_of
-from hf_perturb.perturbation.digest import is_downstream, lines_of, torch_dtype
+from hf_perturb.perturbation.digest import digest_of_lines, is_downstream, lines_of, torch_dtype
 from hf_perturb.perturbation.rules import default_axis
 from support.models import CONFIGS, small_model
 
@@ -71,8 +72,11 @@ def twin(model: Any, tensors: Mapping[str, torch.Tensor] | None = None) -> Any:
     """Return a base of the same class with copies of tensors, by nothing but the network's own constructor."""
     config = copy.deepcopy(model.config)
     config.set_record(None, None, of_model=False)
-    made = type(model).without_weights(config)
     state = model.state_dict() if tensors is None else tensors
+    head, embedding = state.get("lm_head.weight"), state.get("embed_tokens.weight")
+    if head is not None and embedding is not None and not torch.equal(head, embedding):
+        config.tie_word_embeddings = False  # whatever was put there
+    made = type(model).without_weights(config)
     made.load_state_dict({name: tensor.detach().clone() for name, tensor in state.items()}, strict=False, assign=True)
     made.tie_weights()
     made.told(None, None)
@@ -270,7 +274,8 @@ def check_live(truth: Truth, live: Live, where: str) -> None:
     if record is None:
         digest = model.config.digest
         loose = live.lenient or live.strayed or has_adapter
-        if digest is not None and not loose and digest != digest_of(model.state_dict()):
+        state = model.state_dict()
+        if digest is not None and not loose and digest != digest_of_lines(counted(model, state, lines_of(state))):
             raise ViolationError(f"{where}: a base states the digest {digest}, which is not that of its weights")
         return
     holds = truth.holds(record, lines, live.family)
@@ -283,7 +288,7 @@ def check_live(truth: Truth, live: Live, where: str) -> None:
         raise ViolationError(f"{where}: it says {record}, and its weights are something else")
     has_head = any(map(is_downstream, model.state_dict()))
     if record.digest is not None and not (live.lenient or has_adapter or has_head):
-        found = digest_of(model.state_dict())
+        found = digest_of_lines(counted(model, state := model.state_dict(), lines_of(state)))
         if found != record.digest:
             raise ViolationError(f"{where}: it states the digest {record.digest}, its weights have {found}")
 
