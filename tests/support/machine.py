@@ -9,6 +9,7 @@ from collections import Counter
 from functools import cache
 from pathlib import Path
 
+import torch
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant
 
@@ -36,7 +37,7 @@ STEPS: Counter[str] = Counter()
 
 @cache
 def template_of(network: str, head: str) -> tuple[Path, list[Control]]:
-    """Return four folders, and the controls among them: a base, one with a digest, a control of each."""
+    """Return four folders, and the controls among them: two bases, one with a digest; a control; and a trained one."""
     root, truth = Path(tempfile.mkdtemp(prefix="template-")), Truth()
     atexit.register(shutil.rmtree, root)
     one, other = base_model(network, head, 0), base_model(network, head, 1)
@@ -46,7 +47,10 @@ def template_of(network: str, head: str) -> tuple[Path, list[Control]]:
     truth.expect(other, PERTURBATIONS[0])
     hf_perturb.create_variant(root / "1", root / "2", PERTURBATIONS[0])
     truth.expect(one, PERTURBATIONS[1])
-    type(one).from_pretrained(root / "0", perturbation=PERTURBATIONS[1]).save_pretrained(root / "3")
+    trained = type(one).from_pretrained(root / "0", perturbation=PERTURBATIONS[1])
+    with torch.no_grad():
+        next(trained.parameters()).add_(0.5)
+    trained.save_pretrained(root / "3")
     shutil.rmtree(root / "saved")
     return root, truth.controls
 
@@ -76,7 +80,7 @@ class Machine(MemoryRules, FileRules, DiskRules, RuleBasedStateMachine):
         for slot, place in enumerate(self.places):
             record = place.config.get("perturbation")
             record = None if record is None else hf_perturb.Perturbation.parse(record)
-            self.written(slot, {None}, network_lines(place.stored()), record, False)
+            self.written(slot, {None}, network_lines(place.stored()), record, strayed=slot == 3)
         for slot in (0, 2):
             self.lives.append(Live(self.places[slot].architecture().from_pretrained(self.places[slot].path)))
 

@@ -28,6 +28,15 @@ PARTS = {
 }
 
 
+def tied_pair(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the two tensors that a network has as one, or one twice."""
+    state = model.state_dict()
+    names = ("embed_tokens.weight", "lm_head.weight")
+    if not model.config.tie_word_embeddings or any(name not in state or state[name].is_meta for name in names):
+        return torch.empty(0), torch.empty(0)
+    return state[names[0]], state[names[1]]
+
+
 class MemoryRules:
     """What may be done to a model."""
 
@@ -118,10 +127,10 @@ class MemoryRules:
         if any(tensor.is_meta for tensor in state.values()):
             return
         state = {name: tensor.detach().clone() for name, tensor in state.items()} if clones else dict(state)
-        try:
+        with suppress(RuntimeError):  # of another shape; what fits is there by then
             live.model.load_state_dict(state, strict=False, assign=assign)
-        except RuntimeError:
-            return  # of another shape
+        if assign and not torch.equal(*tied_pair(live.model)):
+            live.model.tie_weights()
         live.strayed |= live.lines != before
         if live.is_unknown:
             live.filled = "something"
