@@ -20,7 +20,7 @@ _SLOW = [*HealthCheck]
 
 def run(steps: int, random: bool) -> int:
     """Run a number of steps, and return how many it was."""
-    before, length = STEPS["steps"], 40
+    before, length = STEPS["steps"], 24
     chosen = settings(
         max_examples=-(-steps // length),
         stateful_step_count=length,

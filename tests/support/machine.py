@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 import hf_perturb
 from support.machine_disk import DiskRules
@@ -75,14 +75,34 @@ class Machine(MemoryRules, FileRules, DiskRules, RuleBasedStateMachine):
     )
     def begin(self, network, head):
         self.network, self.family = network, "carp" if network == "carp" else "fair_esm"
-        template, self.truth.controls[:] = template_of(network, head)
+        template, controls = template_of(network, head)
+        self.template, self.truth.controls = template, [*controls]
         shutil.copytree(template, self.root, dirs_exist_ok=True)
-        for slot, place in enumerate(self.places):
-            record = place.config.get("perturbation")
-            record = None if record is None else hf_perturb.Perturbation.parse(record)
-            self.written(slot, {None}, network_lines(place.stored()), record, strayed=slot == 3)
+        for slot in range(4):
+            self.noted(slot, slot)
         for slot in (0, 2):
             self.lives.append(Live(self.places[slot].architecture().from_pretrained(self.places[slot].path)))
+
+    def noted(self, slot, source):
+        """Note that a folder is as one of the template is."""
+        place = self.places[slot]
+        record = place.config.get("perturbation")
+        record = None if record is None else hf_perturb.Perturbation.parse(record)
+        self.written(slot, {None}, network_lines(place.stored()), record, strayed=source == 3)
+
+    @rule(slot=st.integers(0, 3), source=st.integers(0, 3))
+    def fetch_again(self, slot, source):
+        """Put a whole folder in the place of another."""
+        path = self.places[slot].path
+        shutil.rmtree(path, ignore_errors=True)
+        shutil.copytree(self.template / str(source), path)
+        self.noted(slot, source)
+
+    @rule(slot=st.integers(0, 3), out=st.integers(0, 3), source=st.integers(0, 3), dtype=st.none() | st.just("float16"))
+    def convert_what_is_whole(self, slot, out, source, dtype):
+        """Convert a folder as it was fetched, which random steps leave seldom."""
+        self.fetch_again(slot, source)
+        self.convert(slot, out, dtype, True, None)
 
     def check_one(self, live, where):
         check_live(self.truth, live, where)
