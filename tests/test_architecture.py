@@ -124,6 +124,10 @@ def test_a_checkpoint_is_opened_without_torch_and_transformers():
     assert not {"torch", "transformers", "numpy"} & loaded_by(code)
 
 
+def test_the_command_begins_without_the_client_of_the_hub():
+    assert not {"huggingface_hub", "torch", "transformers", "numpy"} & loaded_by("import hf_perturb.cli.main")
+
+
 # ---- manners
 
 

@@ -17,8 +17,9 @@ from hf_perturb.checkpoints.network import Network, stored_fields
 from hf_perturb.checkpoints.origins import read_original
 from hf_perturb.checkpoints.origins.stock_esm import STOCK_CLASSES, config_from_stock, is_stock, tensors_from_stock
 from hf_perturb.checkpoints.shapes import AUTO_CLASSES, PREFIXES, Shape, is_parameter, listed
-from hf_perturb.checkpoints.source import KINDS, WEIGHTS, Place, located
+from hf_perturb.checkpoints.source import KINDS, WEIGHTS, Place
 from hf_perturb.checkpoints.tensors import FLOATS, Region, Tensor, elements_of, same_values
+from hf_perturb.demo import located
 from hf_perturb.errors import CheckpointError, ModelInputError, StackedPerturbationError
 from hf_perturb.perturbation.digest import DTYPES, digest_of_lines, dtype_code
 from hf_perturb.perturbation.parallel import for_each
@@ -162,6 +163,11 @@ class Checkpoint:
     def stated_digest(self) -> str | None:
         """The digest that it states: a variant's is in its record."""
         return self.stored.get("digest") if self.record is None else self.record.digest
+
+    @property
+    def has_changed(self) -> bool:
+        """Whether its weights are no longer what its record made of them: trained further, edited or merged."""
+        return self.record is not None and self.record.changed
 
     @property
     def published_as(self) -> str | None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def differences(opened: Checkpoint, lines: Mapping[str, str]) -> list[str]:
     """Say where weights are not the ones that are stated, given what `Checkpoint.lines` returns."""
-    stated = opened.stated_digest if opened.record is None or not opened.record.changed else None
+    stated = None if opened.has_changed else opened.stated_digest
     if stated not in (None, found := digest_of_lines(lines)):
         return [f"the weights have digest {found}, the record says {stated}"]
     wrong = [name for name, line in opened.stated_lines.items() if lines[name] != line]
@@ -35,7 +35,7 @@ def check_record(opened: Checkpoint) -> None:
     if stated and not problems:
         problems = differences(opened, {**dict.fromkeys(opened.tensors, ""), **stated})
     if not problems and _is_silent(opened):
-        claims = None if opened.record is None or opened.record.changed else opened.record.digest
+        claims = None if opened.has_changed else opened.stated_digest
         # stock Transformers writes no record into a header, and keeps what somebody wrote into its config.json
         if claims is None and opened.origin != "transformers":
             problems = [f"config.json says {opened.record}, without a digest, and no file of weights says so"]
@@ -62,7 +62,8 @@ def other_records(opened: Checkpoint) -> list[str]:
                 problems.append(f"{file} says of itself {theirs}, config.json {'nothing' if here is None else here}")
     if problems or opened.is_recipe or opened.place is None:
         return problems
-    unsaid = [name for name in opened.tensors if name not in opened.stated_lines]
+    stated = opened.stated_lines
+    unsaid = [name for name in opened.tensors if name not in stated]
     is_partial = opened.record is not None or len(unsaid) < len(opened.tensors)
     if unsaid and is_partial and any("digests" in (said or {}) for said in opened.headers.values()):
         problems.append(f"the files of weights state no digest of {listed(unsaid)}")
@@ -77,8 +78,8 @@ def other_records(opened: Checkpoint) -> list[str]:
 
 def _of_several_saves(opened: Checkpoint) -> list[str]:
     """Say if files of weights were not written together, where no digest of the record tells."""
-    record = opened.record
-    if opened.origin == "transformers" or (record is not None and not record.changed and record.digest):
+    is_told = opened.record is not None and opened.record.digest is not None and not opened.has_changed
+    if opened.origin == "transformers" or is_told:
         return []
     whole, stated = {(said or {}).get("digest") for said in opened.headers.values()}, opened.stated_lines
     if whole <= {None, digest_of_lines(stated)} or stated.keys() != opened.tensors.keys():

@@ -75,11 +75,11 @@ def header_metadata(record: Perturbation | None, lines: Mapping[str, str], whole
         whole: the digest of all tensors that are written together, which a file of another save has not; `None` where
             they are not told of, being no plain tensors.
     """
+    said = {"format": "pt", "perturbation": json.dumps(None if record is None else record.to_dict())}
     if whole is None:
-        return {"format": "pt", "perturbation": json.dumps(None if record is None else record.to_dict())}
+        return said
     digests = {name: line.rpartition(" ")[2] for name, line in lines.items()}
-    said = {"perturbation": None if record is None else record.to_dict(), "digests": digests}
-    return {"format": "pt", **{key: json.dumps(value) for key, value in said.items()}, "digest": whole}
+    return {**said, "digests": json.dumps(digests), "digest": whole}
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_perturb.checkpoints.checkpoint import Checkpoint
-from hf_perturb.checkpoints.source import located
+from hf_perturb.demo import located
 from hf_perturb.errors import CheckpointError, DigestError, StackedPerturbationError
 from hf_perturb.perturbation.spec import Base, Perturbation
 

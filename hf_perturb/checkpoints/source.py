@@ -29,6 +29,7 @@ from huggingface_hub.utils import get_session, parse_ratelimit_headers
 
 from hf_perturb import demo
 from hf_perturb.checkpoints.catalog import CATALOG
+from hf_perturb.demo import located
 from hf_perturb.errors import CheckpointError, HubError, ModelInputError
 
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
@@ -142,11 +143,9 @@ class Place:
     @property
     def weight_names(self) -> list[str]:
         """The names that weights may go by, in the order that they are looked for."""
-        safe, variant = self.use_safetensors, self.variant
+        safe = self.use_safetensors
         files = [file for file in WEIGHTS if safe is None or safe == ("safetensors" in file)]
-        if variant is None:
-            return files
-        return [f"{stem}.{variant}.{rest}" for stem, _, rest in (file.rpartition(".") for file in files)]
+        return [of_variant(file, self.variant) for file in files]
 
     def weights(self) -> list[Path]:
         """Return the files with the weights of a Transformers checkpoint; none where there are none.
@@ -166,6 +165,12 @@ class Place:
         return []
 
 
+def of_variant(file: str, variant: str | None) -> str:
+    """Return the name of a file of weights under Transformers' `variant=`, which goes before its last suffix."""
+    stem, _, suffix = file.rpartition(".")
+    return file if variant is None else f"{stem}.{variant}.{suffix}"
+
+
 class UndescribedError(CheckpointError):
     """There is no `config.json`.
 
@@ -181,11 +186,6 @@ class UndescribedError(CheckpointError):
 
 class UnreachedError(HubError):
     """The Hub cannot be reached, or must not be asked: nobody knows what is there."""
-
-
-def located(name: str) -> str:
-    """Return the folder or Hub id that a name means to the tools: `demo` is a folder of the package."""
-    return str(demo.folder()) if name == demo.NAME else name
 
 
 def identity(path: Path) -> tuple[int, ...] | None:

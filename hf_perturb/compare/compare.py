@@ -283,7 +283,7 @@ def compare_variants(
 def _side(checkpoint: Checkpoint) -> Side:
     place = Path(checkpoint.name)
     name = place.resolve().name if place.exists() else checkpoint.name
-    if checkpoint.record is not None and checkpoint.record.changed:
+    if checkpoint.has_changed:
         _LOG.warning("%s is %s: no control any more", name, checkpoint.record)
     return Side(name, checkpoint.revision, checkpoint.record)
 

@@ -16,6 +16,11 @@ def folder() -> Path:
     return Path(__file__).parent / "carp_demo"
 
 
+def located(name: str) -> str:
+    """Return the folder or Hub id that a name means to the tools: `demo` is a folder of the package."""
+    return str(folder()) if name == NAME else name
+
+
 def held_out_sequences() -> list[str]:
     """Return the 200 UniProtKB sequences that the demo base was not trained on."""
     return [sequence for _, sequence in read_fasta(Path(__file__).parent / "held_out.fasta.gz")]

@@ -18,7 +18,8 @@ from hf_perturb.checkpoints.checkpoint import Checkpoint
 from hf_perturb.checkpoints.formats import OURS
 from hf_perturb.checkpoints.recipe import Recipe, other_sizes
 from hf_perturb.checkpoints.shapes import listed
-from hf_perturb.checkpoints.source import UnreachedError, located, shards_of, strange_token
+from hf_perturb.checkpoints.source import UnreachedError, shards_of, strange_token
+from hf_perturb.demo import located
 from hf_perturb.errors import CheckpointError, HubError
 from hf_perturb.hub.errors import redacted
 from hf_perturb.hub.files import Stage, stage
@@ -75,7 +76,7 @@ def checked_files(
     source = _existing(path)
     _check_index(source)
     opened = Checkpoint.open(source)
-    if opened.stated_digest is None and not (opened.record is not None and opened.record.changed):
+    if opened.stated_digest is None and not opened.has_changed:
         # nobody could say later whether the weights are still the ones that were published
         raise CheckpointError(
             f"{source} records no digest (a base that was trained, or something else saved it?): hf-perturb convert"
@@ -165,7 +166,7 @@ def _check_what_is_told(folder: Path, staged: Stage, opened: Checkpoint) -> None
     base = record.base.digest if record is not None and record.base is not None else None
     if others := {*re.findall(r"blake3:[0-9a-f]{64}", text)} - {base, opened.stated_digest}:
         raise CheckpointError(f"{folder / 'README.md'} tells of weights of digest {sorted(others)[0]}; {anew}")
-    if record is not None and record.changed and _TRAINED_FURTHER not in text:
+    if opened.has_changed and _TRAINED_FURTHER not in text:
         raise CheckpointError(
             f"{folder / 'README.md'} does not say {_TRAINED_FURTHER!r}, which {folder} is: {record}; {anew}"
         )

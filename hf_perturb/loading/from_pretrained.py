@@ -27,7 +27,7 @@ from hf_perturb.loading.perturb import model_of, perturb_model, quantised, seal_
 from hf_perturb.networks.record import same_record
 from hf_perturb.networks.seal import refuse_incomplete, refuse_misshapen
 from hf_perturb.perturbation import Perturbation
-from hf_perturb.perturbation.digest import distinct, dtype_code, tensor_digest
+from hf_perturb.perturbation.digest import distinct, dtype_code, is_downstream, tensor_digest
 from hf_perturb.perturbation.parallel import for_each
 
 if TYPE_CHECKING:
@@ -147,13 +147,12 @@ def _recorded_and_asked(
 
 def _refuse_unverifiable(name: Any, opened: Checkpoint | None) -> None:
     """Raise if there is nothing that weights could be verified by."""
-    record = None if opened is None else opened.record
-    if opened is not None and record is not None and record.changed:
+    if opened is not None and opened.has_changed:
         raise DigestError(
-            f"verify: {opened.name!r} is {record}: trained or edited, so no digest tells of its weights; leave"
+            f"verify: {opened.name!r} is {opened.record}: trained or edited, so no digest tells of its weights; leave"
             " verify=True out to load it"
         )
-    if opened is None or (opened.stated_digest is None and (record is None or not opened.stated_lines)):
+    if opened is None or (opened.stated_digest is None and (opened.record is None or not opened.stated_lines)):
         raise CheckpointError(
             f"verify: {str(name)!r} records no digest, so there is nothing to compare its weights with"
         )
@@ -251,7 +250,7 @@ def _checked_weights(
         DigestError: if the weights are not those that are recorded.
     """
     foreign = opened.origin == "transformers"
-    if foreign and cls.__name__.endswith("Classification") and any(map(_is_classifier, opened.tensors)):
+    if foreign and cls.__name__.endswith("Classification") and any(map(is_downstream, opened.tensors)):
         raise CheckpointError(
             f"{cls.__name__}: the checkpoint has a classifier of Transformers' own ESM, which is built differently;"
             " load the trunk (FairEsmModel), or a masked language model and train a new classifier"
@@ -291,10 +290,6 @@ def _needs_files(opened: Checkpoint, config: Any, kwargs: Mapping[str, Any]) -> 
         return True
     adapter = (kwargs.get("adapter_kwargs") or {}).get("_adapter_model_path")
     return bool(adapter or (opened.place is not None and _adapter(opened.place)))
-
-
-def _is_classifier(name: str) -> bool:
-    return name.startswith("classifier.")
 
 
 def _refuse_other_tensors(opened: Checkpoint, foreign: bool, quantised: bool) -> None:

@@ -101,8 +101,7 @@ def record_as(model: PerturbablePreTrainedModel, perturbation: object) -> Pertur
             f"record_as: tensors without values: {listed(absent)}; fill the model first (load_state_dict(...,"
             " assign=True))"
         )
-    lines = lines_of(tensors)
-    found = digest_of_lines(counted(model, tensors, lines))
+    lines, found = lines_and_digest(model)
     if record is None and asked is not None and asked.digest == found:
         raise DigestError(f"record_as: got None; the weights are those of {asked}, by their digest {found}")
     if record is not None and record.digest is None and asked is not None and asked != record:
@@ -119,9 +118,15 @@ def record_as(model: PerturbablePreTrainedModel, perturbation: object) -> Pertur
 
 def _tell(model: PerturbablePreTrainedModel, record: Perturbation) -> None:
     """Record a perturbation that was just applied, with the digest of what it made."""
+    lines, digest = lines_and_digest(model)
+    model.told(replace(record, digest=digest), lines)
+
+
+def lines_and_digest(model: PerturbablePreTrainedModel) -> tuple[dict[str, str], str]:
+    """Return what a digest says of each tensor of a model that has values, and the digest of them all."""
     tensors = model.state_dict()
     lines = lines_of(tensors)
-    model.told(replace(record, digest=digest_of_lines(counted(model, tensors, lines))), lines)
+    return lines, digest_of_lines(counted(model, tensors, lines))
 
 
 def counted(

@@ -16,6 +16,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from transformers import modeling_utils
 
 from hf_perturb.checkpoints.headers import header_metadata
+from hf_perturb.checkpoints.source import WEIGHTS, of_variant
 from hf_perturb.loading.perturb import counted, refuse_untied
 from hf_perturb.networks.seal import fingerprints, judged, record_now
 from hf_perturb.perturbation import Perturbation
@@ -23,8 +24,6 @@ from hf_perturb.perturbation.digest import digest_of_lines, lines_of
 
 if TYPE_CHECKING:
     from hf_perturb.networks.perturbable import PerturbablePreTrainedModel
-
-_LAYOUTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 @dataclass
@@ -73,7 +72,7 @@ def save(
         _saving.reset(token)
         model.config.set_record(model._record, digest)
     if saving.written:
-        _remove_others(Path(directory), saving.written)
+        _remove_others(Path(directory), given.get("variant"), saving.written)
     return done
 
 
@@ -129,15 +128,13 @@ def _save_file(wrapped: Callable[..., Any], instance: None, args: tuple[Any, ...
 wrapt.wrap_function_wrapper(modeling_utils, "safe_save_file", _save_file)
 
 
-def _remove_others(folder: Path, written: list[str]) -> None:
+def _remove_others(folder: Path, variant: str | None, written: list[str]) -> None:
     """Remove weights of another layout, which would be found before those that were written, or in their place."""
-    first = written[0].removeprefix("model").removesuffix(".safetensors")
-    part = re.search(r"-\d{5}-of-\d{5}$", first)
-    variant = first if part is None else first[: part.start()]
-    names = {re.sub(r"(\.\w+)$", rf"{variant}\1", name) for name in _LAYOUTS} - {*written}
-    if part is not None:
-        names.remove(f"model.safetensors.index{variant}.json")
-    shard = re.compile(rf"pytorch_model{re.escape(variant)}-\d{{5}}-of-\d{{5}}\.bin")
+    whole, index, pickle, _ = (of_variant(file, variant) for file in WEIGHTS)
+    names = {of_variant(file, variant) for file in WEIGHTS} - {*written}
+    if whole not in written:
+        names.remove(index)
+    shard = re.compile(rf"{re.escape(pickle.removesuffix('.bin'))}-\d{{5}}-of-\d{{5}}\.bin")
     for file in folder.iterdir():
         if file.name in names or shard.fullmatch(file.name):
             file.unlink()

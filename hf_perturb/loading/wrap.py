@@ -12,13 +12,12 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from hf_perturb.checkpoints.origins.stock_esm import tensors_from_stock
 from hf_perturb.errors import UnsupportedModuleError
-from hf_perturb.loading.perturb import network_of
+from hf_perturb.loading.perturb import lines_and_digest, network_of
 from hf_perturb.networks.configuration_carp import CarpConfig
 from hf_perturb.networks.configuration_fair_esm import FairEsmConfig
 from hf_perturb.networks.modeling_carp import CarpForMaskedLM
 from hf_perturb.networks.modeling_fair_esm import FairEsmForMaskedLM
 from hf_perturb.networks.perturbable import PerturbablePreTrainedModel
-from hf_perturb.perturbation.digest import digest_of_lines, distinct, lines_of
 
 
 def wrap(module: nn.Module) -> PerturbablePreTrainedModel:
@@ -173,13 +172,10 @@ def _share(
 
 def _tell(model: PerturbablePreTrainedModel) -> None:
     """Say what the weights are: a stock configuration may bring a record, which its model need not have kept true."""
-    record, state = model.config.perturbation, model.state_dict()
-    if record is None:
-        model.told(None, None)
-    else:
-        lines = lines_of(state)
-        model.told(record, {} if record.changed else lines)
-        # trained, or cast: nobody can tell which
-        model._is_empty = (
-            not record.changed and digest_of_lines({x: lines[x] for x in distinct(state)}) != record.digest
-        )
+    record = model.config.perturbation
+    if record is None or record.changed:
+        model.told(record)
+        return
+    lines, digest = lines_and_digest(model)
+    model.told(record, lines)
+    model._is_empty = digest != record.digest  # trained, or cast: nobody can tell which

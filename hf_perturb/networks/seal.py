@@ -96,9 +96,13 @@ def refuse_misshapen(name: Any, info: Mapping[str, Any], allowed: bool) -> None:
         info: what Transformers says of its tensors; its own error would not name them.
         allowed: Transformers' `ignore_mismatched_sizes=`.
     """
-    if info["mismatched_keys"] and not allowed:
-        shapes = [f"{key} {tuple(found)} instead of {tuple(own)}" for key, found, own in info["mismatched_keys"]]
+    if not allowed and (shapes := [*_other_shapes(info).values()]):
         raise CheckpointError(f"the checkpoint {str(name)!r} has tensors of another shape: {listed(shapes)}")
+
+
+def _other_shapes(info: Mapping[str, Any]) -> dict[str, str]:
+    """Return how each tensor is named whose shape in a checkpoint is not that of the network."""
+    return {key: f"{key} {tuple(found)} instead of {tuple(own)}" for key, found, own in info["mismatched_keys"]}
 
 
 def refuse_incomplete(
@@ -121,19 +125,16 @@ def refuse_incomplete(
         may_lack: whether a tensor may be missing; a downstream head always may.
     """
     what = "which this network has" if perturbed is None else f"which {perturbed} perturbs"
-    others = {key: value for key, *value in info["mismatched_keys"] if not key.startswith("classifier.")}
-    if others:
-        shapes = [f"{key} {tuple(found)} instead of {tuple(own)}" for key, (found, own) in others.items()]
+    if shapes := [said for key, said in _other_shapes(info).items() if not _is_downstream(key)]:
         raise CheckpointError(
             f"the checkpoint {str(name)!r} has tensors of another shape: {listed(shapes)}; a control has the sizes that"
             " it is stored with, and only a classifier may be another one"
         )
-    absent = (key for key in info["missing_keys"] if not key.startswith("classifier."))
-    if lost := sorted(key for key in absent if not may_lack(key)):
+    if lost := sorted(key for key in info["missing_keys"] if not (_is_downstream(key) or may_lack(key))):
         raise CheckpointError(
             f"the checkpoint {str(name)!r} lacks {listed(lost)}, {what}; build the variant from a base with that head"
         )
-    extra = (key for key in info["unexpected_keys"] if not key.startswith("classifier."))
+    extra = (key for key in info["unexpected_keys"] if not _is_downstream(key))
     if unused := sorted(key for key in extra if not model.is_of_language_head(key)):
         raise CheckpointError(
             f"the checkpoint {str(name)!r} has {listed(unused)}, for which this network has no place, so its record"

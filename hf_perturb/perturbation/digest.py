@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -107,7 +106,7 @@ def tensor_digest(tensor: torch.Tensor) -> str:
 
 def digest_line(dtype: str, shape: Iterable[int], content: str) -> str:
     """Return `dtype shape blake3`, with the type as in a safetensors header and hexadecimal digits."""
-    return f"{dtype} {json.dumps(list(shape))} {content}"
+    return f"{dtype} {[*shape]} {content}"
 
 
 def distinct(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -14,9 +14,9 @@ from hf_perturb.checkpoints.evidence import differences, other_records
 from hf_perturb.checkpoints.formats import DTYPES, FORMATS
 from hf_perturb.checkpoints.origins.stock_esm import config_to_stock, stock_names
 from hf_perturb.checkpoints.shapes import listed
-from hf_perturb.checkpoints.source import located
 from hf_perturb.checkpoints.tensors import Tensor, is_finite
 from hf_perturb.checkpoints.tokenizers import save_tokenizer
+from hf_perturb.demo import located
 from hf_perturb.errors import CheckpointError, DigestError
 from hf_perturb.perturbation import Perturbation
 from hf_perturb.perturbation.digest import dtype_code

@@ -16,8 +16,8 @@ from hf_perturb.cards.card import variant_card
 from hf_perturb.checkpoints.catalog import published_name
 from hf_perturb.checkpoints.checkpoint import Checkpoint, write_configuration
 from hf_perturb.checkpoints.recipe import Recipe, other_sizes
-from hf_perturb.checkpoints.source import located
 from hf_perturb.checkpoints.tokenizers import save_tokenizer
+from hf_perturb.demo import located
 from hf_perturb.errors import (
     CheckpointError,
     DigestError,

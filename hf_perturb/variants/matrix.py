@@ -7,7 +7,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from hf_perturb.checkpoints.source import located
+from hf_perturb.demo import located
 from hf_perturb.errors import CheckpointError, PerturbationError
 from hf_perturb.perturbation.spec import Perturbation
 

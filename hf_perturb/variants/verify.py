@@ -13,9 +13,9 @@ from hf_perturb.checkpoints.checkpoint import Checkpoint
 from hf_perturb.checkpoints.evidence import differences, other_records
 from hf_perturb.checkpoints.recipe import Recipe, other_sizes
 from hf_perturb.checkpoints.shapes import listed
-from hf_perturb.checkpoints.source import located
 from hf_perturb.checkpoints.tensors import Tensor
 from hf_perturb.checkpoints.tokenizers import same_alphabet
+from hf_perturb.demo import located
 from hf_perturb.errors import CheckpointError
 from hf_perturb.perturbation import Perturbation
 from hf_perturb.perturbation.digest import digest_of_lines, is_downstream, tensor_digest, torch_dtype
@@ -172,8 +172,7 @@ def _compare_with_record(opened: Checkpoint, run: Callable[..., None]) -> Verifi
 
 
 def _changed(opened: Checkpoint) -> str | None:
-    record = opened.record
-    return str(replace(record, changed=False)) if record is not None and record.changed else None
+    return str(replace(opened.record, changed=False)) if opened.record is not None and opened.has_changed else None
 
 
 class _Stored:

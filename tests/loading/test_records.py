@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedConfig, Pre
 
 import hf_perturb
 from hf_perturb import DigestError, PerturbationError, StackedPerturbationError
+from hf_perturb.checkpoints.tensors import Tensor
 from hf_perturb.cli.main import main
 from hf_perturb.loading import record_now
 from hf_perturb.perturbation import digest_of
@@ -104,6 +105,15 @@ def test_a_digest_of_an_edition_before_is_told_so(control):
     edit_record(control, digest="sha256:" + 64 * "0")
     with pytest.raises(hf_perturb.CheckpointError, match="of an edition before: make the folder again"):
         load(control)
+
+
+def test_what_headers_state_is_looked_at_a_few_times_a_tensor(folders, monkeypatch):
+    """Not once a tensor for each of the others, as loading a large network would have to wait for."""
+    looks = []
+    line = Tensor.stated_line.fget
+    monkeypatch.setattr(Tensor, "stated_line", property(lambda tensor: looks.append(tensor) or line(tensor)))
+    tensors = load(folders / "carp").state_dict()
+    assert len(tensors) <= len(looks) <= 6 * len(tensors)
 
 
 # ---- after training

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support.children import Children
+from support.children import started_children
 from support.models import small_model
 from support.refusals import tree
 
@@ -34,10 +34,7 @@ PERTURBATIONS = [{"method": "resample", "seed": seed, "axis": "rows"} for seed i
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
 
 
-@pytest.fixture(scope="module")
-def children():
-    with Children() as started:
-        yield started
+children = pytest.fixture(started_children, scope="module")
 
 
 @pytest.fixture(scope="module")

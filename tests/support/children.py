@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,12 @@ class Children:
     def run(self, job: str, *tricks: str, **arguments: Any) -> tuple[int | str, str]:
         """Start a process, and wait for it."""
         return self.wait(self.start(job, *tricks, **arguments))
+
+
+def started_children() -> Iterator[Children]:
+    """Give them to the tests of a module. It is `pytest.fixture(started_children, scope="module")`."""
+    with Children() as started:
+        yield started
 
 
 def create(**arguments: Any) -> None:

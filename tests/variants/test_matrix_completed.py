@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.children import Children
+from support.children import started_children
 from support.models import small_model
 from support.refusals import tree
 from support.streamed import no_waiting
@@ -27,10 +27,7 @@ FIRST = "reinit-seed1"
 waiting = pytest.fixture(no_waiting, autouse=True)
 
 
-@pytest.fixture(scope="module")
-def children():
-    with Children() as started:
-        yield started
+children = pytest.fixture(started_children, scope="module")
 
 
 @pytest.fixture(scope="module")
