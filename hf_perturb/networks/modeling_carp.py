@@ -25,19 +25,6 @@ from .packing import Packing, can_pack, in_one_piece
 _GATHERED = 1024
 
 
-class CarpLinear(nn.Conv1d):
-    """A convolution of one tap: a linear layer on every residue, whose weight is `(out, in, 1)`."""
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        # (batch, length, in) -> (batch, length, out), without the two transposes that a convolution would need
-        return nn.functional.linear(hidden_states, self.weight.squeeze(-1), self.bias)
-
-
-def pointwise(in_features: int, out_features: int) -> nn.ModuleDict:
-    """Hold a linear layer as `conv`. Source: `sequence_models.layers.PositionFeedForward`."""
-    return nn.ModuleDict({"conv": CarpLinear(in_features, out_features, 1)})
-
-
 def packed_convolution(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, dilation: int, packing: Packing
 ) -> torch.Tensor:
@@ -75,23 +62,64 @@ def gathered_convolution(
     return mixed
 
 
+class _Padding(tuple[int, ...]):
+    """The padding of a convolution, which knows the dilation that it belongs to."""
+
+    dilation: Any = 1
+
+
 class CarpConvolution(nn.Conv1d):
-    """Dilated convolution over residues. Source: `sequence_models.convolutional.MaskedConv1d`."""
+    """A convolution over `(batch, channels, length)`, made and called as torch's own.
 
-    def __init__(self, channels: int, kernel_size: int, dilation: int):
-        padding = dilation * (kernel_size - 1) // 2
-        super().__init__(channels, channels, kernel_size, dilation=dilation, padding=padding)
+    With one tap it is a linear layer on every residue, and multiplies like one. Source:
+    `sequence_models.convolutional.MaskedConv1d`, and the convolution of `sequence_models.layers.PositionFeedForward`.
+    """
 
-    def forward(  # type: ignore[override]
-        self, hidden_states: torch.Tensor, padding_mask: torch.Tensor, packing: Packing | None = None
-    ) -> torch.Tensor:
-        """Mix residues of `(batch, length, channels)`, or packed `(1, tokens, channels)`; the mask has one channel."""
-        if packing is not None:
-            convolve = packed_convolution if hidden_states.dtype == torch.float32 else gathered_convolution
-            mixed = convolve(hidden_states.squeeze(0), self.weight, self.bias, self.dilation[0], packing)
-            return mixed.unsqueeze(0)
-        # only the convolution mixes positions, so only its input is masked
-        return super().forward((hidden_states * padding_mask).transpose(1, 2)).transpose(1, 2)
+    def __init__(  # the arguments of `nn.Conv1d`, in its order
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Any,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = None,
+        *args: Any,
+        **kwargs: Any,
+    ):
+        # PEFT makes its own layers of this class, with the padding of this one but without its dilation
+        dilation = getattr(padding, "dilation", 1) if dilation is None else dilation
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, *args, **kwargs)
+        self.is_linear = (self.kernel_size, self.stride, self.padding, self.groups) == ((1,), (1,), (0,), 1)
+        if isinstance(self.padding, tuple) and self.padding_mode == "zeros":
+            self.padding = _Padding(self.padding)
+            self.padding.dilation = self.dilation
+
+    def forward(self, hidden_states: torch.Tensor, packing: Packing | None = None) -> torch.Tensor:
+        """Mix residues of `(batch, channels, length)`, or packed `(1, channels, tokens)`."""
+        if self.is_linear and hidden_states.dim() == 3:
+            # the weight is (out, in, 1); the views cost nothing
+            along = nn.functional.linear(hidden_states.transpose(1, 2), self.weight.squeeze(-1), self.bias)
+            return along.transpose(1, 2)
+        if packing is None and isinstance(self.padding, _Padding):
+            padding = tuple(self.padding)  # compilers take no other
+            return nn.functional.conv1d(
+                hidden_states, self.weight, self.bias, self.stride, padding, self.dilation, self.groups
+            )
+        if packing is None:
+            return super().forward(hidden_states)
+        convolve = packed_convolution if hidden_states.dtype == torch.float32 else gathered_convolution
+        tokens = hidden_states.squeeze(0).t()
+        return convolve(tokens, self.weight, self.bias, self.dilation[0], packing).t().unsqueeze(0)
+
+
+def along_residues(convolution: nn.Module, hidden_states: torch.Tensor, *args: Any) -> torch.Tensor:
+    """Convolve `(batch, length, channels)`, in which the channels of a residue lie side by side."""
+    return convolution(hidden_states.transpose(1, 2), *args).transpose(1, 2)
+
+
+def pointwise(in_features: int, out_features: int) -> nn.ModuleDict:
+    """Hold a linear layer as `conv`. Source: `sequence_models.layers.PositionFeedForward`."""
+    return nn.ModuleDict({"conv": CarpConvolution(in_features, out_features, 1)})
 
 
 class CarpBlock(GradientCheckpointingLayer):
@@ -101,7 +129,8 @@ class CarpBlock(GradientCheckpointingLayer):
         super().__init__()
         hidden_size, block_size = config.hidden_size, config.block_size
         self.activation = ACT2FN[config.hidden_act]
-        self.conv = CarpConvolution(block_size, config.kernel_size, dilation)
+        reach = dilation * (config.kernel_size - 1) // 2
+        self.conv = CarpConvolution(block_size, block_size, config.kernel_size, padding=reach, dilation=dilation)
         # the numbers are the places in the original's nn.Sequential, whose activations have no weights
         down, up = pointwise(hidden_size, block_size), pointwise(block_size, hidden_size)
         self.sequence1 = nn.ModuleDict({"0": nn.LayerNorm(hidden_size), "2": down, "3": nn.LayerNorm(block_size)})
@@ -115,10 +144,15 @@ class CarpBlock(GradientCheckpointingLayer):
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         residual = hidden_states
-        hidden_states = self.sequence1["2"]["conv"](self.activation(self.sequence1["0"](hidden_states)))
+        down, up = self.sequence1["2"]["conv"], self.sequence2["2"]["conv"]
+        hidden_states = along_residues(down, self.activation(self.sequence1["0"](hidden_states)))
         hidden_states = self.activation(self.sequence1["3"](hidden_states))
-        hidden_states = self.conv(hidden_states, padding_mask, packing)
-        hidden_states = self.sequence2["2"]["conv"](self.activation(self.sequence2["0"](hidden_states)))
+        if packing is None:
+            # only the convolution mixes positions, so only its input is masked
+            hidden_states = along_residues(self.conv, hidden_states * padding_mask)
+        else:
+            hidden_states = along_residues(self.conv, hidden_states, packing)
+        hidden_states = along_residues(up, self.activation(self.sequence2["0"](hidden_states)))
         return residual + hidden_states
 
 
@@ -159,7 +193,8 @@ class CarpPreTrainedModel(EncoderPreTrainedModel):
         if isinstance(module, (nn.Linear, nn.Conv1d)):
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
             bound = 1 / math.sqrt(module.weight[0].numel())
-            init.uniform_(module.bias, -bound, bound)
+            if module.bias is not None:
+                init.uniform_(module.bias, -bound, bound)
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight)
             if not getattr(module.weight, "_is_hf_initialized", False):
@@ -175,7 +210,8 @@ class CarpPreTrainedModel(EncoderPreTrainedModel):
         self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, mask: torch.Tensor
     ) -> torch.Tensor:
         embedder = self.model.embedder
-        return embedder.up_embedder["conv"](embedder.embedder(input_ids) if inputs_embeds is None else inputs_embeds)
+        inputs_embeds = embedder.embedder(input_ids) if inputs_embeds is None else inputs_embeds
+        return along_residues(embedder.up_embedder["conv"], inputs_embeds)
 
     def packs(self, mask: torch.Tensor, **kwargs: Any) -> bool:
         # CODEPATH: the CPU convolves even a batch without padding faster in one row; elsewhere that is not measured.
@@ -212,7 +248,7 @@ class CarpForMaskedLM(MaskedLMMixin, CarpPreTrainedModel):
         self.model.last_norm = nn.LayerNorm(config.hidden_size)
 
     def predict_tokens(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.model.decoder["conv"](self.model.last_norm(hidden_states))
+        return along_residues(self.model.decoder["conv"], self.model.last_norm(hidden_states))
 
 
 class CarpForSequenceClassification(SequenceClassificationMixin, CarpPreTrainedModel):

@@ -1,15 +1,20 @@
-"""An adapter that PEFT or Transformers writes says on which control it was trained."""
+"""Adapters of PEFT: they work on every layer, and say on which control they were trained."""
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 
 import peft
 import pytest
 import torch
 from huggingface_hub import ModelCard
 from support.models import model_class, small_model
+from torch import nn
 from transformers.integrations import peft as integration
+
+from hf_perturb.networks.modeling_carp import CarpConvolution
 
 SAID = ["perturbation-method:resample", "perturbation-rules:documented", "perturbation-seed:7"]
 TARGETS = {"esm1b": ["q_proj", "v_proj"], "carp": r".*sequence1\.\d\.conv"}
@@ -111,3 +116,62 @@ def test_tags_follow_the_record_and_keep_what_is_added():
     assert [tag for tag in model.model_tags if not tag.startswith("perturbation-")] == ["mine", "yours", "theirs"]
     model.model_tags = None
     assert all(tag.startswith("perturbation-") for tag in model.model_tags)
+
+
+CONVOLUTIONS = [
+    {"kernel_size": 1},
+    {"kernel_size": (1,), "bias": False},
+    {"kernel_size": 1, "stride": 2},
+    {"kernel_size": 1, "padding": 3},
+    {"kernel_size": 1, "groups": 2},
+    {"kernel_size": 5, "padding": 8, "dilation": 4},
+    {"kernel_size": 5, "padding": 4},
+    {"kernel_size": 3, "padding": "same", "dilation": 2},
+    {"kernel_size": 3, "padding": 2, "padding_mode": "circular", "bias": False},
+    {"kernel_size": 4, "stride": 3, "dtype": torch.float64},
+]
+
+
+@pytest.mark.parametrize("given", CONVOLUTIONS, ids=str)
+@pytest.mark.parametrize("batch", [(3,), ()], ids=["batch", "no batch"])
+def test_a_convolution_of_carp_is_one_of_torch(given, batch):
+    ours, theirs = CarpConvolution(4, 6, **given), nn.Conv1d(4, 6, **given)
+    theirs.load_state_dict(ours.state_dict())
+    assert repr(ours).removeprefix("Carp").replace("Convolution", "Conv1d") == repr(theirs)
+    x = torch.randn(*batch, 4, 20, dtype=theirs.weight.dtype)
+    for each in (ours, copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+        torch.testing.assert_close(each(x), theirs(x), rtol=0, atol=1e-6)
+
+
+METHODS = {
+    "lora": lambda **which: peft.LoraConfig(r=2, **which),
+    "rslora": lambda **which: peft.LoraConfig(r=2, use_rslora=True, **which),
+    "dora": lambda **which: peft.LoraConfig(r=2, use_dora=True, **which),
+    "loha": lambda **which: peft.LoHaConfig(r=2, use_effective_conv2d=True, **which),
+    "lokr": lambda **which: peft.LoKrConfig(r=2, **which),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("slim", [True, False])
+@pytest.mark.parametrize("targets", [["conv"], r".*sequence\d\.2\.conv", r".*layers\.\d\.conv"], ids=str)
+def test_an_adapter_of_convolutions_is_what_it_merges_to(method, slim, targets, tmp_path):
+    """Dilations, channels in and out that are equal and not, layers of one tap and of several."""
+    tokens = torch.randint(0, 20, (3, 30), generator=torch.Generator().manual_seed(0))
+    model = peft.get_peft_model(
+        small_model("carp", slim=slim, num_hidden_layers=3), METHODS[method](target_modules=targets)
+    ).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.2 * torch.randn(parameter.shape))
+    adapted = model(tokens).logits
+    model.save_pretrained(tmp_path)
+    again = peft.PeftModel.from_pretrained(small_model("carp", slim=slim, num_hidden_layers=3), tmp_path).eval()
+    with torch.no_grad():
+        assert torch.equal(again(tokens).logits, model(tokens).logits)
+    base = small_model("carp", slim=slim, num_hidden_layers=3)(tokens).logits
+    size = adapted.abs().max()
+    assert (adapted - base).abs().max() > 1e-3 * size
+    torch.testing.assert_close(model.merge_and_unload()(tokens).logits, adapted, rtol=0, atol=1e-5 * size.item())
+    adapted.sum().backward()
