@@ -1,5 +1,5 @@
 # The names of this package, and where they are; see `__init__.pyi` one folder up.
-from .from_pretrained import config_from_stock as config_from_stock, load as load
+from .from_pretrained import config_from_stock as config_from_stock, load_model as load_model
 from .perturb import (
     model_class as model_class,
     model_of as model_of,
@@ -8,4 +8,4 @@ from .perturb import (
     record_as as record_as,
     record_now as record_now,
 )
-from .saving import save as save
+from .saving import save_model as save_model

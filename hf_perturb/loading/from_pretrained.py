@@ -71,7 +71,7 @@ class _Weights:
         return {**{key: value for key, value in kwargs.items() if key not in places}, "state_dict": self.state}
 
 
-def load(
+def load_model(
     cls: type[PerturbablePreTrainedModel], name: Any, model_args: tuple[Any, ...], config: Any, kwargs: dict[str, Any]
 ) -> tuple[PerturbablePreTrainedModel, dict[str, Any]]:
     """Load a checkpoint, and perturb it if that is asked for; see `PerturbablePreTrainedModel.from_pretrained`.

@@ -40,7 +40,7 @@ class _Saving:
 _saving: ContextVar[_Saving | None] = ContextVar("saving", default=None)
 
 
-def save(
+def save_model(
     model: PerturbablePreTrainedModel, run: Callable[..., Any], directory: str | Path, *args: Any, **kwargs: Any
 ) -> Any:
     """Save a model as Transformers does; see `PerturbablePreTrainedModel.save_pretrained`.

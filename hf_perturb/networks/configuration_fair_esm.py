@@ -38,6 +38,7 @@ class FairEsmConfig(FairEsmSizes, PerturbableConfigMixin, PreTrainedConfig):
         perturbation: `None`, or what was done to the weights: a record, never an order to do it again.
         digest: digest of a base's weights, written by `hf-perturb convert`; that of a variant is in its record.
         published_as: name of the published checkpoint that the weights come from; see `hf-perturb list`.
+        packing: whether padding may be taken out of batches at inference, while no hook looks at the layers.
     """
 
     model_type = "fair_esm"
@@ -46,6 +47,7 @@ class FairEsmConfig(FairEsmSizes, PerturbableConfigMixin, PreTrainedConfig):
     perturbation: Any = None
     digest: str | None = None
     published_as: str | None = None
+    packing: bool = True
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.fill_from_version()

@@ -12,7 +12,7 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.output_capturing import capture_outputs
 
 from .inputs import check_inputs, sequence_mask
-from .packing import Packing
+from .packing import Packing, is_looked_into
 from .perturbable import PerturbablePreTrainedModel
 
 # called with the number of a representation and its values
@@ -51,6 +51,10 @@ class EncoderPreTrainedModel(PerturbablePreTrainedModel):
     def get_output_embeddings(self) -> None:
         # tying is declared by `_tied_weights_keys`; a module here would be tied once more
         return None
+
+    def _works_packed(self, mask: torch.Tensor, **kwargs: Any) -> bool:
+        """Whether the layers are run without padding: where they may be, and nobody looks at what they do."""
+        return self.config.packing and self.packs(mask, **kwargs) and not is_looked_into(*self.stack())
 
     def begin(
         self,
@@ -104,8 +108,9 @@ class EncoderPreTrainedModel(PerturbablePreTrainedModel):
     ) -> BaseModelOutput:
         """Run the trunk; see the `forward` of the class without a head."""
         hidden_states, mask = self.begin(input_ids, attention_mask, inputs_embeds)
-        # CODEPATH: at inference, padding is taken out of the batch before the layers, and is zeros after them.
-        packing = Packing.of(mask) if self.packs(mask, **kwargs) else None
+        # CODEPATH: at inference, padding is taken out of the batch before the layers, and is zeros after them;
+        # whoever looks inside sees it.
+        packing = Packing.of(mask) if self._works_packed(mask, **kwargs) else None
         if packing is None:
             return self.run_layers(hidden_states, mask, **kwargs)
         outputs: Any = self.run_layers(packing.pack(hidden_states), mask, packing=packing, **kwargs)
@@ -144,7 +149,7 @@ class EncoderPreTrainedModel(PerturbablePreTrainedModel):
         packing = Packing.of(mask)
         # whatever the config wants kept
         nothing: dict[str, Any] = {"output_hidden_states": False, "output_attentions": False}
-        packed = self.packs(mask, **nothing)
+        packed = self._works_packed(mask, **nothing)
 
         def show(number: int, representation: torch.Tensor) -> None:
             visit(number, (representation if packed else packing.pack(representation)).squeeze(0))

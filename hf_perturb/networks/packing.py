@@ -3,11 +3,18 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import accumulate
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn.modules import module as torch_module
+
+# what the modules of our layers are made of
+_CODE_OF_LAYERS = (__name__.rpartition(".")[0], "torch.nn", "transformers")
+# hooks that collect what we take padding out of and put it back into, or that move weights alone
+_WITHOUT_EYES = ("transformers.utils.output_capturing", "torch.distributed", "accelerate")
 
 
 @dataclass(frozen=True)
@@ -94,6 +101,54 @@ def can_pack(mask: torch.Tensor, config: Any, **kwargs: Any) -> bool:
     if config._attn_implementation not in (None, "eager", "sdpa"):
         return False
     return bool(mask.any())
+
+
+def is_looked_into(*modules: nn.Module | None) -> bool:
+    """Whether somebody sees what goes through these modules, or has put code of their own in the place of ours.
+
+    To them a batch is `(batch, length, hidden_size)`. This looks at hooks of torch, for all modules or for one, at
+    modules that are wrapped, exchanged or compiled, and at methods that are replaced. What Transformers collects hidden
+    states with, and what moves weights to where they are used, does not count.
+    """
+    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
+        return True
+    if nn.Module.__call__ is not nn.Module._wrapped_call_impl:
+        return True
+    waiting = [*modules]
+    while waiting:
+        module = waiting.pop()
+        if module is None:
+            continue
+        state: dict[str, Any] = module.__dict__
+        if not _is_of_layers(type(module).forward) or ("forward" in state and not _is_moved(module)):
+            return True
+        if state["_forward_hooks"] or state["_forward_pre_hooks"]:
+            hooks = (*state["_forward_hooks"].values(), *state["_forward_pre_hooks"].values())
+            if not all(_is_code_of(hook, _WITHOUT_EYES) for hook in hooks):
+                return True
+        if state.get("_compiled_call_impl") is not None:
+            return True
+        waiting += state["_modules"].values()
+    return False
+
+
+@lru_cache(maxsize=1024)
+def _is_of_layers(forward: Any) -> bool:
+    return _is_code_of(forward, _CODE_OF_LAYERS)
+
+
+def _is_code_of(function: Any, packages: tuple[str, ...]) -> bool:
+    """Whether a function was written in one of some packages; what wraps it may have taken over its name alone."""
+    code = getattr(function, "__func__", function)
+    name = f"{getattr(code, '__globals__', {}).get('__name__', '')}."
+    return any(name.startswith(f"{package}.") for package in packages)
+
+
+def _is_moved(module: Any) -> bool:
+    """Whether accelerate has replaced the `forward` of a module, to bring weights and inputs together."""
+    hook = module.__dict__.get("_hf_hook")
+    hooks = getattr(hook, "hooks", (hook,))
+    return all(type(each).__module__.startswith("accelerate.") for each in hooks)
 
 
 def in_one_piece(mask: torch.Tensor) -> bool:

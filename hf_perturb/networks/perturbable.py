@@ -167,7 +167,7 @@ class PerturbablePreTrainedModel(ThreadSafePreTrainedModel):
         """
         self.refuse_unknown("save")
         if loading is not None:
-            return loading.save(self, super().save_pretrained, save_directory, *args, **kwargs)
+            return loading.save_model(self, super().save_pretrained, save_directory, *args, **kwargs)
         if self._hf_peft_config_loaded:
             return super().save_pretrained(save_directory, *args, **kwargs)
         state = args[1] if len(args) > 1 else kwargs.get("state_dict")
@@ -257,7 +257,7 @@ class PerturbablePreTrainedModel(ThreadSafePreTrainedModel):
             ImportError: where `hf_perturb` is not installed, for a perturbation, `verify` or a recipe.
         """
         if loading is not None:
-            loaded = loading.load(cls, pretrained_model_name_or_path, model_args, config, kwargs)
+            loaded = loading.load_model(cls, pretrained_model_name_or_path, model_args, config, kwargs)
         else:
             loaded = load_alone(cls, pretrained_model_name_or_path, model_args, config, kwargs)
         return loaded if output_loading_info else loaded[0]

@@ -203,6 +203,8 @@ class PerturbableConfigMixin:
         for key in ("digest", "published_as"):
             if output.get(key) is None:
                 output.pop(key, None)
+        if output.get("packing"):
+            del output["packing"]
         record = output.pop("perturbation", None)
         if record is not None:
             output["perturbation"] = record if isinstance(record, dict) else record.to_dict()

@@ -100,6 +100,7 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     "digest": _TEXT,
     "published_as": _TEXT,
+    "packing": _TRUE_OR_FALSE,
     "torch_version": _TEXT,
     "transformers_version": _TEXT,
     "_name_or_path": _TEXT,

@@ -14,6 +14,7 @@ from support.models import CONFIGS, layers_of, small_model
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import output_capturing
 
 from hf_perturb.networks import modeling_carp as convolution, packing
@@ -60,14 +61,18 @@ def same(ours, theirs, atol=1e-5):
 
 @contextmanager
 def rows_seen(model):
-    """Note the (batch, length) of what the first layer's linear map gets."""
-    layer, seen = layers_of(model)[0], []
-    linear = layer.sequence1["2"]["conv"] if model.config.model_type == "carp" else layer.fc1
-    hook = linear.register_forward_pre_hook(lambda module, args: seen.append(tuple(args[0].shape[:2])))
+    """Note the (batch, length) of what the layers work on, where nobody could be taken for one who looks inside."""
+    seen, masks = [], model.layer_masks
+
+    def noted(hidden_states, *args, **kwargs):
+        seen.append(tuple(hidden_states.shape[:2]))
+        return masks(hidden_states, *args, **kwargs)
+
+    model.layer_masks = noted
     try:
         yield seen
     finally:
-        hook.remove()
+        del model.layer_masks
 
 
 def packs(model, batch):
@@ -276,9 +281,13 @@ def test_representations_can_be_looked_at_one_by_one(name, layout, depth):
     model.set_attn_implementation("eager")
     model.config.output_hidden_states = model.config.output_attentions = True
     shown, called = [], []
-    for number, layer in enumerate(layers_of(model), start=1):
-        layer.register_forward_hook(lambda *_, number=number: called.append(number))
-    with rows_seen(model) as seen:
+    call = GradientCheckpointingLayer.__call__
+
+    def noted(layer, *args, **kwargs):
+        called.append(1 + [*layers_of(model)].index(layer))
+        return call(layer, *args, **kwargs)
+
+    with mock.patch.object(GradientCheckpointingLayer, "__call__", noted), rows_seen(model) as seen:
         lengths = model.visit_representations(lambda *args: shown.append(args), **batch, depth=depth)
     assert lengths == tuple(inside.sum(1).tolist())
     numbers = list(range(1 + (model.config.num_hidden_layers if depth is None else depth)))
