@@ -27,6 +27,7 @@ from .errors import (
     RuleError as RuleError,
     StackedPerturbationError as StackedPerturbationError,
     UnsupportedModuleError as UnsupportedModuleError,
+    UnusedKeywordError as UnusedKeywordError,
 )
 from .hub.upload import Push as Push, push_variant as push_variant
 from .loading.wrap import wrap as wrap

@@ -6,6 +6,7 @@ HfPerturbError
 │   └── StackedPerturbationError        a perturbation asked for on top of another
 ├── ModelInputError (ValueError)        ids, masks, embeddings or lengths that a model cannot take
 ├── UnsupportedModuleError (TypeError)  an object that is not a model we know how to wrap or perturb
+├── UnusedKeywordError (TypeError)      a keyword that `forward` would not use
 ├── FastaError (ValueError)             sequences that cannot be read, or that a model cannot take
 ├── EmbeddingsError (OSError)           a folder of embeddings that is missing, wrong, or of something else
 └── CheckpointError (OSError)           a base or a variant on disk that is missing or wrong
@@ -38,6 +39,10 @@ class ModelInputError(HfPerturbError, ValueError):
 
 class UnsupportedModuleError(HfPerturbError, TypeError):
     """An object that is not a model that we know how to wrap or perturb."""
+
+
+class UnusedKeywordError(HfPerturbError, TypeError):
+    """A keyword that `forward` would not use."""
 
 
 class FastaError(HfPerturbError, ValueError):

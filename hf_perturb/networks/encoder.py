@@ -11,7 +11,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.output_capturing import capture_outputs
 
-from .inputs import check_inputs, sequence_mask
+from .inputs import check_inputs, check_keywords, sequence_mask
 from .packing import Packing, is_looked_into
 from .perturbable import PerturbablePreTrainedModel
 
@@ -24,12 +24,19 @@ class EncoderPreTrainedModel(PerturbablePreTrainedModel):
 
     supports_gradient_checkpointing = True
 
+    # arguments of `forward` that the family has no use for, and why
+    _unused_keywords: dict[str, str] = {}
+
     def build_trunk(self, config: Any) -> None:
         """Register the modules up to the last representation, in the order of the original."""
         raise TypeError(f"{type(self).__name__} has no trunk")
 
     def embed(
-        self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, mask: torch.Tensor
+        self,
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None,
+        mask: torch.Tensor,
+        position_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return representation 0 of the original, `(batch, length, hidden_size)`."""
         raise TypeError(f"{type(self).__name__} has no trunk")
@@ -43,7 +50,12 @@ class EncoderPreTrainedModel(PerturbablePreTrainedModel):
         raise TypeError(f"{type(self).__name__} has no trunk")
 
     def layer_masks(
-        self, hidden_states: torch.Tensor, mask: torch.Tensor, packing: Packing | None, **kwargs: Any
+        self,
+        hidden_states: torch.Tensor,
+        mask: torch.Tensor,
+        packing: Packing | None,
+        positions: torch.Tensor | None = None,
+        **kwargs: Any,
     ) -> dict[str, Any]:
         """Return what every layer is given beside its hidden states; the arguments are those of `run_layers`."""
         raise TypeError(f"{type(self).__name__} has no trunk")
@@ -61,11 +73,12 @@ class EncoderPreTrainedModel(PerturbablePreTrainedModel):
         input_ids: torch.Tensor | None,
         attention_mask: torch.Tensor | None,
         inputs_embeds: torch.Tensor | None,
+        position_ids: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Check the inputs; return representation 0 and which positions are not padding, `(batch, length)`."""
-        check_inputs(self.config, input_ids, attention_mask, inputs_embeds)
+        check_inputs(self.config, input_ids, attention_mask, inputs_embeds, position_ids)
         mask = sequence_mask(self.config, input_ids, attention_mask, inputs_embeds)
-        return self.embed(input_ids, inputs_embeds, mask), mask
+        return self.embed(input_ids, inputs_embeds, mask, position_ids), mask
 
     @capture_outputs
     def run_layers(
@@ -75,6 +88,7 @@ class EncoderPreTrainedModel(PerturbablePreTrainedModel):
         packing: Packing | None = None,
         visit: Visit | None = None,
         depth: int | None = None,
+        positions: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutput:
         """Run the layers on representation 0.
@@ -85,10 +99,12 @@ class EncoderPreTrainedModel(PerturbablePreTrainedModel):
             packing: that of the hidden states, if they are packed.
             visit: called after each layer with its number, from 1, and the representation, shaped as `hidden_states`.
             depth: the layer to stop after; `None` for the last one.
+            positions: those of the tokens, `(batch, length)` or `(1, length)`, also if the hidden states are packed;
+                `None` to count them.
             **kwargs: those of `forward`.
         """
         layers, norm = self.stack()
-        masks = self.layer_masks(hidden_states, mask, packing, **kwargs)
+        masks = self.layer_masks(hidden_states, mask, packing, positions, **kwargs)
         for number, layer in enumerate(layers, start=1):
             hidden_states = layer(hidden_states, packing=packing, **masks, **kwargs)
             if norm is not None and number == len(layers):
@@ -104,16 +120,20 @@ class EncoderPreTrainedModel(PerturbablePreTrainedModel):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutput:
         """Run the trunk; see the `forward` of the class without a head."""
-        hidden_states, mask = self.begin(input_ids, attention_mask, inputs_embeds)
+        check_keywords(self, position_ids=position_ids, **kwargs)
+        hidden_states, mask = self.begin(input_ids, attention_mask, inputs_embeds, position_ids)
         # CODEPATH: at inference, padding is taken out of the batch before the layers, and is zeros after them;
         # whoever looks inside sees it.
         packing = Packing.of(mask) if self._works_packed(mask, **kwargs) else None
         if packing is None:
-            return self.run_layers(hidden_states, mask, **kwargs)
-        outputs: Any = self.run_layers(packing.pack(hidden_states), mask, packing=packing, **kwargs)
+            return self.run_layers(hidden_states, mask, positions=position_ids, **kwargs)
+        outputs: Any = self.run_layers(
+            packing.pack(hidden_states), mask, packing=packing, positions=position_ids, **kwargs
+        )
         last = outputs.last_hidden_state = packing.unpack(outputs.last_hidden_state)
         if outputs.hidden_states is not None:
             # Transformers puts None for those that were not selected

@@ -17,6 +17,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .inputs import residue_mask
+from .record import ModelInputError
 
 
 class SequenceClassificationHead(nn.Module):
@@ -84,7 +85,17 @@ class ModelMixin:
     encode: Callable[..., BaseModelOutput]
     post_init: Callable[[], None]
 
-    def __init__(self, config: Any):
+    def __init__(self, config: Any, add_pooling_layer: bool = False):
+        """Build a network; without the pooling layer that stock Transformers' ESM can have.
+
+        Raises:
+            ValueError: if it is asked for.
+        """
+        if add_pooling_layer:
+            raise ModelInputError(
+                f"{type(self).__name__}: add_pooling_layer: got {add_pooling_layer!r}; allowed: False, for the"
+                " originals have no pooling layer; take the mean of last_hidden_state over the residues"
+            )
         super().__init__(config)  # type: ignore[call-arg]
         self.build_trunk(self.config)
         self.build_head(self.config)
@@ -98,6 +109,7 @@ class ModelMixin:
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutput:
@@ -106,6 +118,8 @@ class ModelMixin:
         Args:
             input_ids: tokens, `(batch, length)`.
             attention_mask: 1 for tokens and 0 for padding, `(batch, length)`; the padding token never counts.
+            position_ids: positions of the tokens, `(batch, length)` or `(1, length)`, in place of counting what is not
+                padding: for ESM-1, ESM-1b and ESM-1v from 2 on, `pad_token_id + 1`; of ESM-2 only differences matter.
             inputs_embeds: token embeddings in place of `input_ids`, `(batch, length, width of the embedding)`.
 
         Returns:
@@ -114,8 +128,9 @@ class ModelMixin:
 
         Raises:
             ValueError: if an id, a shape, a mask or a length is not one that the network can take.
+            TypeError: for a keyword that is not used, and for `position_ids` of a CARP, which has no positions.
         """
-        return self.encode(input_ids, attention_mask, inputs_embeds, return_dict=True, **kwargs)
+        return self.encode(input_ids, attention_mask, inputs_embeds, position_ids, return_dict=True, **kwargs)
 
 
 class MaskedLMMixin(ModelMixin):
@@ -129,6 +144,7 @@ class MaskedLMMixin(ModelMixin):
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
@@ -141,7 +157,7 @@ class MaskedLMMixin(ModelMixin):
         Returns:
             `logits` `(batch, length, vocab_size)` and, with `labels`, the mean cross-entropy in nats.
         """
-        outputs = self.encode(input_ids, attention_mask, inputs_embeds, return_dict=True, **kwargs)
+        outputs = self.encode(input_ids, attention_mask, inputs_embeds, position_ids, return_dict=True, **kwargs)
         logits = self.predict_tokens(outputs.last_hidden_state)
         return MaskedLMOutput(
             loss=token_loss(logits, labels, **kwargs),
@@ -164,6 +180,7 @@ class SequenceClassificationMixin(ModelMixin):
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
@@ -176,7 +193,7 @@ class SequenceClassificationMixin(ModelMixin):
         Returns:
             `logits` `(batch, num_labels)` and, with `labels`, the loss of `config.problem_type`.
         """
-        outputs = self.encode(input_ids, attention_mask, inputs_embeds, return_dict=True, **kwargs)
+        outputs = self.encode(input_ids, attention_mask, inputs_embeds, position_ids, return_dict=True, **kwargs)
         residues = residue_mask(self.config, input_ids, attention_mask, outputs.last_hidden_state)
         logits = self.classifier(outputs.last_hidden_state, residues)
         return SequenceClassifierOutput(
@@ -198,6 +215,7 @@ class TokenClassificationMixin(ModelMixin):
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
@@ -210,7 +228,7 @@ class TokenClassificationMixin(ModelMixin):
         Returns:
             `logits` `(batch, length, num_labels)` and, with `labels`, the mean cross-entropy in nats.
         """
-        outputs = self.encode(input_ids, attention_mask, inputs_embeds, return_dict=True, **kwargs)
+        outputs = self.encode(input_ids, attention_mask, inputs_embeds, position_ids, return_dict=True, **kwargs)
         logits = self.classifier(outputs.last_hidden_state)
         return TokenClassifierOutput(
             loss=token_loss(logits, labels, **kwargs),

@@ -62,12 +62,15 @@ class FairEsmRotaryPositions(nn.Module):
     def forward(
         self, query: torch.Tensor, key: torch.Tensor, positions: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Turn `(batch, heads, length, width)` by `positions`, `(length,)`, or 0, 1, 2; only differences matter."""
-        rates = self.inv_freq.to(torch.promote_types(self.inv_freq.dtype, torch.float32))
+        """Turn `(batch, heads, length, width)` by positions, or by 0, 1, 2; only differences matter.
+
+        Positions are `(length,)`, or of each sequence, `(batch, length)`.
+        """
+        rates = self.inv_freq.to(torch.promote_types(query.dtype, torch.float32))
         if positions is None:
             positions = torch.arange(query.shape[2], device=query.device)
-        angles = torch.outer(positions.to(rates.device, rates.dtype), rates).repeat(1, 2)
-        cos, sin = angles.cos(), angles.sin()
+        angles = (positions.to(rates.device, rates.dtype).unsqueeze(-1) * rates).unsqueeze(-3)
+        cos, sin = (torch.cat([x, x], dim=-1) for x in (angles.cos(), angles.sin()))
 
         def turn(x: torch.Tensor) -> torch.Tensor:
             first, second = x.chunk(2, dim=-1)
@@ -137,6 +140,7 @@ class FairEsmAttention(nn.Module):
         attention_mask: torch.Tensor | None,
         padding_mask: torch.Tensor,
         packing: Packing | None = None,
+        positions: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         length, hidden_size = hidden_states.shape[1:]
@@ -145,7 +149,7 @@ class FairEsmAttention(nn.Module):
             key, value = self._with_extra(key, self.bias_k, packing), self._with_extra(value, self.bias_v, packing)
         query, key, value = (x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for x in (query, key, value))
         if self.rot_emb is not None:
-            query, key = self.rot_emb(query, key, None if packing is None else packing.positions)
+            query, key = self.rot_emb(query, key, positions)
         want_weights = kwargs.get("output_attentions", self.config.output_attentions)
         # only the eager path has weights to return
         interface: Callable[..., Any] = eager_attention_forward

@@ -182,6 +182,10 @@ class CarpPreTrainedModel(EncoderPreTrainedModel):
     config_class = CarpConfig
     _no_split_modules = ["CarpBlock", "SequenceClassificationHead"]
     _can_record_outputs = {"hidden_states": CarpBlock}
+    _unused_keywords = {
+        "position_ids": "a convolution sees how far residues are apart, and no positions",
+        "output_attentions": "a convolution has no attentions",
+    }
     _language_head = [r"^model\.decoder\.", r"^model\.last_norm\."]
     # a checkpoint of the masked LM is a good one for every class without its head
     _keys_to_ignore_on_load_unexpected = _language_head
@@ -207,7 +211,11 @@ class CarpPreTrainedModel(EncoderPreTrainedModel):
         self.model = CarpNetwork(config)
 
     def embed(
-        self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, mask: torch.Tensor
+        self,
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None,
+        mask: torch.Tensor,
+        position_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
         embedder = self.model.embedder
         inputs_embeds = embedder.embedder(input_ids) if inputs_embeds is None else inputs_embeds
@@ -227,7 +235,12 @@ class CarpPreTrainedModel(EncoderPreTrainedModel):
         return self.model.embedder.layers, None
 
     def layer_masks(
-        self, hidden_states: torch.Tensor, mask: torch.Tensor, packing: Packing | None, **kwargs: Any
+        self,
+        hidden_states: torch.Tensor,
+        mask: torch.Tensor,
+        packing: Packing | None,
+        positions: torch.Tensor | None = None,
+        **kwargs: Any,
     ) -> dict[str, Any]:
         return {"padding_mask": mask.unsqueeze(-1).to(hidden_states.dtype)}
 

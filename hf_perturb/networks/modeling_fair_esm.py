@@ -138,7 +138,11 @@ class FairEsmPreTrainedModel(EncoderPreTrainedModel):
             self.lm_head.weight = nn.Parameter(tied.detach().clone(), requires_grad=tied.requires_grad)
 
     def embed(
-        self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, mask: torch.Tensor
+        self,
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None,
+        mask: torch.Tensor,
+        position_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
@@ -152,9 +156,10 @@ class FairEsmPreTrainedModel(EncoderPreTrainedModel):
             scale = (1 - _MASK_RATIO_TRAIN) / (1 - observed)
             hidden_states = hidden_states * scale[:, None, None].to(hidden_states)
         if self.embed_positions is not None:
-            # counting what is not padding makes a sequence the same alone, padded left and padded right
-            positions = mask.long().cumsum(-1) * mask + self.config.pad_token_id
-            hidden_states = hidden_states + self.embed_positions(positions).to(hidden_states)
+            if position_ids is None:
+                # counting what is not padding makes a sequence the same alone, padded left and padded right
+                position_ids = mask.long().cumsum(-1) * mask + self.config.pad_token_id
+            hidden_states = hidden_states + self.embed_positions(position_ids).to(hidden_states)
         if self.emb_layer_norm_before is not None:
             hidden_states = self.emb_layer_norm_before(hidden_states)
         if self.emb_layer_norm_after is not None:  # ESM-1b and ESM-2 zero padding, ESM-1 does not
@@ -168,7 +173,12 @@ class FairEsmPreTrainedModel(EncoderPreTrainedModel):
         return self.layers, self.emb_layer_norm_after
 
     def layer_masks(
-        self, hidden_states: torch.Tensor, mask: torch.Tensor, packing: Packing | None, **kwargs: Any
+        self,
+        hidden_states: torch.Tensor,
+        mask: torch.Tensor,
+        packing: Packing | None,
+        positions: torch.Tensor | None = None,
+        **kwargs: Any,
     ) -> dict[str, Any]:
         config = self.config
         key_mask: Any = None
@@ -179,7 +189,12 @@ class FairEsmPreTrainedModel(EncoderPreTrainedModel):
         # CODEPATH: every query of ESM-1 sees the extra key, that of `bias_k`.
         if key_mask is not None and config.model_version == "ESM-1":
             key_mask = nn.functional.pad(key_mask, (0, 1), value=key_mask.dtype == torch.bool)
-        return {"attention_mask": key_mask, "padding_mask": mask}
+        # CODEPATH: only ESM-2 has positions in its layers.
+        if config.model_version != "ESM-2":
+            positions = None
+        elif packing is not None:
+            positions = packing.positions if positions is None else packing.pack(positions.expand_as(mask))
+        return {"attention_mask": key_mask, "padding_mask": mask, "positions": positions}
 
     def predict_contacts(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Predict which residues touch.

@@ -24,13 +24,15 @@ try:
         ModelInputError,
         PerturbationError,
         UnsupportedModuleError,
+        UnusedKeywordError,
     )
     from hf_perturb.perturbation import Perturbation
     from hf_perturb.perturbation.digest import lines_of
 except ImportError:
     loading = Perturbation = lines_of = None  # type: ignore[assignment, misc]
     ModelInputError = PerturbationError = ValueError  # type: ignore[assignment, misc]
-    CheckpointError, UnsupportedModuleError = OSError, TypeError  # type: ignore[assignment, misc]
+    CheckpointError = OSError  # type: ignore[assignment, misc]
+    UnsupportedModuleError = UnusedKeywordError = TypeError  # type: ignore[assignment, misc]
 
 __all__ = [
     "CheckpointError",
@@ -38,6 +40,7 @@ __all__ = [
     "PerturbableConfigMixin",
     "PerturbationError",
     "UnsupportedModuleError",
+    "UnusedKeywordError",
     "lines_of",
     "loading",
     "require",

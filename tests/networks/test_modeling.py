@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.models import ALPHABETS, CONFIGS, SEQUENCES, TIED, layers_of, model_class, small_model
+from support.models import CONFIGS, SEQUENCES, TIED, batch_of, layers_of, model_class, small_model
 from transformers import AutoModelForMaskedLM
 
 import hf_perturb
-from hf_perturb.checkpoints.tokenizers import build_tokenizer
-
-
-def batch_of(network, sequences=SEQUENCES, side="right"):
-    tokenizer = build_tokenizer(ALPHABETS[network])
-    return tokenizer(sequences, padding=True, padding_side=side, return_tensors="pt")
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

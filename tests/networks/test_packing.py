@@ -114,6 +114,25 @@ def test_a_gap_inside_a_sequence_keeps_its_place(name, attention):
     assert packs(model, batch) is (name != "carp")
 
 
+@pytest.mark.parametrize("layout", ["right", "left", "gaps", "empty"])
+@pytest.mark.parametrize(("name", "attention"), [case for case in CASES if case[0] != "carp"])
+def test_positions_that_are_given_hold_in_a_packed_batch(name, attention, layout):
+    model = build(name, attention)
+    batch = batch_of(model, layout)
+    inside = batch["attention_mask"]
+    batch["position_ids"] = torch.randint(2, 900, inside.shape, generator=torch.Generator().manual_seed(3))
+    assert packs(model, batch)
+    padded = model(**batch, output_hidden_states=True)
+    with torch.no_grad():
+        packed = model(**batch, output_hidden_states=True)
+        of_all = model(**{**batch, "position_ids": batch["position_ids"][:1]}).logits
+    for ours, theirs in zip(
+        (*packed.hidden_states, packed.logits), (*padded.hidden_states, padded.logits), strict=True
+    ):
+        same(ours[inside], theirs[inside].detach())
+    same(of_all[inside], model(**{**batch, "position_ids": batch["position_ids"][:1]}).logits[inside].detach())
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 @torch.no_grad()
 def test_every_way_to_ask_gives_the_same(name):

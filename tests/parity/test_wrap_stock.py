@@ -16,6 +16,7 @@ from transformers import (
 
 import hf_perturb
 from hf_perturb import FairEsmForMaskedLM, Perturbation
+from parity.originals import assert_close
 from parity.stock import LAYOUTS, STOCKS, assert_same_outputs, padded_batch, stock_config, stock_model
 
 
@@ -54,6 +55,25 @@ def test_the_model_is_that_of_the_folder(stock, tmp_path):
         for key in ("dtype", "architectures", "_name_or_path"):  # of what is stored
             config.pop(key, None)
     assert one == other
+
+
+@pytest.mark.parametrize("context", [torch.enable_grad, torch.no_grad])
+def test_positions_that_are_given_are_those_of_stock(stock, context):
+    """Rows of a table, or turns; also where our batch is packed."""
+    input_ids, mask = padded_batch()
+    positions = torch.randint(0, 1026, input_ids.shape, generator=torch.Generator().manual_seed(0))
+    inside = mask.bool()
+    ours = hf_perturb.wrap(stock)
+    for given in (positions, positions[:1]):
+        if stock.config.position_embedding_type == "rotary" and context is torch.no_grad:
+            given = 40 * given
+        with context():
+            one, other = (each(input_ids, attention_mask=mask, position_ids=given).logits for each in (ours, stock))
+            counted = ours(input_ids, attention_mask=mask).logits
+            if torch.equal(other, stock(input_ids, attention_mask=mask).logits):
+                pytest.skip("the rotary ESM of older Transformers does not look at them")
+        assert_close(one[inside], other[inside], "logits")
+        assert (one - counted)[inside].abs().max() > 0.1
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ import torch
 
 import hf_perturb
 from hf_perturb.checkpoints.network import CARP, ESM1, ESM1B, ESM2
+from hf_perturb.checkpoints.tokenizers import build_tokenizer
 
 ESM_SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
 CARP_SIZES = {"hidden_size": 32, "num_hidden_layers": 9, "slim": True}
@@ -38,6 +39,12 @@ def small_model(network: str, head: str = "ForMaskedLM", seed: int = 0, **config
 
 ALPHABETS = {"esm1": ESM1, "esm1b": ESM1B, "esm2": ESM2, "carp": CARP}
 SEQUENCES = ["MKTAYIAKQRQISFVKSHFSRQ", "MKT", "ACDEFGHIKLMNPQRSTVWY"]
+
+
+def batch_of(network, sequences=SEQUENCES, side="right"):
+    """Tokenize sequences for a network."""
+    tokenizer = build_tokenizer(ALPHABETS[network])
+    return tokenizer(sequences, padding=True, padding_side=side, return_tensors="pt")
 
 
 def layers_of(model):
