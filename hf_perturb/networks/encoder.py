@@ -14,6 +14,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .inputs import check_inputs, check_keywords, sequence_mask
 from .packing import Packing, is_looked_into
 from .perturbable import PerturbablePreTrainedModel
+from .record import ModelInputError
 
 # called with the number of a representation and its values
 Visit = Callable[[int, torch.Tensor], object]
@@ -61,8 +62,20 @@ class EncoderPreTrainedModel(PerturbablePreTrainedModel):
         raise TypeError(f"{type(self).__name__} has no trunk")
 
     def get_output_embeddings(self) -> None:
-        # tying is declared by `_tied_weights_keys`; a module here would be tied once more
+        # no module of a language head is a projection alone, with the weight and bias that Transformers would exchange
         return None
+
+    def set_output_embeddings(self, new_embeddings: Any) -> None:
+        """Raise, for there is no module to exchange.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ModelInputError(
+            f"{type(self).__name__}.set_output_embeddings: got a {type(new_embeddings).__name__}; no module of this"
+            " network is an output embedding (get_output_embeddings() is None); copy values into the parameters of its"
+            " language head, whose names state_dict() tells"
+        )
 
     def _works_packed(self, mask: torch.Tensor, **kwargs: Any) -> bool:
         """Whether the layers are run without padding: where they may be, and nobody looks at what they do."""

@@ -45,7 +45,7 @@ class FairEsmRotaryPositions(nn.Module):
     def __init__(self, config: FairEsmConfig):
         super().__init__()
         self.width = config.hidden_size // config.num_attention_heads
-        self.inv_freq = nn.Buffer(torch.empty(self.width // 2))
+        self.inv_freq = nn.Buffer(torch.empty(self.width // 2, dtype=torch.float32))
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:
         # at least float32: rounded to bfloat16, the angle of position 1000 is off by more than a radian

@@ -207,6 +207,9 @@ class CarpPreTrainedModel(EncoderPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.model.embedder.embedder
 
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.embedder.embedder = value
+
     def build_trunk(self, config: CarpConfig) -> None:
         self.model = CarpNetwork(config)
 

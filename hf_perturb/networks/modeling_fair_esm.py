@@ -45,7 +45,6 @@ class FairEsmPreTrainedModel(EncoderPreTrainedModel):
     _no_split_modules = ["FairEsmLayer", "FairEsmLMHead", "SequenceClassificationHead"]
     _supports_sdpa = True
     _supports_attention_backend = True
-    _keep_in_fp32_modules_strict = ["rot_emb"]
     _can_record_outputs = {"hidden_states": FairEsmLayer, "attentions": FairEsmAttention}
     _language_head = [r"^lm_head\.", r"^embed_out"]
     # a checkpoint of the masked LM is a good one for every class without its head
@@ -69,6 +68,9 @@ class FairEsmPreTrainedModel(EncoderPreTrainedModel):
             return
         self.embed_scale = 1.0
         self.embed_positions = None  # type: ignore[assignment]
+        # CODEPATH: only ESM-2 has frequencies, which half a type is too coarse for.
+        if config.model_version == "ESM-2":
+            self._keep_in_fp32_modules_strict = {"rot_emb"}
         # CODEPATH: ESM-1b and ESM-1v learned their positions, those of ESM-2 are in its attention.
         if config.model_version == "ESM-1b":
             self.embed_positions = nn.Embedding(  # type: ignore[assignment]
@@ -236,6 +238,7 @@ class FairEsmForMaskedLM(MaskedLMMixin, FairEsmPreTrainedModel):
         if config.model_version != "ESM-1":
             self.lm_head = FairEsmLMHead(config)
             return
+        self._tied_weights_keys = {}
         self.embed_out = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
         # CODEPATH: every released ESM-1 has the bias; the original class can go without.
         if config.final_bias:
@@ -243,6 +246,12 @@ class FairEsmForMaskedLM(MaskedLMMixin, FairEsmPreTrainedModel):
 
     def predict_tokens(self, hidden_states: torch.Tensor) -> torch.Tensor:
         if self.embed_out is None:
+            is_adapted = isinstance(getattr(self.lm_head, "original_module", None), FairEsmLMHead)
+            if is_adapted and not hasattr(self.lm_head, "layer_norm"):
+                raise ModelInputError(
+                    f"{type(self).__name__}: an adapter has put a projection alone in the place of lm_head, as PEFT"
+                    " does for ensure_weight_tying=True; leave that out, and the head keeps the weight of the base"
+                )
             return self.lm_head(hidden_states)
         # these parameters are not in a module that a device map could bring the hidden states to
         return nn.functional.linear(hidden_states.to(self.embed_out.device), self.embed_out, self.embed_out_bias)

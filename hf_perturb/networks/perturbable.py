@@ -97,15 +97,21 @@ class PerturbablePreTrainedModel(ThreadSafePreTrainedModel):
         finally:
             reading.reset(token)
 
-    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
-        """Raise, for the alphabet is part of the network.
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> Any:
+        """Return the embedding if it has as many tokens, for the alphabet is part of the network.
 
         Raises:
-            ValueError: always.
+            ValueError: for another number of tokens.
         """
+        size, multiple = self.config.vocab_size, pad_to_multiple_of or 1
+        wanted = -(-(size if new_num_tokens is None else new_num_tokens) // multiple) * multiple
+        if wanted == size:
+            return self.get_input_embeddings()
         raise ModelInputError(
-            f"{type(self).__name__}: the alphabet of {self.config.vocab_size} tokens is part of the network and cannot"
-            " be resized; give a residue that it lacks as its unknown token"
+            f"{type(self).__name__}: resize_token_embeddings: got {wanted}; allowed: {size}, because the alphabet is"
+            " part of the network and cannot be resized; give a residue that it lacks as its unknown token"
         )
 
     def document_tensors(self, rules: str = "documented") -> dict[str, torch.Tensor]:

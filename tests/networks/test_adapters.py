@@ -10,10 +10,11 @@ import peft
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from support.models import model_class, small_model
+from support.models import batch_of, model_class, small_model
 from torch import nn
 from transformers.integrations import peft as integration
 
+import hf_perturb
 from hf_perturb.networks.modeling_carp import CarpConvolution
 
 SAID = ["perturbation-method:resample", "perturbation-rules:documented", "perturbation-seed:7"]
@@ -77,6 +78,21 @@ def test_the_adapter_that_transformers_writes_has_such_a_card(control, tmp_path,
     assert_says_so(card_of(tmp_path / "adapter"), tmp_path / "control")
     assert "a control: resample (seed 7, rules documented)" in card_of(tmp_path / "adapter").text
     # what is under the adapter is still the control
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
+def test_an_adapter_may_train_the_embedding_but_not_replace_the_head():
+    """PEFT takes a tied head for a projection alone, and would leave out what comes before it."""
+    model, batch = small_model("esm1b"), batch_of("esm1b")
+    expected = model(**batch).logits
+    adapter = wrapped(model, ["q_proj"], modules_to_save=["embed_tokens"])
+    torch.testing.assert_close(adapter(**batch).logits, expected)
+    for modules in (["embed_tokens"], ["lm_head"]):
+        adapter = wrapped(small_model("esm1b"), ["q_proj"], modules_to_save=modules, ensure_weight_tying=True)
+        with pytest.raises(hf_perturb.ModelInputError, match=r"a projection alone in the place of lm_head"):
+            adapter(**batch)
+    adapter = wrapped(small_model("esm1"), ["q_proj"], modules_to_save=["embed_tokens"])
+    adapter(**batch_of("esm1"))
 
 
 def test_a_card_that_is_there_keeps_its_text_and_tags(control, tmp_path, any_peft):

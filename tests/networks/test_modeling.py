@@ -197,11 +197,63 @@ def test_length_limit_of_learned_positions():
     assert small_model("esm1")(torch.full((1, 1100), 5)).logits.shape == (1, 1100, 35)
 
 
-def test_alphabet_cannot_be_resized(network):
-    model = small_model(network)
-    with pytest.raises(ValueError, match="cannot be resized"):
+def test_alphabet_cannot_be_resized(network, head):
+    model = small_model(network, head)
+    size = CONFIGS[network]().vocab_size
+    with pytest.raises(ValueError, match=rf"got 40; allowed: {size}, .*cannot be resized"):
         model.resize_token_embeddings(40)
-    assert model.config.vocab_size == CONFIGS[network]().vocab_size
+    with pytest.raises(ValueError, match=r"got 64; .*cannot be resized"):
+        model.resize_token_embeddings(pad_to_multiple_of=64)
+    assert model.config.vocab_size == size
+    for same in ((), (None,), (size,), (size, size), (size - 1, size), (None, 1)):
+        assert model.resize_token_embeddings(*same) is model.get_input_embeddings()
+
+
+def test_the_embedding_can_be_exchanged(network, head):
+    model, batch = small_model(network, head), batch_of(network)
+    old, before = model.get_input_embeddings(), model(**batch)[0]
+    new = torch.nn.Embedding.from_pretrained(2 * old.weight.detach())
+    model.set_input_embeddings(new)
+    assert model.get_input_embeddings() is new
+    assert (model(**batch)[0] - before).abs().max() > 1e-3
+    model.set_input_embeddings(old)
+    assert torch.equal(model(**batch)[0], before)
+
+
+def test_output_embeddings_are_no_module_and_are_not_exchanged(network, head):
+    model = small_model(network, head)
+    before = dict(model.named_modules())
+    with pytest.raises(ValueError, match=r"set_output_embeddings: got a Linear; .*get_output_embeddings\(\) is None"):
+        model.set_output_embeddings(torch.nn.Linear(32, 33))
+    assert model.get_output_embeddings() is None
+    assert dict(model.named_modules()) == before
+
+
+def test_what_a_network_declares_of_its_modules_is_there(network, head):
+    model = small_model(network, head)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for tied in (model._tied_weights_keys or {}).items():
+        assert parameters[tied[0]] is parameters[tied[1]]
+    assert bool(model._tied_weights_keys) is ((network in TIED) and head == "ForMaskedLM")
+    kept = model._keep_in_fp32_modules_strict | model._keep_in_fp32_modules
+    assert kept == ({"rot_emb"} if network == "esm2" else set())
+    assert all(any(part in name.split(".") for name, _ in model.named_modules()) for part in kept)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_rotary_frequencies_are_not_rounded(dtype, tmp_path):
+    small_model("esm2").save_pretrained(tmp_path)
+    config = CONFIGS["esm2"]()
+    for model in (
+        AutoModelForMaskedLM.from_config(config, dtype=dtype),
+        AutoModelForMaskedLM.from_pretrained(tmp_path, dtype=dtype),
+        small_model("esm2").to(dtype),
+    ):
+        for layer in model.layers:
+            rotary = layer.self_attn.rot_emb
+            assert rotary.inv_freq.dtype == torch.float32
+            assert torch.equal(rotary.inv_freq, rotary.frequencies())
+        assert model.lm_head.dense.weight.dtype == dtype
 
 
 @pytest.mark.parametrize(
