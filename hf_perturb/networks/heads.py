@@ -48,6 +48,11 @@ class TokenClassificationHead(nn.Module):
         return self.out_proj(self.dropout(hidden_states))
 
 
+def _exact(x: torch.Tensor) -> torch.Tensor:
+    """Return values in float32, or in float64 if they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def token_loss(
     logits: torch.Tensor, labels: torch.Tensor | None, num_items_in_batch: Any = None, **kwargs: Any
 ) -> torch.Tensor | None:
@@ -57,24 +62,24 @@ def token_loss(
     """
     if labels is None:
         return None
-    return fixed_cross_entropy(logits.flatten(0, 1).float(), labels.to(logits.device).flatten(), num_items_in_batch)
+    return fixed_cross_entropy(_exact(logits).flatten(0, 1), labels.to(logits.device).flatten(), num_items_in_batch)
 
 
 def sequence_classification_loss(config: Any, logits: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor | None:
     """Loss of `config.problem_type`, or of the type that the labels suggest, as in Transformers' own heads."""
     if labels is None:
         return None
-    labels = labels.to(logits.device)
+    labels, logits = labels.to(logits.device), _exact(logits)
     problem = config.problem_type
     if problem is None and config.num_labels == 1:
         problem = "regression"
     elif problem is None:
         problem = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
     if problem == "regression":
-        return nn.functional.mse_loss(logits.squeeze().float(), labels.squeeze().float())
+        return nn.functional.mse_loss(logits.squeeze(), labels.squeeze().to(logits.dtype))
     if problem == "single_label_classification":
-        return nn.functional.cross_entropy(logits.float(), labels.view(-1))
-    return nn.functional.binary_cross_entropy_with_logits(logits.float(), labels.float())
+        return nn.functional.cross_entropy(logits, labels.view(-1))
+    return nn.functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
 
 
 class ModelMixin:

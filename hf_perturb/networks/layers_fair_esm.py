@@ -6,6 +6,7 @@ Source: `esm.modules`, `esm.multihead_attention` and `esm.rotary_embedding` (fai
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -87,21 +88,32 @@ def eager_attention_forward(
     attention_mask: torch.Tensor | None,
     scaling: float,
     dropout: float = 0.0,
+    padding_mask: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attend, and return the weights; one of Transformers' attention functions, without dropout as the originals.
 
     Queries are `(batch, heads, length, head)`, keys and values `(batch, heads, keys, head)`, the mask is
-    `(batch, 1, length, keys)`, bool or additive, or `None`.
+    `(batch, 1, length, keys)`, bool or additive, or `None`. With a `padding_mask`, `(batch, length)`, the weights are
+    those that the original shows: without an extra key, and nothing from or to padding.
     """
     scores = torch.matmul(query * scaling, key.transpose(2, 3))
+    # in float32 at least: the least half plus a negative score would be minus infinity, and its row NaN
+    exact = torch.promote_types(scores.dtype, torch.float32)
     if attention_mask is not None and attention_mask.dtype == torch.bool:
         scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
     elif attention_mask is not None:
-        # in float32 as the softmax is: the least half plus a negative score would be minus infinity, and its row NaN
-        scores = scores.float() + attention_mask
-    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    return torch.matmul(weights, value).transpose(1, 2), weights
+        scores = scores.to(exact) + attention_mask
+    weights = used = nn.functional.softmax(scores, dim=-1, dtype=exact).to(query.dtype)
+    if padding_mask is not None:
+        both = padding_mask[:, None, None, :] & padding_mask[:, None, :, None]
+        length = padding_mask.shape[-1]
+        weights = used[..., :length] * both
+        if used.requires_grad:
+            # the values are those of before, but the output depends on what is shown, which so has a gradient
+            seen = weights.where(both, used[..., :length])
+            used = seen if seen.shape == used.shape else torch.cat([seen, used[..., length:]], dim=-1)
+    return torch.matmul(used, value).transpose(1, 2), weights
 
 
 class FairEsmInputProjection(nn.Linear):
@@ -152,7 +164,7 @@ class FairEsmAttention(nn.Module):
             query, key = self.rot_emb(query, key, positions)
         want_weights = kwargs.get("output_attentions", self.config.output_attentions)
         # only the eager path has weights to return
-        interface: Callable[..., Any] = eager_attention_forward
+        interface: Callable[..., Any] = partial(eager_attention_forward, padding_mask=padding_mask)
         if not want_weights:
             interface = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         if packing is not None:
@@ -161,13 +173,7 @@ class FairEsmAttention(nn.Module):
         output, weights = interface(
             self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs
         )
-        output = self.out_proj(output.reshape(-1, length, hidden_size))
-        if not want_weights:
-            return output, None
-        # like the original: without the extra key, and nothing from or to padding
-        residues = padding_mask.to(weights.dtype)
-        weights = weights[..., :length] * residues[:, None, None, :] * residues[:, None, :, None]
-        return output, weights
+        return self.out_proj(output.reshape(-1, length, hidden_size)), weights if want_weights else None
 
     @staticmethod
     def _with_extra(x: torch.Tensor, extra: torch.Tensor, packing: Packing | None) -> torch.Tensor:

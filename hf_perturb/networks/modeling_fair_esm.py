@@ -18,7 +18,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from .configuration_fair_esm import FairEsmConfig
 from .encoder import EncoderPreTrainedModel
 from .heads import MaskedLMMixin, ModelMixin, SequenceClassificationMixin, TokenClassificationMixin
-from .inputs import residue_mask
+from .inputs import is_transformed, residue_mask
 from .layers_fair_esm import (
     FairEsmAttention,
     FairEsmContactHead,
@@ -154,7 +154,9 @@ class FairEsmPreTrainedModel(EncoderPreTrainedModel):
         if self.config.token_dropout:
             masked = torch.zeros_like(mask) if input_ids is None else mask & (input_ids == self.config.mask_token_id)
             hidden_states = hidden_states.masked_fill(masked.unsqueeze(-1).to(hidden_states.device), 0.0)
-            observed = masked.sum(-1).float() / mask.sum(-1).clamp(min=1)
+            # in float32 at least; the original counts in the type of the hidden states
+            counted = masked.sum(-1).to(torch.promote_types(hidden_states.dtype, torch.float32))
+            observed = counted / mask.sum(-1).clamp(min=1)
             scale = (1 - _MASK_RATIO_TRAIN) / (1 - observed)
             hidden_states = hidden_states * scale[:, None, None].to(hidden_states)
         if self.embed_positions is not None:
@@ -184,8 +186,9 @@ class FairEsmPreTrainedModel(EncoderPreTrainedModel):
     ) -> dict[str, Any]:
         config = self.config
         key_mask: Any = None
-        if kwargs.get("output_attentions", config.output_attentions):
-            key_mask = mask[:, None, None, :]  # weights come from the eager path, whatever the implementation is
+        if kwargs.get("output_attentions", config.output_attentions) or (packing is None and is_transformed()):
+            # weights come from the eager path, whatever the implementation is; and what follows looks at the mask
+            key_mask = mask[:, None, None, :]
         elif packing is None:
             key_mask = create_bidirectional_mask(config=config, inputs_embeds=hidden_states, attention_mask=mask)
         # CODEPATH: every query of ESM-1 sees the extra key, that of `bias_k`.

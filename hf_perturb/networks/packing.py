@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
 
+from .inputs import has_values
+
 # what the modules of our layers are made of
 _CODE_OF_LAYERS = (__name__.rpartition(".")[0], "torch.nn", "transformers")
 # hooks that collect what we take padding out of and put it back into, or that move weights alone
@@ -89,7 +91,7 @@ class Packing:
 def can_pack(mask: torch.Tensor, config: Any, **kwargs: Any) -> bool:
     """Whether a batch with this mask, `(batch, length)`, gives the same without its padding; `kwargs` of `forward`."""
     # a graph that is traced or exported must hold for other batches, and nothing of it has values
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or mask.is_meta:  # type: ignore[attr-defined]
+    if not has_values(mask):
         return False
     # in the originals padding has gradients too, for whoever lets it into the loss
     if torch.is_grad_enabled():
