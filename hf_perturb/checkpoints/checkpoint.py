@@ -19,6 +19,7 @@ from hf_perturb.checkpoints.origins.stock_esm import STOCK_CLASSES, config_from_
 from hf_perturb.checkpoints.shapes import AUTO_CLASSES, PREFIXES, Shape, is_parameter, listed
 from hf_perturb.checkpoints.source import KINDS, WEIGHTS, Place
 from hf_perturb.checkpoints.tensors import FLOATS, Region, Tensor, elements_of, same_values
+from hf_perturb.checkpoints.tokenizers import refuse_other_alphabet
 from hf_perturb.demo import located
 from hf_perturb.errors import CheckpointError, ModelInputError, StackedPerturbationError
 from hf_perturb.perturbation.digest import DTYPES, digest_of_lines, dtype_code
@@ -357,6 +358,8 @@ def _read(place: Place, weights: bool, family: str | None) -> Checkpoint:
         raise CheckpointError(f"{name!r}: its config.json cannot be used: {error}") from error
     architecture, unusable = _class_of(written if stock else ours, stock, name)
     network = Network.read(ours, architecture, name) if architecture else None
+    if weights and network is not None:
+        refuse_other_alphabet(place, written, network.alphabet)  # before weights are fetched
     tensors, headers = read_files(files := place.weights() if weights else [])
     is_recipe = weights and not files
     if not files and network is None:

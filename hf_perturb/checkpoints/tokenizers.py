@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import string
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hf_perturb.checkpoints.network import Alphabet
-from hf_perturb.checkpoints.source import read_json
+from hf_perturb.checkpoints.shapes import listed
+from hf_perturb.checkpoints.source import Place, UnreachedError, read_json
 from hf_perturb.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -64,13 +68,85 @@ def build_tokenizer(alphabet: Alphabet) -> PreTrainedTokenizerFast:
     )
 
 
-def same_alphabet(path: Path, alphabet: Alphabet) -> bool:
-    """Whether a `tokenizer.json` gives every token the id that an alphabet has for it; nothing in it is run."""
+def refuse_other_alphabet(place: Place, written: Mapping[str, Any], alphabet: Alphabet) -> None:
+    """Raise if a vocabulary beside the weights is not the alphabet of their network; nothing in it is run.
+
+    To have none is fine, and where the Hub cannot be asked nobody knows of any.
+
+    Args:
+        place: of the weights.
+        written: the content of its `config.json`.
+        alphabet: of the network.
+
+    Raises:
+        CheckpointError: naming the file, and the tokens that have other ids there.
+    """
+    if (stated := written.get("vocab_list")) is not None:
+        _compare(f"{place.name!r}: vocab_list in its config.json", lambda: _numbered(stated), alphabet)
+    with suppress(UnreachedError):
+        for file, read in _VOCABULARIES.items():
+            if (path := place.find(file)) is not None:
+                _compare(f"{place.name!r}: {file}", partial(read, path, alphabet), alphabet)
+
+
+def _numbered(tokens: Iterable[Any]) -> dict[Any, int]:
+    return {token: number for number, token in enumerate(tokens)}
+
+
+def _of_tokenizer(path: Path, alphabet: Alphabet) -> dict[Any, int]:
+    stored = read_json(path)
+    vocabulary = stored["model"]["vocab"]
+    # that of a unigram model is a list of tokens and scores
+    ids = _numbered(token for token, _ in vocabulary) if isinstance(vocabulary, list) else dict(vocabulary)
+    return _with_added(ids, stored.get("added_tokens") or (), alphabet)
+
+
+def _of_lines(path: Path, alphabet: Alphabet) -> dict[Any, int]:
+    return _numbered(line.strip() for line in path.read_text(encoding="utf-8").rstrip().splitlines())
+
+
+def _of_configuration(path: Path, alphabet: Alphabet) -> dict[Any, int]:
+    stored = read_json(path).get("added_tokens_decoder") or {}
+    return _with_added(alphabet.ids, [{**token, "id": int(number)} for number, token in stored.items()], alphabet)
+
+
+def _of_added(path: Path, alphabet: Alphabet) -> dict[Any, int]:
+    added = [{"content": token, "id": number} for token, number in read_json(path).items()]
+    return _with_added(alphabet.ids, added, alphabet)
+
+
+def _with_added(ids: dict[Any, int], added: Iterable[Any], alphabet: Alphabet) -> dict[Any, int]:
+    """Return a vocabulary with what is put on top of it, but for tokens beyond it, which its network cannot read."""
+    counted = {token["content"]: token["id"] for token in added}
+    size = len(alphabet.tokens)
+    return {**ids, **{token: number for token, number in counted.items() if token in ids or number < size}}
+
+
+# of each file that says something of it; source: `PreTrainedTokenizerBase`, and `EsmTokenizer` of `vocab.txt`
+_VOCABULARIES = {
+    "tokenizer.json": _of_tokenizer,
+    "vocab.txt": _of_lines,
+    "tokenizer_config.json": _of_configuration,
+    "added_tokens.json": _of_added,
+}
+
+
+def _compare(what: str, read: Callable[[], dict[Any, int]], alphabet: Alphabet) -> None:
     try:
-        vocabulary = read_json(path)["model"]["vocab"]
-    except (CheckpointError, KeyError, TypeError):
-        return False
-    return bool(vocabulary == alphabet.ids)
+        found = read()
+    except (OSError, ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
+        raise CheckpointError(f"{what} cannot be compared with the alphabet of this network: {error!r}") from error
+    ids = alphabet.ids
+    if found == ids:
+        return
+    moved = [
+        f"{token!r} is {found.get(token)}, not {number}" for token, number in ids.items() if found.get(token) != number
+    ]
+    others = [f"{token!r} is none of its tokens" for token in found if token not in ids]
+    raise CheckpointError(
+        f"{what} is not the alphabet of this network, whose tokens have an order: {listed([*moved, *others])}; weights"
+        " that were trained with it are those of another network, and if they were not, take the file away"
+    )
 
 
 def save_tokenizer(alphabet: Alphabet, folder: Path) -> None:

@@ -14,7 +14,6 @@ from hf_perturb.checkpoints.evidence import differences, other_records
 from hf_perturb.checkpoints.recipe import Recipe, other_sizes
 from hf_perturb.checkpoints.shapes import listed
 from hf_perturb.checkpoints.tensors import Tensor
-from hf_perturb.checkpoints.tokenizers import same_alphabet
 from hf_perturb.demo import located
 from hf_perturb.errors import CheckpointError
 from hf_perturb.perturbation import Perturbation
@@ -248,7 +247,7 @@ def _refuse_another_network(opened: Checkpoint, base: Checkpoint, blueprint: Blu
 
 
 def _stated(opened: Checkpoint) -> list[str]:
-    """Compare what is said beside the weights: the code, the record in the files' headers, the type, the alphabet."""
+    """Compare what is said beside the weights: the code, the record in the files' headers, the type."""
     problems = []
     if (named := opened.stored.get("auto_map")) not in (None, opened.network.auto_map):
         problems.append(f"config.json: auto_map names other code than this package's: {named}")
@@ -258,9 +257,6 @@ def _stated(opened: Checkpoint) -> list[str]:
         for file, metadata in opened.headers.items():
             odd = {key: value for key, value in (metadata or {}).items() if known.get(key) not in (value, ...)}
             problems += [f"{file} says of itself {odd}, which nobody has written"] if odd else []
-    vocabulary = None if opened.place is None else opened.place.find("tokenizer.json")
-    if vocabulary is not None and not same_alphabet(vocabulary, opened.network.alphabet):
-        problems.append("tokenizer.json: not the alphabet of this network, whose tokens are part of it")
     kinds = opened.kinds
     # a file of several types has none that could be stated, and a recipe has no file
     if len(kinds) == 1 and opened.stated_dtype not in (None, *kinds):

@@ -310,7 +310,21 @@ def test_a_record_that_was_edited_on_the_hub(published, hub, capsys):
 
 def test_another_alphabet_on_the_hub(published, hub):
     hub.put(REPO, {"tokenizer.json": b'{"model": {"vocab": {"A": 0}}}'})
-    assert any("not the alphabet" in problem for problem in hf_perturb.verify_variant(REPO).problems)
+    for open_it in (hf_perturb.verify_variant, CarpForMaskedLM.from_pretrained, AutoModel.from_pretrained):
+        with pytest.raises(CheckpointError, match=r"tokenizer\.json is not the alphabet of this network"):
+            open_it(REPO)
+    assert hub.asked("storage") == 0, "refused before the weights are fetched"
+
+
+def test_a_vocabulary_is_asked_for_once(published, hub):
+    CarpForMaskedLM.from_pretrained(REPO)
+    names = [asked.path.rpartition("/")[2] for asked in hub.requests if asked.endpoint in ("head", "get")]
+    for file in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "added_tokens.json"):
+        assert 1 <= names.count(file) <= 2, file  # whether it is there, and if so what is in it
+    hub.forget()
+    CarpForMaskedLM.from_pretrained(REPO)
+    AutoTokenizer.from_pretrained(REPO)
+    assert not any("vocab" in asked.path or "added_tokens" in asked.path for asked in hub.requests)
 
 
 def test_verify_a_revision(published, hub, capsys):

@@ -264,13 +264,11 @@ def test_a_recipe_with_another_digest_is_found(bases, tmp_path):
 
 
 @pytest.mark.parametrize("given", [False, True], ids=["alone", "with its base"])
-def test_the_alphabet_and_the_sizes_of_a_recipe_count(bases, tmp_path, given):
+def test_the_sizes_of_a_recipe_count(bases, tmp_path, given):
     create_variant(bases / "esm1b", tmp_path / "recipe", "reinit", recipe=True)
     edit_config(tmp_path / "recipe", layer_norm_eps=1e-3)
-    swap_tokens(tmp_path / "recipe", "A", "C")
-    sizes, alphabet = verify_variant(tmp_path / "recipe", *([bases / "esm1b"] if given else [])).problems
-    assert sizes == "config.json: layer_norm_eps is 0.001, the base has 1e-05"
-    assert alphabet.startswith("tokenizer.json")
+    problem = problem_of(tmp_path / "recipe", *([bases / "esm1b"] if given else []))
+    assert problem == "config.json: layer_norm_eps is 0.001, the base has 1e-05"
 
 
 # a flipped bit
@@ -416,26 +414,6 @@ def test_a_variant_that_calls_itself_a_base_is_found(spoiled):
     digest = json.loads((spoiled / "config.json").read_text())["perturbation"]["digest"]
     edit_config(spoiled, perturbation=None, digest=digest)
     assert problem_of(spoiled).startswith("model.safetensors says of itself")
-
-
-def swap_tokens(folder: Path, one: str, other: str) -> None:
-    tokenizer = json.loads((folder / "tokenizer.json").read_text())
-    vocabulary = tokenizer["model"]["vocab"]
-    vocabulary[one], vocabulary[other] = vocabulary[other], vocabulary[one]
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-
-
-@pytest.mark.parametrize("given", [False, True], ids=["alone", "with its base"])
-def test_swapped_tokens_are_found(spoiled, bases, given):
-    swap_tokens(spoiled, "A", "L")
-    problem = problem_of(spoiled, *([bases / "esm1b"] if given else []))
-    assert problem == "tokenizer.json: not the alphabet of this network, whose tokens are part of it"
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"model": 1}', '{"model": {"vocab": {"A": 0}}}', "\udc80"])
-def test_a_tokenizer_that_is_none_is_found(spoiled, text):
-    (spoiled / "tokenizer.json").write_text(text, errors="surrogateescape")
-    assert "tokenizer.json" in problem_of(spoiled)
 
 
 def test_a_variant_without_tokenizer_is_no_problem(spoiled):
