@@ -15,7 +15,13 @@ from hf_perturb.checkpoints.evidence import check_record
 from hf_perturb.checkpoints.headers import read_tensors
 from hf_perturb.checkpoints.network import Network, stored_fields
 from hf_perturb.checkpoints.origins import read_original
-from hf_perturb.checkpoints.origins.stock_esm import STOCK_CLASSES, config_from_stock, is_stock, tensors_from_stock
+from hf_perturb.checkpoints.origins.stock_esm import (
+    STOCK_CLASSES,
+    config_from_stock,
+    is_stock,
+    tensors_from_stock,
+    with_frequencies,
+)
 from hf_perturb.checkpoints.shapes import AUTO_CLASSES, PREFIXES, Shape, is_parameter, listed
 from hf_perturb.checkpoints.source import KINDS, WEIGHTS, Place
 from hf_perturb.checkpoints.tensors import FLOATS, Region, Tensor, elements_of, same_values
@@ -367,11 +373,12 @@ def _read(place: Place, weights: bool, family: str | None) -> Checkpoint:
     elsewhere = is_recipe and (place.variant is not None or any(map(place.find, WEIGHTS)))
     if is_recipe and (record is None or record.changed or elsewhere):
         raise CheckpointError(f"{name!r} has no weights; looked for {', '.join(place.weight_names)}")
+    notes = [f"left out of config.json, for no such network has it: {listed(map(repr, others))}"] if others else []
     if stock and network is not None:
         tensors, network = tensors_from_stock(tensors, network)
+        tensors, notes = with_frequencies(tensors, network, written) if files else (tensors, [])
     origin = "transformers" if stock else "hf_perturb"
-    left = [f"left out of config.json, for no such network has it: {listed(map(repr, others))}"] if others else []
-    more = {"place": place, "headers": headers, "is_recipe": is_recipe, "unusable": unusable, "notes": left}
+    more = {"place": place, "headers": headers, "is_recipe": is_recipe, "unusable": unusable, "notes": notes}
     return Checkpoint(name, origin, network, tensors, ours, others, record, **more)  # type: ignore[arg-type]
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from hf_perturb.checkpoints.shapes import listed
+from hf_perturb.checkpoints.shapes import is_parameter, listed
 from hf_perturb.errors import DigestError
 from hf_perturb.perturbation.digest import digest_of_lines
 
@@ -68,7 +68,7 @@ def other_records(opened: Checkpoint) -> list[str]:
     if unsaid and is_partial and any("digests" in (said or {}) for said in opened.headers.values()):
         problems.append(f"the files of weights state no digest of {listed(unsaid)}")
     problems += _of_several_saves(opened)
-    if opened.record is not None and any(tensor.region is None for tensor in opened.tensors.values()):
+    if opened.record is not None and any(x.region is None for name, x in opened.tensors.items() if is_parameter(name)):
         problems.append(
             f"config.json says {opened.record} of weights in a pickle, which cannot say so themselves; a record needs"
             " .safetensors files"

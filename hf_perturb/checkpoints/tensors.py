@@ -256,19 +256,21 @@ def mapped(tensors: Mapping[str, Tensor]) -> dict[str, torch.Tensor]:
 
     files: dict[OpenFile, torch.UntypedStorage] = {}
     made: dict[str, torch.Tensor] = {}
-    used: set[Region] = set()
+    used: set[Region | int] = set()
     for name, tensor in tensors.items():
-        if (region := tensor.region) is None or not tensor.nbytes:
-            made[name] = tensor.values()
-            continue
-        if region.file not in files:
-            files[region.file] = region.file.mapped()
-        part = files[region.file][region.begin : region.begin + region.size]
+        region = tensor.region if tensor.nbytes else None
         with torch.inference_mode(False):
-            values = torch.empty(0, dtype=tensor.torch_dtype, device="cpu").set_(part).view(tensor.shape)
+            if region is None:
+                values = tensor.values()
+            else:
+                if region.file not in files:
+                    files[region.file] = region.file.mapped()
+                part = files[region.file][region.begin : region.begin + region.size]
+                values = torch.empty(0, dtype=tensor.torch_dtype, device="cpu").set_(part).view(tensor.shape)
             # what goes by two names is two tensors: a model that shares them by accident could not be saved
-            made[name] = values.clone() if region in used else values
-        used.add(region)
+            key = region or id(tensor.source)
+            made[name] = values.clone() if key in used else values
+        used.add(key)
     return made
 
 

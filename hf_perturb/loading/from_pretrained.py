@@ -300,9 +300,7 @@ def _refuse_other_tensors(opened: Checkpoint, foreign: bool, quantised: bool) ->
         said = f"a network of {weights:,} weights, in {bits:,} bits" if weights > bits else ""
     elif foreign or opened.unusable:
         trunk = Network(network.sizes, f"{PREFIXES[network.family]}Model")
-        # buffers follow from the sizes, and others may leave them out
-        buffers = {name: shape for name, shape in trunk.shapes.items() if not is_parameter(name)}
-        said = trunk.differences({**buffers, **{key: x for key, x in opened.shapes.items() if key in trunk.shapes}})
+        said = trunk.differences({key: x for key, x in opened.shapes.items() if key in trunk.shapes})
     else:
         said = network.differences(opened.shapes)
     if said:

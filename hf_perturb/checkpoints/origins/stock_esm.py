@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from reprlib import repr as shown
 from typing import Any, TypeVar
 
 from hf_perturb.checkpoints.network import Network
+from hf_perturb.checkpoints.tensors import Tensor
 from hf_perturb.errors import CheckpointError
 from hf_perturb.networks.sizes import read_fields
 
@@ -165,6 +167,56 @@ def tensors_from_stock(tensors: Mapping[str, Value], network: Network) -> tuple[
     if not network.sizes.contact_head:
         named = {name: tensor for name, tensor in named.items() if not name.startswith("contact_head.")}
     return named, network
+
+
+def with_frequencies(
+    tensors: dict[str, Tensor], network: Network, stored: Mapping[str, Any]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Give the layers of an ESM-2 the rotary frequencies that its files leave out, as Transformers does.
+
+    Args:
+        tensors: by our names.
+        network: that they are of.
+        stored: the content of the stock `config.json`.
+
+    Returns:
+        All tensors, and what a user should know.
+
+    Raises:
+        CheckpointError: if the configuration does not say what they are, or asks for what a stock ESM does not have.
+    """
+    names = [_ROTARY.format(layer) for layer in range(network.sizes.num_hidden_layers)]
+    missing = [name for name in names if name not in tensors]
+    if network.version != "ESM-2" or not missing:
+        return tensors, []
+    told = next((tensors[name] for name in names if name in tensors), None)
+    if told is not None:  # those of one layer are those of all
+        return {**tensors, **dict.fromkeys(missing, told)}, []
+    base = _rotary_base(stored)
+    import torch
+
+    width = network.sizes.hidden_size // network.sizes.num_attention_heads
+    with torch.inference_mode(False):
+        steps = torch.arange(0, width, 2, dtype=torch.float32, device="cpu") / width
+        computed = Tensor.of(1.0 / (base**steps))
+    note = f"its rotary frequencies are not stored: computed from rope_theta {base:g}, as Transformers does"
+    return {**tensors, **dict.fromkeys(missing, computed)}, [note]
+
+
+def _rotary_base(stored: Mapping[str, Any]) -> float:
+    base = stored.get("rope_theta")
+    base = 10_000.0 if base is None else base
+    if isinstance(base, bool) or not isinstance(base, int | float) or not 1 < base < 1e30:
+        raise CheckpointError(f"config.json: rope_theta is {shown(base)}; allowed: a number greater than 1")
+    for key in ("rope_parameters", "rope_scaling"):
+        asked = stored.get(key) or {}
+        plain = {"rope_type": "default", "type": "default", "rope_theta": base}
+        if not isinstance(asked, Mapping) or any(value != plain.get(name) for name, value in asked.items()):
+            raise CheckpointError(
+                f"config.json: {key} is {shown(asked)}, rope_theta {base}, and no rotary frequencies are stored;"
+                " Transformers' own ESM goes by rope_theta alone: say the same in both, or store them (inv_freq)"
+            )
+    return float(base)
 
 
 def our_name(stock: str) -> str | None:
