@@ -50,6 +50,13 @@ class Alphabet:
         """The id of every token."""
         return {token: number for number, token in enumerate(self.tokens)}
 
+    @property
+    def spelt(self) -> dict[str, int]:
+        """The id of every token that is spelt `<...>`, `<mask>` always; padding is no part of a sequence."""
+        ids = self.ids
+        spelt = {token: ids[token] for token in self.tokens if len(token) > 1 and token != self.pad}
+        return {**spelt, "<mask>": ids[self.mask]}
+
 
 ESM1 = Alphabet(
     tokens=("<null_0>", "<pad>", "<eos>", "<unk>", *_FAIR_ESM_RESIDUES, "<cls>", "<mask>", "<sep>"),

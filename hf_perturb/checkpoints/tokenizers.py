@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -15,13 +16,17 @@ from hf_perturb.checkpoints.source import Place, UnreachedError, read_json
 from hf_perturb.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
 
 def build_tokenizer(alphabet: Alphabet) -> PreTrainedTokenizerFast:
     """Build the tokenizer of an alphabet.
 
-    One residue is one token, lower case is read as upper case, white space is dropped.
+    One residue is one token, lower case is read as upper case, white space is dropped, and a character that is no token
+    is read as the unknown one. What is spelt like a token, `<...>`, is that token or an error of the library (`Missing
+    [UNK] token`); `<mask>` is the mask of every alphabet. Of a pair, an end token follows each sequence where there is
+    one; ESM-1 and CARP have none, and join the two.
 
     Args:
         alphabet: one of `ESM1`, `ESM1B`, `ESM2`, `CARP`.
@@ -29,27 +34,8 @@ def build_tokenizer(alphabet: Alphabet) -> PreTrainedTokenizerFast:
     Returns:
         A tokenizer whose `save_pretrained` writes `tokenizer.json` and `tokenizer_config.json`.
     """
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = alphabet.ids
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=alphabet.unk))
-    # the library has no upper-casing normalizer
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.Replace(small, small.upper()) for small in string.ascii_lowercase]
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex("."), "isolated")]
-    )
-    tokenizer.decoder = decoders.Fuse()
-    specials = [token for token in alphabet.tokens if len(token) > 1 or token in (alphabet.pad, alphabet.mask)]
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in specials])
-    ends = [token for token in (alphabet.bos, alphabet.eos) if token is not None]
-    if ends:
-        template = " ".join(filter(None, (alphabet.bos, "$A", alphabet.eos)))
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=template, special_tokens=[(token, vocabulary[token]) for token in ends]
-        )
     named = {
         "pad_token": alphabet.pad,
         "mask_token": alphabet.mask,
@@ -60,12 +46,43 @@ def build_tokenizer(alphabet: Alphabet) -> PreTrainedTokenizerFast:
     }
     limit = {} if alphabet.max_length is None else {"model_max_length": alphabet.max_length}
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+        tokenizer_object=_plain_tokenizer(alphabet),
         model_input_names=["input_ids", "attention_mask"],
         clean_up_tokenization_spaces=False,
         **{name: token for name, token in named.items() if token is not None},
         **limit,
     )
+
+
+def _plain_tokenizer(alphabet: Alphabet) -> Tokenizer:
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+    vocabulary = alphabet.ids
+    # without a token for what it lacks, the model raises on what is left: `<` and `>`
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=""))
+    known = re.escape("".join(token for token in alphabet.tokens if len(token) == 1))
+    # the library has no upper-casing normalizer
+    upper = {small: small.upper() for small in string.ascii_lowercase}
+    changes: dict[Any, str] = {"<mask>": alphabet.mask, **upper, Regex(rf"[^{known}<>\s]"): alphabet.unk.upper()}
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Replace(*change) for change in changes.items()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex("."), "isolated")]
+    )
+    tokenizer.decoder = decoders.Fuse()
+    specials = [token for token in alphabet.tokens if len(token) > 1 or token in (alphabet.pad, alphabet.mask)]
+    # the unknown token is looked for where the normalizer puts it
+    tokenizer.add_special_tokens(
+        [AddedToken(token, normalized=token == alphabet.unk, special=True) for token in specials]
+    )
+    single = [part for part in (alphabet.bos, "$A", alphabet.eos) if part is not None]
+    if len(single) > 1:
+        # source: `EsmTokenizer.build_inputs_with_special_tokens`, which has no pairs where there is no end token
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=single,
+            pair=[*single, *("$B" if part == "$A" else part for part in single[1:])],
+            special_tokens=[(token, vocabulary[token]) for token in single if token in vocabulary],
+        )
+    return tokenizer
 
 
 def refuse_other_alphabet(place: Place, written: Mapping[str, Any], alphabet: Alphabet) -> None:

@@ -24,7 +24,10 @@ class Unit:
 
 
 class Encoder:
-    """Sequences to tokens, as the network's tokenizer does, by a table: it has one token for each letter."""
+    """Sequences to tokens, as the network's tokenizer does, by a table: it has one token for each character.
+
+    Tokens that were spelt out are the characters from 1 on; see `read_records`.
+    """
 
     def __init__(self, config: Any):
         ends = ([getattr(config, name, None)] for name in ("bos_token_id", "eos_token_id"))
@@ -32,7 +35,8 @@ class Encoder:
         self.pad: int = config.pad_token_id
         alphabet = alphabet_of(config)
         ids = alphabet.ids
-        self.table = torch.tensor([ids.get(chr(code), ids[alphabet.unk]) for code in range(128)])
+        spelt = dict(enumerate(alphabet.spelt.values(), 1))
+        self.table = torch.tensor([spelt.get(code, ids.get(chr(code), ids[alphabet.unk])) for code in range(128)])
 
     @property
     def special(self) -> int:

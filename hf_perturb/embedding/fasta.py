@@ -10,7 +10,7 @@ import string
 import sys
 import tempfile
 import zlib
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +40,7 @@ _SENTENCES = {
     "stops_at_end": "had stops (*) at the end, removed",
     "stops_inside": "had stops (*) inside, read as X",
     "gaps": "had gaps (- or .), removed",
+    "tokens": "had tokens spelt out (as <mask>), read as these",
     "non_letters": "had characters that are not letters, read as X",
     "empty": "had no residues, and get a row without vectors",
     "without_id": "had no id, and keep an empty one",
@@ -48,6 +49,7 @@ _SENTENCES = {
 _CLEAN = re.compile("[A-Z]*")
 _LOWER = re.compile("[a-z]")
 _OTHER = re.compile(r"[^A-Za-z*.\s-]")
+_SPELT = re.compile("(<[^<>]*>|[<>])")
 _WITHOUT_GAPS = str.maketrans("", "", "-.")
 
 
@@ -95,7 +97,7 @@ class Record:
 
     index: int  # place in the file, from 0
     id: str  # first word of the header; empty where there is none
-    sequence: str  # residues as `clean` leaves them; may be empty
+    sequence: str  # residues, and tokens that were spelt out, as `clean` leaves them; may be empty
 
     @property
     def name(self) -> str:
@@ -120,19 +122,27 @@ def stamp_of(path: Path) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def read_records(path: Path, findings: Findings | None = None) -> Generator[Record, None, None]:
-    """Read a FASTA, plain or packed with gzip, a record at a time; `findings` is told what is met.
+def read_records(
+    path: Path, findings: Findings | None = None, tokens: Iterable[str] = ()
+) -> Generator[Record, None, None]:
+    """Read a FASTA, plain or packed with gzip, a record at a time.
+
+    Args:
+        path: the FASTA.
+        findings: is told what is met.
+        tokens: that may be spelt out in a sequence (`<mask>`); the first becomes the character 1, the second 2.
 
     Raises:
         FastaError: if the file cannot be read, is damaged, is not FASTA, or has no sequences; if an id or a sequence
-            is not text that it can be; if `dnaio` is not installed.
+            is not text that it can be; if a sequence spells out another token; if `dnaio` is not installed.
     """
     findings = Findings() if findings is None else findings
+    characters = {token: chr(number) for number, token in enumerate(tokens, 1)}
     read = 0
     stamp_of(path)
     try:
         for header, raw in _split(path):
-            yield _record(path, read, header, raw, findings)
+            yield _record(path, read, header, raw, findings, characters)
             read += 1
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise FastaError(
@@ -166,17 +176,25 @@ def file_of(fasta: str | Path) -> Iterator[Path]:
         yield path
 
 
-def _record(path: Path, index: int, header: str, raw: str, findings: Findings) -> Record:
+def _record(path: Path, index: int, header: str, raw: str, findings: Findings, tokens: Mapping[str, str]) -> Record:
     """Check and clean what a record is made of."""
     words = header.split(maxsplit=1)
-    record = Record(index, words[0] if words else "", clean(raw))
+    wrong: str | None = None
+    try:
+        sequence = clean(raw, tokens)
+    except KeyError as error:
+        sequence, wrong = "", error.args[0]
+    record = Record(index, words[0] if words else "", sequence)
     if _UNDECODABLE in record.id:
         raise FastaError(f"{path}: the id of record {index + 1} is not UTF-8: {record.id!r}; convert it, as with iconv")
     if not raw.isascii():
         wrong = next(character for character in raw if not character.isascii())
         got = "bytes that are not UTF-8" if wrong == _UNDECODABLE else repr(wrong)
+        raise FastaError(f"{path}: {_called(record)} has {got}; residues are ASCII letters")
+    if wrong is not None:
+        allowed = f"residues and {', '.join(tokens)}" if tokens else "residues"
         raise FastaError(
-            f"{path}: the sequence of record {index + 1} ({record.name!r}) has {got}; residues are ASCII letters"
+            f"{path}: {_called(record)} has {wrong[:30]!r}, which is no token of this network; allowed: {allowed}"
         )
     if raw != record.sequence:
         for kind in kinds_of(raw):
@@ -186,6 +204,10 @@ def _record(path: Path, index: int, header: str, raw: str, findings: Findings) -
     if not record.id:
         findings.add("without_id", record.name)
     return record
+
+
+def _called(record: Record) -> str:
+    return f"the sequence of record {record.index + 1} ({record.name!r})"
 
 
 def _split(path: Path) -> Iterator[tuple[str, str]]:
@@ -223,30 +245,44 @@ def _check_text(path: Path, file: Any) -> None:
         raise FastaError(f"{path} is not FASTA: it is binary, or UTF-16; give text in UTF-8, plain or packed with gzip")
 
 
-def clean(raw: str) -> str:
+def clean(raw: str, tokens: Mapping[str, str] | None = None) -> str:
     """Return the residues of a sequence as it is written: nothing but A-Z, in upper case.
 
     White space, gaps (`-`, `.`) and stops (`*`) at the end are removed; stops inside and what else is no ASCII letter
-    become X.
+    become X. A token that is spelt out, `<...>`, becomes the character that it has in `tokens`.
+
+    Raises:
+        KeyError: for a token that has none.
     """
     if _CLEAN.fullmatch(raw):
         return raw
-    return _without_blanks(raw).rstrip("*").translate(_RESIDUES)
+    *parts, last = _spelt(raw)
+    done = [
+        (tokens or {})[part] if number % 2 else part.translate(_WITHOUT_GAPS).translate(_RESIDUES)
+        for number, part in enumerate(parts)
+    ]
+    return "".join([*done, last.translate(_WITHOUT_GAPS).rstrip("*").translate(_RESIDUES)])
 
 
 def kinds_of(raw: str) -> list[str]:
     """Return what `clean` changes in a sequence, white space aside."""
-    body = _without_blanks(raw)
+    parts = _spelt(raw)
+    parts[1::2] = ["A"] * len(parts[1::2])
+    written = "".join(parts)
+    body = written.translate(_WITHOUT_GAPS)
     trimmed = body.rstrip("*")
     met = {
-        "lower_case": _LOWER.search(raw),
+        "lower_case": _LOWER.search(written),
         "stops_at_end": len(trimmed) < len(body),
         "stops_inside": "*" in trimmed,
-        "gaps": "-" in raw or "." in raw,
-        "non_letters": _OTHER.search(raw),
+        "gaps": "-" in written or "." in written,
+        "tokens": len(parts) > 1,
+        "non_letters": _OTHER.search(written),
     }
     return [kind for kind, value in met.items() if value]
 
 
-def _without_blanks(raw: str) -> str:
-    return "".join(raw.split()).translate(_WITHOUT_GAPS)
+def _spelt(raw: str) -> list[str]:
+    """Divide a sequence, without white space, into what is written by letters and, every other part, a token."""
+    body = "".join(raw.split())
+    return _SPELT.split(body) if "<" in body or ">" in body else [body]

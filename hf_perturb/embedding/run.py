@@ -169,7 +169,8 @@ def _embed_all(
         def look() -> tuple[Survey, str]:
             for out in wanted:
                 refuse_foreign(out)
-            found = survey(path, ShardLimits(record_bytes=record, residue_bytes=residue))
+            limits = ShardLimits(record_bytes=record, residue_bytes=residue)
+            found = survey(path, limits, network.network.alphabet.spelt)
             choices.refuse_long(found.longest, found.longest_name)
             return found, network.digest()
 
@@ -247,13 +248,13 @@ class _Run:
 
     def _write(self, store: Store, shards: Sequence[Shard], embedder: Embedder) -> None:
         """Embed the records of some shards, and write these."""
-        encoder = Encoder(embedder.network.sizes)
+        encoder, tokens = Encoder(embedder.network.sizes), embedder.network.alphabet.spelt
         done, total = 0, sum(shard.residues for shard in shards)
         advance = self.options.progress or (lambda done, total: None)
         with embedder.loaded(self.dtype, self.device) as model:
             advance(0, total)
             budget = self.options.tokens or (_TOKENS_ON_CPU if model.device.type == "cpu" else _TOKENS_ELSEWHERE)
-            for shard, records in iterate_shards(self.fasta, shards, self.stamp):
+            for shard, records in iterate_shards(self.fasta, shards, self.stamp, tokens):
                 units = units_of(records, self.choices)
                 columns = self._blank(records)
                 for batch in batches(units, budget, encoder.special):

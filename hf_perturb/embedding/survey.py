@@ -47,8 +47,13 @@ class Survey:
     shards: tuple[Shard, ...]  # consecutive, together all of it; they depend on the records and the limits alone
 
 
-def survey(path: Path, limits: ShardLimits) -> Survey:
+def survey(path: Path, limits: ShardLimits, tokens: Iterable[str] = ()) -> Survey:
     """Read a FASTA once; memory does not grow with it, but for the plan.
+
+    Args:
+        path: the FASTA.
+        limits: of a shard.
+        tokens: that may be spelt out; see `read_records`.
 
     Raises:
         FastaError: as `read_records` does.
@@ -58,7 +63,7 @@ def survey(path: Path, limits: ShardLimits) -> Survey:
 
     def sizes() -> Iterator[tuple[int, int]]:
         nonlocal total, longest, longest_name
-        for record in read_records(path, findings):
+        for record in read_records(path, findings, tokens):
             length = len(record.sequence)
             digest.update(f"{record.id}\t{record.sequence}\n".encode())
             total += length
@@ -76,7 +81,7 @@ def survey(path: Path, limits: ShardLimits) -> Survey:
 
 
 def iterate_shards(
-    path: Path, shards: Sequence[Shard], stamp: tuple[int, int] | None = None
+    path: Path, shards: Sequence[Shard], stamp: tuple[int, int] | None = None, tokens: Iterable[str] = ()
 ) -> Iterator[tuple[Shard, list[Record]]]:
     """Read the records of some shards, in ascending order, in one pass that ends with the last of them.
 
@@ -84,7 +89,7 @@ def iterate_shards(
         FastaError: as `read_records` does; if the file is not the one that was surveyed any more, or has another stamp.
     """
     read = 0
-    with closing(read_records(path)) as records:
+    with closing(read_records(path, None, tokens)) as records:
         for shard in shards:
             skipped = shard.first - read
             held = list(islice(records, skipped, skipped + shard.records))

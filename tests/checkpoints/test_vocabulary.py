@@ -144,6 +144,14 @@ def test_a_base_of_ours_with_another_tokenizer_is_refused(copied, tmp_path, netw
     assert hf_perturb.verify_variant(folder).ok, "none is fine"
 
 
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_tokenizer_that_reads_the_same_tokens_otherwise_is_fine(copied, network):
+    """As the folders have it that were written before."""
+    change = {"normalizer": None, "post_processor": None, "padding": {"strategy": "BatchLongest"}}
+    edit((folder := copied(network)) / "tokenizer.json", lambda stored: stored.update(change))
+    assert hf_perturb.verify_variant(folder).ok
+
+
 def test_the_base_of_a_recipe_counts(copied, tmp_path):
     folder = copied("carp")
     hf_perturb.create_variant(folder, tmp_path / "recipe", "reinit", recipe=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 
+import pytest
 import torch
 from hypothesis import given, strategies as st
 from support.embedding import draw
@@ -12,8 +13,9 @@ from support.models import CONFIGS
 from hf_perturb.checkpoints.network import alphabet_of
 from hf_perturb.checkpoints.tokenizers import build_tokenizer
 from hf_perturb.embedding.batches import Encoder, Unit, batches, units_of
-from hf_perturb.embedding.fasta import Record
+from hf_perturb.embedding.fasta import Record, read_records
 from hf_perturb.embedding.options import Choices
+from hf_perturb.errors import FastaError
 
 
 def test_the_encoder_does_what_the_tokenizer_does(network):
@@ -23,6 +25,25 @@ def test_the_encoder_does_what_the_tokenizer_does(network):
     theirs = tokenizer(sequences, padding=True, return_tensors="pt")["input_ids"]
     assert torch.equal(encoder.encode(sequences), theirs)
     assert encoder.special == theirs.shape[1] - 40
+
+
+def test_tokens_that_are_spelt_out_are_those_of_the_tokenizer(network, tmp_path):
+    config = CONFIGS[network]()
+    alphabet = alphabet_of(config)
+    encoder, tokenizer = Encoder(config), build_tokenizer(alphabet)
+    assert ("<cls>" in alphabet.spelt) is (network != "carp")
+    written = [f"MK{token}V{token}{token}" for token in alphabet.spelt] + ["<mask>", "m<mask>k", "MK"]
+    path = tmp_path / "some.fasta"
+    path.write_text("".join(f">s\n{sequence}\n" for sequence in written))
+    sequences = [record.sequence for record in read_records(path, None, alphabet.spelt)]
+    theirs = tokenizer(written, padding=True, return_tensors="pt")["input_ids"]
+    assert torch.equal(encoder.encode(sequences), theirs)
+    for token in {"<pad>", "<cls>", "<sep>", "<foo>"} - alphabet.spelt.keys():
+        path.write_text(f">s\nMK{token}\n")
+        with pytest.raises(
+            FastaError, match=f"{token}', which is no token of this network; allowed: residues and .*<mask>"
+        ):
+            list(read_records(path, None, alphabet.spelt))
 
 
 @given(

@@ -146,7 +146,10 @@ def test_sentences():
     assert list(findings.to_dict()) == ["lower_case", "empty", "without_id"]
 
 
-@given(st.text() | st.text(string.printable))
+UNSPELT = str.maketrans("", "", "<>")
+
+
+@given((st.text() | st.text(string.printable)).map(lambda raw: raw.translate(UNSPELT)))
 @example("M-*-\n*.")
 @example("\u00df\u0131M\u2028*")
 def test_cleaning(raw):
@@ -157,6 +160,39 @@ def test_cleaning(raw):
     while body and body[-1] == "*":
         body.pop()
     assert done == "".join(letter.upper() if letter in string.ascii_letters else "X" for letter in body)
+
+
+TOKENS = ("<cls>", "<null_1>", "<mask>")
+
+
+@given(st.lists(st.tuples(st.text("MKVmk*-. 7\1"), st.sampled_from(TOKENS))), st.text("MKVmk*-. 7"))
+def test_a_token_is_one_position_wherever_it_stands(pairs, last):
+    """What is beside it is cleaned as ever, but for stops at the end, which are inside where a token follows."""
+    characters = {token: chr(number) for number, token in enumerate(TOKENS, 1)}
+    raw = "".join(part + token for part, token in pairs) + last
+    expected = "".join(clean(part + "A")[:-1] + characters[token] for part, token in pairs) + clean(last)
+    assert clean(raw, characters) == expected
+
+
+def test_a_token_that_is_spelt_out_is_that_token_or_an_error(tmp_path):
+    path, findings = tmp_path / "some.fasta", Findings()
+    path.write_text(">a\nMK<mask>\n<mask>v*<\ncls>\n>b\n<mask>\n>c\nMK\n")
+    records = list(read_records(path, findings, TOKENS))
+    assert [record.sequence for record in records] == ["MK\3\3VX\1", "\3", "MK"]
+    assert findings.to_dict()["tokens"] == {"records": 2, "first": "a"}
+    assert "empty" not in findings.to_dict()
+    assert "2 records had tokens spelt out (as <mask>), read as these (first: 'a')" in findings.lines()
+    for wrong in ("<MASK>", "<foo>", "<", "<mask", "<<mask>", "<>", "<" + 99 * "K" + ">"):
+        path.write_text(f">a\nMK\n>b\nM{wrong}K\n")
+        message = (
+            r"some\.fasta: the sequence of record 2 \('b'\) has '<[^']{0,30}', which is no token of this network; "
+        )
+        with pytest.raises(FastaError, match=message + "allowed: residues and <cls>, <null_1>, <mask>"):
+            list(read_records(path, None, TOKENS))
+
+
+def test_no_token_is_known_where_there_is_no_network(read):
+    assert "has '<mask>', which is no token of this network; allowed: residues" in refused(read, ">a\nM<mask>K\n")
 
 
 @given(st.lists(st.tuples(st.text("abPQ19|_.", min_size=1), st.text("MKVmk*-. 7")), min_size=1), st.integers(1, 9))

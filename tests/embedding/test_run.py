@@ -16,6 +16,8 @@ from support.embedding import draw, read_all, write_carp, write_fasta
 from support.models import small_model
 
 import hf_perturb
+from hf_perturb.checkpoints.network import alphabet_of
+from hf_perturb.checkpoints.tokenizers import build_tokenizer
 
 NETWORKS = ("esm1", "esm1b", "esm1v", "esm2", "carp")
 LENGTHS = (5, 300, 1, 42, 120, 2, 299, 17, 64, 3, 88, 1, 200, 42)
@@ -67,6 +69,29 @@ def test_every_pooling_and_layer_is_the_original_s(tmp_path, name):
         return values
 
     assert_columns(tmp_path / "out", sequences, expected)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_mask_is_the_mask(tmp_path, name):
+    """And one position, which has the vector that the network gives it."""
+    pair, sequences = small_pair(name), ["MKTAYIAKQR", "<mask>KT", "MK<mask><mask>YI"]
+    model, alphabet = pair.model(), alphabet_of(pair.config)
+    done = hf_perturb.embed(model, write_fasta(tmp_path / "a.fasta", sequences), tmp_path / "out", per_residue=True)
+    assert done.residues == 10 + 3 + 6
+    assert done.findings["tokens"] == {"records": 2, "first": "s1"}
+    tokenizer, first = build_tokenizer(alphabet), int(alphabet.bos is not None)
+    _, vectors = hf_perturb.read_embeddings(tmp_path / "out", done.columns[-1])
+    for sequence, length, got in zip(sequences, (10, 3, 6), vectors, strict=True):
+        ids = tokenizer(sequence, return_tensors="pt").input_ids
+        assert (ids == tokenizer.mask_token_id).sum() == sequence.count("<mask>")
+        with torch.no_grad():
+            hidden = model(ids, output_hidden_states=True).hidden_states[-1][0, first : first + length]
+        np.testing.assert_allclose(got, hidden.numpy(), rtol=0, atol=TOLERANCE.absolute)
+    write_fasta(tmp_path / "b.fasta", ["MK", "M<foo>K"])
+    with pytest.raises(
+        hf_perturb.FastaError, match=r"record 2 \('s1'\) has '<foo>', which is no token of this network"
+    ):
+        hf_perturb.embed(model, tmp_path / "b.fasta", tmp_path / "none")
 
 
 @pytest.mark.parametrize("name", NETWORKS)

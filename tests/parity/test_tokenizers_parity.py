@@ -11,6 +11,7 @@ import torch
 from esm.data import Alphabet
 from sequence_models.collaters import SimpleCollater
 from sequence_models.constants import PROTEIN_ALPHABET
+from transformers import EsmTokenizer
 
 import hf_perturb
 from hf_perturb.checkpoints.network import CARP, ESM1, ESM1B
@@ -118,6 +119,47 @@ def test_letter_that_the_alphabet_lacks(name):
     assert build_tokenizer(ALPHABETS[name])(f"M{letter}K").input_ids == original_batch(name, [unknown])[0].tolist()
 
 
+SPELT = ("<mask>", "<cls>", "<eos>", "<pad>", "<unk>", "<null_0>", "<null_1>", "<sep>")
+
+
+def test_a_token_that_is_spelt_out_is_that_token_or_an_error(name):
+    """As in fair-esm, which raises too; CARP spells its mask `#`, and `<mask>` is understood."""
+    tokenizer = build_tokenizer(ALPHABETS[name])
+    known = {"<mask>"} if name == "CARP" else {*Alphabet.from_architecture(name).all_toks}
+    for token in (*SPELT, "<foo>", "<FOO>", "<MASK>", "<>", "<", ">", "<mask", "mask>", "<<mask>", "<mask >"):
+        for sequence in (token, f"MK{token}V{token}T", f"mk {token} v"):
+            if token in known:
+                meant = "".join(sequence.split()).upper().replace(token.upper(), "#" if name == "CARP" else token)
+                assert tokenizer(sequence).input_ids == original_batch(name, [meant])[0].tolist(), sequence
+            else:
+                with pytest.raises(Exception, match=r"Missing \[UNK\] token"):
+                    tokenizer(sequence)
+                with pytest.raises(Exception, match=r"Missing \[UNK\] token"):
+                    tokenizer(["MK", sequence], padding=True)
+
+
+def test_pairs(name):
+    """An end token follows each where there is one, as in stock; the others are joined."""
+    tokenizer = build_tokenizer(ALPHABETS[name])
+    single = [original_batch(name, [sequence])[0].tolist() for sequence in ("MKT", "AC")]
+    begin = {"ESM-1": 1, "ESM-1b": 1, "CARP": 0}[name]
+    expected = single[0] + single[1][begin:]
+    batch = tokenizer([("MKT", "AC"), ("M", "A")], padding=True)
+    assert tokenizer("MKT", "AC").input_ids == batch.input_ids[0] == expected
+    assert sum(batch.attention_mask[1]) == len(expected) - 3
+    assert tokenizer.num_special_tokens_to_add(pair=True) == len(expected) - 5
+
+
+def test_pairs_are_those_of_stock(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join(ESM1B.tokens))
+    stock, ours = EsmTokenizer.from_pretrained(tmp_path), build_tokenizer(ESM1B)
+    for pair in (("MKT", "AC"), ("M<mask>T", "A")):
+        assert dict(ours(*pair)) == dict(stock(*pair)), pair
+    # ESM-1 has no end token, and stock no pairs without one
+    with pytest.raises(ValueError, match="EOS token is not set"):
+        EsmTokenizer.from_pretrained(tmp_path, eos_token=None)("MKT", "AC")
+
+
 def test_truncation(name, sequences):
     tokenizer, long = build_tokenizer(ALPHABETS[name]), "".join(sequences)[:2000]
     if name != "ESM-1b":  # no limit
@@ -141,15 +183,22 @@ results = {}
 for name, texts in json.load(sys.stdin).items():
     tokenizer = AutoTokenizer.from_pretrained(f"{sys.argv[1]}/{name}")
     batch = tokenizer(texts, padding=True)
-    results[name] = [dict(batch), tokenizer.model_max_length, tokenizer.special_tokens_map]
+    more = [tokenizer("MK<mask>", "AC").input_ids, tokenizer("MK1").input_ids]
+    try:
+        tokenizer("MK<foo>")
+    except Exception as error:
+        more.append(str(error))
+    results[name] = [dict(batch), tokenizer.model_max_length, tokenizer.special_tokens_map, more]
 assert not any(name.partition(".")[0] == "hf_perturb" for name in sys.modules)
 print(json.dumps(results))
 """
     command = [sys.executable, "-c", code, str(tmp_path)]
     done = subprocess.run(command, input=json.dumps(texts), capture_output=True, text=True, check=True)
-    for name, (batch, max_length, special) in json.loads(done.stdout).items():
+    for name, (batch, max_length, special, more) in json.loads(done.stdout).items():
         tokenizer = build_tokenizer(ALPHABETS[name])
         upper = [*texts[name][:20], texts[name][0], *EDGE_CASES[name]]
         assert batch["input_ids"] == original_batch(name, upper).tolist()
         assert batch == dict(tokenizer(texts[name], padding=True))
         assert (max_length, special) == (tokenizer.model_max_length, tokenizer.special_tokens_map)
+        assert more[:2] == [tokenizer("MK<mask>", "AC").input_ids, tokenizer("MK1").input_ids]
+        assert "Missing [UNK] token" in more[2]
