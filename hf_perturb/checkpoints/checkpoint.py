@@ -16,13 +16,14 @@ from hf_perturb.checkpoints.headers import read_tensors
 from hf_perturb.checkpoints.network import Network, stored_fields
 from hf_perturb.checkpoints.origins import read_original
 from hf_perturb.checkpoints.origins.stock_esm import (
+    STOCK_ANCHORS,
     STOCK_CLASSES,
     config_from_stock,
     is_stock,
     tensors_from_stock,
     with_frequencies,
 )
-from hf_perturb.checkpoints.shapes import AUTO_CLASSES, PREFIXES, Shape, is_parameter, listed
+from hf_perturb.checkpoints.shapes import AUTO_CLASSES, PREFIXES, Shape, is_parameter, listed, without_prefix
 from hf_perturb.checkpoints.source import KINDS, WEIGHTS, Place
 from hf_perturb.checkpoints.tensors import FLOATS, Region, Tensor, elements_of, same_values
 from hf_perturb.checkpoints.tokenizers import refuse_other_alphabet
@@ -273,6 +274,7 @@ class Checkpoint:
                 f"{self.name!r} is a recipe; give it its weights first: hf-perturb create {self.name} OUT; or start"
                 f" from its base {base!r}"
             )
+        self.tensors, _ = without_prefix(self.tensors, self.network.anchor)
         self.drop_tied()
         said = self.network.differences(self.shapes)
         kinds = [f"{name} {tensor.dtype}" for name, tensor in self.tensors.items() if tensor.dtype not in FLOATS]
@@ -375,7 +377,7 @@ def _read(place: Place, weights: bool, family: str | None) -> Checkpoint:
         raise CheckpointError(f"{name!r} has no weights; looked for {', '.join(place.weight_names)}")
     notes = [f"left out of config.json, for no such network has it: {listed(map(repr, others))}"] if others else []
     if stock and network is not None:
-        tensors, network = tensors_from_stock(tensors, network)
+        tensors, network = tensors_from_stock(without_prefix(tensors, *STOCK_ANCHORS)[0], network)
         tensors, notes = with_frequencies(tensors, network, written) if files else (tensors, [])
     origin = "transformers" if stock else "hf_perturb"
     more = {"place": place, "headers": headers, "is_recipe": is_recipe, "unusable": unusable, "notes": notes}
@@ -406,5 +408,7 @@ def _class_of(stored: Mapping[str, Any], stock: bool, name: str) -> tuple[str, s
     given = stored.get("architectures") or [allowed[0] if stock else f"{PREFIXES[family]}ForMaskedLM"]
     problem = f"architectures is {given!r}; allowed: one of {', '.join(allowed)}"
     if given[0] not in allowed:
-        return f"{PREFIXES[family]}Model", problem
+        trunk = f"{PREFIXES[family]}Model"
+        alone = f"hf_perturb.{trunk}.from_pretrained({name!r}).save_pretrained('OUT')"
+        return trunk, f"{problem}; its trunk alone is one: {alone}"
     return (f"Fair{given[0]}" if stock else str(given[0])), ""

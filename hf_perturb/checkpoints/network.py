@@ -10,7 +10,16 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 
-from hf_perturb.checkpoints.shapes import AUTO_CLASSES, PREFIXES, Shape, is_parameter, language_head, layout, listed
+from hf_perturb.checkpoints.shapes import (
+    AUTO_CLASSES,
+    PREFIXES,
+    Shape,
+    is_parameter,
+    language_head,
+    layout,
+    listed,
+    without_prefix,
+)
 from hf_perturb.errors import CheckpointError, PerturbationError
 from hf_perturb.networks.sizes import CarpSizes, FairEsmSizes, check_size, read_fields
 from hf_perturb.perturbation.rules import rule_of
@@ -214,6 +223,11 @@ class Network:
         return self._shapes
 
     @property
+    def anchor(self) -> str:
+        """The name of a tensor that networks of its family have, whatever else they have."""
+        return "model.embedder.embedder.weight" if self.family == "carp" else "embed_tokens.weight"
+
+    @property
     def language_head(self) -> tuple[str, ...]:
         """Names of the language head's tensors, also where this class has none."""
         return language_head(self.sizes)
@@ -265,7 +279,22 @@ class Network:
             "tensors that this network does not have": [name for name in found if name not in expected],
             "tensors of another shape": [f"{name} {found[name]} instead of {expected[name]}" for name in other],
         }
-        return "; ".join(f"{problem}: {listed(names)}" for problem, names in problems.items() if names)
+        said = [f"{problem}: {listed(names)}" for problem, names in problems.items() if names]
+        if said:
+            said += self._renamed(found)
+        return "; ".join(said)
+
+    def _renamed(self, found: Mapping[str, Shape]) -> list[str]:
+        """Say what becomes of tensors that have other names because something held the network."""
+        bare, prefix = without_prefix(found, self.anchor)
+        renamed = next(((old, new) for old, new in zip(found, bare, strict=True) if old != new), None)
+        if renamed is not None and not self.differences(bare):
+            return [
+                "hf-perturb convert makes a base of it: it reads {!r} as {!r}, and all names alike".format(*renamed)
+            ]
+        if renamed is None and prefix:
+            return [f"the network is a part of what was saved, with {prefix!r} before its names: save that part alone"]
+        return []
 
     def named_and_kept(self, perturbation: Perturbation) -> list[str]:
         """Return the parameters that the globs of `include` name and the rules keep, the language head's among them."""

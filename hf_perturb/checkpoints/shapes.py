@@ -6,10 +6,12 @@ takes longer than to shuffle a network. A test compares every layout with its cl
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 Shape = tuple[int, ...]
+Value = TypeVar("Value")
 
 # how the classes of each family begin, and what each head is called by Transformers and by us
 PREFIXES = {"fair_esm": "FairEsm", "carp": "Carp"}
@@ -20,6 +22,8 @@ AUTO_CLASSES = {
     "AutoModelForTokenClassification": "ForTokenClassification",
 }
 _BUFFERS = (".inv_freq", "._float_tensor")
+# what torch's own wrappers put between the names of modules: `torch.compile`, FSDP, activation checkpointing
+_WRAPPERS = r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 _NAMED = 8  # how many tensors a message names
 
 
@@ -54,6 +58,26 @@ def language_head(config: Any) -> tuple[str, ...]:
 def is_parameter(name: str) -> bool:
     """Whether a tensor is a parameter, not a buffer."""
     return not name.endswith(_BUFFERS)
+
+
+def without_prefix(tensors: Mapping[str, Value], *anchors: str) -> tuple[dict[str, Value], str]:
+    """Name tensors without what is before all of their names, such as the `module.` of a module that held the network.
+
+    Args:
+        tensors: by name.
+        anchors: what the network calls one of its tensors, one name after the other.
+
+    Returns:
+        The tensors, and what is before the names of the network's; they keep it where others lack it.
+    """
+    bare = {re.sub(_WRAPPERS, "", name): tensor for name, tensor in tensors.items()}
+    bare = bare if len(bare) == len(tensors) else dict(tensors)
+    found = (name for anchor in anchors for name in bare if name == anchor or name.endswith(f".{anchor}"))
+    anchored = next(found, "")
+    prefix = next((anchored.removesuffix(anchor) for anchor in anchors if anchored.endswith(anchor)), "")
+    if not all(name.startswith(prefix) for name in bare):
+        return bare, prefix
+    return {name.removeprefix(prefix): tensor for name, tensor in bare.items()}, prefix
 
 
 def listed(names: Iterable[str]) -> str:

@@ -283,7 +283,9 @@ def check_state(what: Any, state: Any) -> None:
     import torch
 
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise CheckpointError(f"{what} is not a state_dict: a {type(state).__name__}, or not all of it tensors")
+        nested = isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping)
+        where = "; it has one inside, by the name 'state_dict': save that alone" if nested else ""
+        raise CheckpointError(f"{what} is not a state_dict: a {type(state).__name__}, or not all of it tensors{where}")
     odd = [
         name
         for name, x in state.items()

@@ -20,6 +20,7 @@ from hf_perturb.checkpoints.origins.original import (
     read_pickle,
     write_pickle,
 )
+from hf_perturb.checkpoints.shapes import without_prefix
 from hf_perturb.checkpoints.tensors import Tensor, check_state, is_finite, mapped, same_values
 from hf_perturb.errors import CheckpointError
 from hf_perturb.storage.folders import whole_files
@@ -37,6 +38,10 @@ _PREFIXES = {
     "ESM-1b": ("sentence_encoder.", "encoder."),
     "ESM-2": ("sentence_encoder.", "encoder."),
 }
+# what its files call the tensor that every network has; whatever is before that is somebody else's
+_ANCHORS = [
+    f"{before}embed_tokens.weight" for before in ("encoder.sentence_encoder.", "sentence_encoder.", "decoder.", "")
+]
 
 
 def read_esm_1(path: Path, data: dict[str, Any]) -> Original:
@@ -116,7 +121,8 @@ def _without(name: str, *parts: str) -> str:
 def _tensors(path: Path, state: Any, version: str) -> dict[str, torch.Tensor]:
     """Name the tensors of a state_dict as the class does."""
     check_state(f"{path}: its 'model'", state)
-    named = {_without(name, *_PREFIXES[version]): tensor.detach() for name, tensor in state.items()}
+    bare, _ = without_prefix(state, *_ANCHORS)
+    named = {_without(name, *_PREFIXES[version]): tensor.detach() for name, tensor in bare.items()}
     if len(named) != len(state):
         raise CheckpointError(f"{path}: two of its tensors have the same name once their prefixes are gone")
     return named

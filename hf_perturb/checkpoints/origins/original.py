@@ -56,6 +56,13 @@ def kind_of(data: Any) -> str:
             "it is a bare state_dict, which does not say its sizes; load it into the original class, wrap that"
             " (hf_perturb.wrap) and save_pretrained"
         )
+    if isinstance(data.get("state_dict"), dict):
+        first = next(iter(data["state_dict"]), "")
+        return (
+            f"it is a checkpoint of PyTorch Lightning, or built like one: its state_dict ({first!r} ...) says no"
+            " sizes; load that into the original class, without what is before its names, wrap it (hf_perturb.wrap) and"
+            " save_pretrained"
+        )
     return f"it holds {listed(map(str, data))}" if data else "it is empty"
 
 

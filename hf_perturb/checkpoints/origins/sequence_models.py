@@ -5,7 +5,6 @@ Source: `sequence_models.pretrained.load_carp` (sequence-models 1.8.0); training
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from hf_perturb.checkpoints.origins.original import (
     check_suffix,
     write_pickle,
 )
-from hf_perturb.checkpoints.shapes import listed
+from hf_perturb.checkpoints.shapes import listed, without_prefix
 from hf_perturb.checkpoints.tensors import Tensor, check_state, mapped
 from hf_perturb.errors import CheckpointError
 from hf_perturb.storage.folders import whole_files
@@ -46,11 +45,8 @@ def read_carp(path: Path, data: dict[str, Any]) -> Original:
     check_relative(path, name)
     state = data["model_state_dict"]
     check_state(f"{path}: its 'model_state_dict'", state)
-    tensors = {
-        "model." + re.sub(r"^(module\.)?(model\.)?", "", name): tensor.detach() for name, tensor in state.items()
-    }
-    if len(tensors) != len(state):
-        raise CheckpointError(f"{path}: two of its tensors have the same name once their prefixes are gone")
+    named, _ = without_prefix(state, "embedder.embedder.weight")
+    tensors = {f"model.{name}": tensor.detach() for name, tensor in named.items()}
     if "model.embedder.up_embedder.conv.weight" not in tensors:
         raise CheckpointError(f"{path} is no CARP: it holds {listed(state)}; {ALLOWED}")
     read = _sizes_of(tensors)

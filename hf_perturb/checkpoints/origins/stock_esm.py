@@ -71,6 +71,8 @@ _VERSIONS = {"absolute": "ESM-1b", "rotary": "ESM-2"}
 
 # the two that have nothing but a trunk and the language head
 STOCK_CLASSES = ("EsmForMaskedLM", "EsmModel")
+# what each of them calls the tensor that every network has
+STOCK_ANCHORS = ("esm.embeddings.word_embeddings.weight", "embeddings.word_embeddings.weight")
 
 
 def is_stock(stored: Mapping[str, Any]) -> bool:
