@@ -15,14 +15,7 @@ from hf_perturb.checkpoints.evidence import check_record
 from hf_perturb.checkpoints.headers import read_tensors
 from hf_perturb.checkpoints.network import Network, stored_fields
 from hf_perturb.checkpoints.origins import read_original
-from hf_perturb.checkpoints.origins.stock_esm import (
-    STOCK_ANCHORS,
-    STOCK_CLASSES,
-    config_from_stock,
-    is_stock,
-    tensors_from_stock,
-    with_frequencies,
-)
+from hf_perturb.checkpoints.origins.stock_esm import STOCK_CLASSES, config_from_stock, is_stock, read_stock
 from hf_perturb.checkpoints.shapes import AUTO_CLASSES, PREFIXES, Shape, is_parameter, listed, without_prefix
 from hf_perturb.checkpoints.source import KINDS, WEIGHTS, Place
 from hf_perturb.checkpoints.tensors import FLOATS, Region, Tensor, elements_of, same_values
@@ -377,8 +370,7 @@ def _read(place: Place, weights: bool, family: str | None) -> Checkpoint:
         raise CheckpointError(f"{name!r} has no weights; looked for {', '.join(place.weight_names)}")
     notes = [f"left out of config.json, for no such network has it: {listed(map(repr, others))}"] if others else []
     if stock and network is not None:
-        tensors, network = tensors_from_stock(without_prefix(tensors, *STOCK_ANCHORS)[0], network)
-        tensors, notes = with_frequencies(tensors, network, written) if files else (tensors, [])
+        tensors, network, notes = read_stock(name, tensors, network, written)
     origin = "transformers" if stock else "hf_perturb"
     more = {"place": place, "headers": headers, "is_recipe": is_recipe, "unusable": unusable, "notes": notes}
     return Checkpoint(name, origin, network, tensors, ours, others, record, **more)  # type: ignore[arg-type]

@@ -18,6 +18,7 @@ from hf_perturb.checkpoints.shapes import (
     language_head,
     layout,
     listed,
+    part_of_another,
     without_prefix,
 )
 from hf_perturb.errors import CheckpointError, PerturbationError
@@ -293,7 +294,7 @@ class Network:
                 "hf-perturb convert makes a base of it: it reads {!r} as {!r}, and all names alike".format(*renamed)
             ]
         if renamed is None and prefix:
-            return [f"the network is a part of what was saved, with {prefix!r} before its names: save that part alone"]
+            return [part_of_another(prefix)]
         return []
 
     def named_and_kept(self, perturbation: Perturbation) -> list[str]:

@@ -80,6 +80,11 @@ def without_prefix(tensors: Mapping[str, Value], *anchors: str) -> tuple[dict[st
     return {name.removeprefix(prefix): tensor for name, tensor in bare.items()}, prefix
 
 
+def part_of_another(prefix: str) -> str:
+    """Say that a network is a part of what was saved, by what is before its names."""
+    return f"the network is a part of what was saved, with {prefix!r} before its names: save that part alone"
+
+
 def listed(names: Iterable[str]) -> str:
     """Join names for a message, the first few of many."""
     every = list(names)

@@ -109,9 +109,12 @@ def test_a_record_is_compared_all_the_same(tmp_path, network):
         hf_perturb.convert_checkpoint(tmp_path / "control", tmp_path / "none")
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", [*NETWORKS, "stock"])
 def test_a_network_inside_a_larger_one_is_named(tmp_path, network):
-    small_model(network).save_pretrained(tmp_path / "saved")
+    if network == "stock":
+        LAYOUTS["published"](stock_model("esm2"), tmp_path / "saved")
+    else:
+        small_model(network).save_pretrained(tmp_path / "saved")
     tensors = {f"encoder.{name}": tensor for name, tensor in weights_of(tmp_path / "saved").items()}
     save_file({**tensors, "probe.weight": torch.zeros(2)}, tmp_path / "saved" / "model.safetensors", {"format": "pt"})
     for make in (hf_perturb.convert_checkpoint, lambda x, out: hf_perturb.create_variant(x, out, "reinit")):

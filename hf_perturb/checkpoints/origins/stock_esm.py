@@ -11,6 +11,7 @@ from reprlib import repr as shown
 from typing import Any, TypeVar
 
 from hf_perturb.checkpoints.network import Network
+from hf_perturb.checkpoints.shapes import part_of_another, without_prefix
 from hf_perturb.checkpoints.tensors import Tensor
 from hf_perturb.errors import CheckpointError
 from hf_perturb.networks.sizes import read_fields
@@ -72,7 +73,7 @@ _VERSIONS = {"absolute": "ESM-1b", "rotary": "ESM-2"}
 # the two that have nothing but a trunk and the language head
 STOCK_CLASSES = ("EsmForMaskedLM", "EsmModel")
 # what each of them calls the tensor that every network has
-STOCK_ANCHORS = ("esm.embeddings.word_embeddings.weight", "embeddings.word_embeddings.weight")
+_ANCHORS = ("esm.embeddings.word_embeddings.weight", "embeddings.word_embeddings.weight")
 
 
 def is_stock(stored: Mapping[str, Any]) -> bool:
@@ -140,6 +141,49 @@ def config_to_stock(ours: Mapping[str, Any], network: Network) -> dict[str, Any]
     }
 
 
+def read_stock(
+    name: str, tensors: Mapping[str, Tensor], network: Network, stored: Mapping[str, Any]
+) -> tuple[dict[str, Tensor], Network, list[str]]:
+    """Read the tensors of a stock folder: name them as fair-esm does, and add rotary frequencies that are not stored.
+
+    Args:
+        name: of the folder or Hub id, for messages.
+        tensors: by their stock names; none, where only its configuration is read.
+        network: as the configuration describes it.
+        stored: the content of its `config.json`.
+
+    Returns:
+        The tensors, the network, and what a user should know.
+
+    Raises:
+        CheckpointError: if the network is a part of what was saved, or if the configuration does not say what its
+            frequencies are.
+    """
+    bare, prefix = without_prefix(tensors, *_ANCHORS)
+    if prefix and not bare.keys() & {*_ANCHORS}:
+        raise CheckpointError(f"{name!r}: {part_of_another(prefix)}")
+    named, network = tensors_from_stock(bare, network)
+    layers = [_ROTARY.format(layer) for layer in range(network.sizes.num_hidden_layers)]
+    missing = [layer for layer in layers if layer not in named]
+    if network.version != "ESM-2" or not missing or not named:
+        return named, network, []
+    if told := [named[layer] for layer in layers if layer in named]:  # those of one layer are those of all
+        return {**named, **dict.fromkeys(missing, told[0])}, network, []
+    base = _rotary_base(name, stored)
+    note = f"its rotary frequencies are not stored: computed from rope_theta {base:g}, as Transformers does"
+    return {**named, **dict.fromkeys(missing, _frequencies(base, network))}, network, [note]
+
+
+def _frequencies(base: float, network: Network) -> Tensor:
+    """Source: `EsmRotaryEmbedding`, bit for bit."""
+    import torch
+
+    width = network.sizes.hidden_size // network.sizes.num_attention_heads
+    with torch.inference_mode(False):
+        steps = torch.arange(0, width, 2, dtype=torch.float32, device="cpu") / width
+        return Tensor.of(1.0 / (base**steps))
+
+
 def tensors_from_stock(tensors: Mapping[str, Value], network: Network) -> tuple[dict[str, Value], Network]:
     """Name the tensors of a stock ESM as fair-esm does; a tensor that it does not know keeps its name.
 
@@ -171,51 +215,17 @@ def tensors_from_stock(tensors: Mapping[str, Value], network: Network) -> tuple[
     return named, network
 
 
-def with_frequencies(
-    tensors: dict[str, Tensor], network: Network, stored: Mapping[str, Any]
-) -> tuple[dict[str, Tensor], list[str]]:
-    """Give the layers of an ESM-2 the rotary frequencies that its files leave out, as Transformers does.
-
-    Args:
-        tensors: by our names.
-        network: that they are of.
-        stored: the content of the stock `config.json`.
-
-    Returns:
-        All tensors, and what a user should know.
-
-    Raises:
-        CheckpointError: if the configuration does not say what they are, or asks for what a stock ESM does not have.
-    """
-    names = [_ROTARY.format(layer) for layer in range(network.sizes.num_hidden_layers)]
-    missing = [name for name in names if name not in tensors]
-    if network.version != "ESM-2" or not missing:
-        return tensors, []
-    told = next((tensors[name] for name in names if name in tensors), None)
-    if told is not None:  # those of one layer are those of all
-        return {**tensors, **dict.fromkeys(missing, told)}, []
-    base = _rotary_base(stored)
-    import torch
-
-    width = network.sizes.hidden_size // network.sizes.num_attention_heads
-    with torch.inference_mode(False):
-        steps = torch.arange(0, width, 2, dtype=torch.float32, device="cpu") / width
-        computed = Tensor.of(1.0 / (base**steps))
-    note = f"its rotary frequencies are not stored: computed from rope_theta {base:g}, as Transformers does"
-    return {**tensors, **dict.fromkeys(missing, computed)}, [note]
-
-
-def _rotary_base(stored: Mapping[str, Any]) -> float:
+def _rotary_base(name: str, stored: Mapping[str, Any]) -> float:
     base = stored.get("rope_theta")
     base = 10_000.0 if base is None else base
     if isinstance(base, bool) or not isinstance(base, int | float) or not 1 < base < 1e30:
-        raise CheckpointError(f"config.json: rope_theta is {shown(base)}; allowed: a number greater than 1")
+        raise CheckpointError(f"{name!r}: config.json: rope_theta is {shown(base)}; allowed: a number greater than 1")
     for key in ("rope_parameters", "rope_scaling"):
         asked = stored.get(key) or {}
         plain = {"rope_type": "default", "type": "default", "rope_theta": base}
         if not isinstance(asked, Mapping) or any(value != plain.get(name) for name, value in asked.items()):
             raise CheckpointError(
-                f"config.json: {key} is {shown(asked)}, rope_theta {base}, and no rotary frequencies are stored;"
+                f"{name!r}: config.json: {key} is {shown(asked)}, rope_theta {base}, and no frequencies are stored;"
                 " Transformers' own ESM goes by rope_theta alone: say the same in both, or store them (inv_freq)"
             )
     return float(base)
