@@ -63,8 +63,12 @@ def _plain_tokenizer(alphabet: Alphabet) -> Tokenizer:
     known = re.escape("".join(token for token in alphabet.tokens if len(token) == 1))
     # the library has no upper-casing normalizer
     upper = {small: small.upper() for small in string.ascii_lowercase}
-    changes: dict[Any, str] = {"<mask>": alphabet.mask, **upper, Regex(rf"[^{known}<>\s]"): alphabet.unk.upper()}
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Replace(*change) for change in changes.items()])
+    # the normalizer is also applied to what the unknown token is called
+    unknown: dict[Any, str] = {Regex(rf"[^{known}<>\s]"): alphabet.unk, alphabet.unk.upper(): alphabet.unk}
+    changes = {"<mask>": alphabet.mask, **upper, **unknown}
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Replace(old, new) for old, new in changes.items() if old != new]
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex("."), "isolated")]
     )

@@ -116,7 +116,17 @@ def test_letter_that_the_alphabet_lacks(name):
     with pytest.raises(KeyError):
         original_batch(name, [f"M{letter}K"])
     unknown = "MXK" if name == "CARP" else "M<unk>K"
-    assert build_tokenizer(ALPHABETS[name])(f"M{letter}K").input_ids == original_batch(name, [unknown])[0].tolist()
+    tokenizer = build_tokenizer(ALPHABETS[name])
+    assert tokenizer(f"M{letter}K").input_ids == original_batch(name, [unknown])[0].tolist()
+    assert tokenizer.tokenize(f"M{letter}K") == ["M", tokenizer.unk_token, "K"]
+    assert tokenizer.decode(tokenizer(f"M{letter}K", add_special_tokens=False).input_ids) == unknown
+
+
+def test_every_token_is_called_by_its_name(name):
+    tokens = list(ALPHABETS[name].tokens)
+    tokenizer = build_tokenizer(ALPHABETS[name])
+    assert tokenizer.convert_ids_to_tokens(list(range(len(tokens)))) == tokens
+    assert [tokenizer.decode([number]) for number in range(len(tokens))] == tokens
 
 
 SPELT = ("<mask>", "<cls>", "<eos>", "<pad>", "<unk>", "<null_0>", "<null_1>", "<sep>")
