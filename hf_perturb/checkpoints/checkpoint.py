@@ -370,7 +370,11 @@ def _read(place: Place, weights: bool, family: str | None) -> Checkpoint:
         raise CheckpointError(f"{name!r} has no weights; looked for {', '.join(place.weight_names)}")
     notes = [f"left out of config.json, for no such network has it: {listed(map(repr, others))}"] if others else []
     if stock and network is not None:
-        tensors, network, notes = read_stock(name, tensors, network, written)
+        tensors, network, others = read_stock(name, tensors, network, written)
+        computed = (
+            "its rotary frequencies are not stored: computed from rope_theta {rope_theta:g}, as Transformers does"
+        )
+        notes = [computed.format(**others)] if others else []
     origin = "transformers" if stock else "hf_perturb"
     more = {"place": place, "headers": headers, "is_recipe": is_recipe, "unusable": unusable, "notes": notes}
     return Checkpoint(name, origin, network, tensors, ours, others, record, **more)  # type: ignore[arg-type]

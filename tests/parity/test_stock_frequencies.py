@@ -81,6 +81,18 @@ def test_the_base_of_the_original_is_ours(tmp_path):
         assert torch.equal(model.state_dict()[FREQUENCIES.format(layer)], fresh.state_dict()[FREQUENCIES.format(layer)])
 
 
+def test_a_passed_configuration_with_another_base_is_refused(tmp_path):
+    write(tmp_path / "stock", rope_theta=500.0)
+    load = hf_perturb.FairEsmForMaskedLM.from_pretrained
+    assert load(tmp_path / "stock", config=stock_config("esm2", rope_theta=500.0)).config.model_version == "ESM-2"
+    if not hasattr(stock_config("esm2"), "rope_theta"):
+        pytest.skip("this release of Transformers has one base alone")
+    with pytest.raises(CheckpointError, match=r"config: got rope_theta 10000\.0; that of the checkpoint is 500\.0"):
+        load(tmp_path / "stock", config=stock_config("esm2"))
+    write(tmp_path / "stored", left_out=())
+    load(tmp_path / "stored", config=stock_config("esm2", rope_theta=500.0))  # what is stored is what counts
+
+
 def test_what_is_stored_goes_before_what_is_stated(tmp_path):
     """In stock too, whatever is asked for beside."""
     write(tmp_path / "stock", left_out=("1",), rope_theta=500.0, rope_scaling={"rope_type": "linear", "factor": 2.0})

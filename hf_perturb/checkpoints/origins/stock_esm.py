@@ -143,7 +143,7 @@ def config_to_stock(ours: Mapping[str, Any], network: Network) -> dict[str, Any]
 
 def read_stock(
     name: str, tensors: Mapping[str, Tensor], network: Network, stored: Mapping[str, Any]
-) -> tuple[dict[str, Tensor], Network, list[str]]:
+) -> tuple[dict[str, Tensor], Network, dict[str, float]]:
     """Read the tensors of a stock folder: name them as fair-esm does, and add rotary frequencies that are not stored.
 
     Args:
@@ -153,7 +153,7 @@ def read_stock(
         stored: the content of its `config.json`.
 
     Returns:
-        The tensors, the network, and what a user should know.
+        The tensors, the network, and the `rope_theta` that frequencies were computed from, if they were.
 
     Raises:
         CheckpointError: if the network is a part of what was saved, or if the configuration does not say what its
@@ -166,12 +166,11 @@ def read_stock(
     layers = [_ROTARY.format(layer) for layer in range(network.sizes.num_hidden_layers)]
     missing = [layer for layer in layers if layer not in named]
     if network.version != "ESM-2" or not missing or not named:
-        return named, network, []
+        return named, network, {}
     if told := [named[layer] for layer in layers if layer in named]:  # those of one layer are those of all
-        return {**named, **dict.fromkeys(missing, told[0])}, network, []
+        return {**named, **dict.fromkeys(missing, told[0])}, network, {}
     base = _rotary_base(name, stored)
-    note = f"its rotary frequencies are not stored: computed from rope_theta {base:g}, as Transformers does"
-    return {**named, **dict.fromkeys(missing, _frequencies(base, network))}, network, [note]
+    return {**named, **dict.fromkeys(missing, _frequencies(base, network))}, network, {"rope_theta": base}
 
 
 def _frequencies(base: float, network: Network) -> Tensor:
