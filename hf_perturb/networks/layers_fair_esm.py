@@ -116,12 +116,14 @@ def eager_attention_forward(
     return torch.matmul(used, value).transpose(1, 2), weights
 
 
-class FairEsmInputProjection(nn.Linear):
-    """To queries, keys or values. A class of its own because it starts differently; see `_init_weights`."""
+def projection(config: FairEsmConfig, kind: str) -> nn.Linear:
+    """Make a layer "to" or "from" the heads: plain, because quantisers look for no subclass, and it says how it starts.
 
-
-class FairEsmOutputProjection(nn.Linear):
-    """From the heads. A class of its own because it starts differently; see `_init_weights`."""
+    See `_init_weights`, which is called with one module at a time and not with what owns it.
+    """
+    layer = nn.Linear(config.hidden_size, config.hidden_size)
+    layer.projection = kind  # type: ignore[assignment]
+    return layer
 
 
 class FairEsmAttention(nn.Module):
@@ -139,10 +141,8 @@ class FairEsmAttention(nn.Module):
             self.bias_v = nn.Parameter(torch.empty(1, 1, config.hidden_size))
         else:
             self.bias_k = self.bias_v = None  # type: ignore[assignment]
-        self.k_proj = FairEsmInputProjection(config.hidden_size, config.hidden_size)
-        self.v_proj = FairEsmInputProjection(config.hidden_size, config.hidden_size)
-        self.q_proj = FairEsmInputProjection(config.hidden_size, config.hidden_size)
-        self.out_proj = FairEsmOutputProjection(config.hidden_size, config.hidden_size)
+        self.k_proj, self.v_proj, self.q_proj = (projection(config, "to") for _ in range(3))
+        self.out_proj = projection(config, "from")
         # CODEPATH: ESM-2 has rotary positions; the others add theirs to the embedding.
         self.rot_emb = FairEsmRotaryPositions(config) if config.model_version == "ESM-2" else None
 

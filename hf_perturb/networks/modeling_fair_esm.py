@@ -22,10 +22,8 @@ from .inputs import is_transformed, residue_mask
 from .layers_fair_esm import (
     FairEsmAttention,
     FairEsmContactHead,
-    FairEsmInputProjection,
     FairEsmLayer,
     FairEsmLMHead,
-    FairEsmOutputProjection,
     FairEsmRotaryPositions,
     FairEsmSinusoidalPositions,
 )
@@ -86,15 +84,16 @@ class FairEsmPreTrainedModel(EncoderPreTrainedModel):
         """Draw what the original constructors draw.
 
         Transformers skips a module outside its own package that has no tensor itself, so an attention layer cannot
-        initialise its projections: each does it by its class.
+        initialise its projections: each says itself which it is.
         """
         super()._init_weights(module)
         if isinstance(module, nn.Linear):
             bound = 1 / math.sqrt(module.in_features)
             init.uniform_(module.bias, -bound, bound)
-            if isinstance(module, FairEsmInputProjection):
+            kind = getattr(module, "projection", None)
+            if kind == "to":
                 init.xavier_uniform_(module.weight, gain=1 / math.sqrt(2))
-            elif isinstance(module, FairEsmOutputProjection):
+            elif kind == "from":
                 init.xavier_uniform_(module.weight)
                 init.zeros_(module.bias)
             else:
