@@ -25,6 +25,7 @@ from .errors import (
     ModelInputError as ModelInputError,
     PerturbationError as PerturbationError,
     RuleError as RuleError,
+    ShapeError as ShapeError,
     StackedPerturbationError as StackedPerturbationError,
     UnsupportedModuleError as UnsupportedModuleError,
     UnusedKeywordError as UnusedKeywordError,

@@ -12,6 +12,7 @@ HfPerturbError
 └── CheckpointError (OSError)           a base or a variant on disk that is missing or wrong
     ├── FolderExistsError               an output folder that is already there
     ├── FolderLockedError               an output folder that another process is writing
+    ├── ShapeError (RuntimeError)       tensors of another shape than the network's
     ├── DigestError (ValueError)        weights that are not the ones that the record names
     └── HubError                        a repository on the Hub that cannot be read or written
 """
@@ -63,6 +64,10 @@ class FolderExistsError(CheckpointError):
 
 class FolderLockedError(CheckpointError):
     """An output folder that another process is writing."""
+
+
+class ShapeError(CheckpointError, RuntimeError):
+    """Tensors of another shape than the network's, for which Transformers raises a `RuntimeError`."""
 
 
 class DigestError(CheckpointError, ValueError):

@@ -23,6 +23,7 @@ try:
         CheckpointError,
         ModelInputError,
         PerturbationError,
+        ShapeError,
         UnsupportedModuleError,
         UnusedKeywordError,
     )
@@ -33,12 +34,14 @@ except ImportError:
     ModelInputError = PerturbationError = ValueError  # type: ignore[assignment, misc]
     CheckpointError = OSError  # type: ignore[assignment, misc]
     UnsupportedModuleError = UnusedKeywordError = TypeError  # type: ignore[assignment, misc]
+    ShapeError = type("ShapeError", (OSError, RuntimeError), {})  # type: ignore[assignment, misc]
 
 __all__ = [
     "CheckpointError",
     "ModelInputError",
     "PerturbableConfigMixin",
     "PerturbationError",
+    "ShapeError",
     "UnsupportedModuleError",
     "UnusedKeywordError",
     "lines_of",

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from .record import CheckpointError, lines_of, parse_perturbation
+from .record import CheckpointError, ShapeError, lines_of, parse_perturbation
 
 Value = TypeVar("Value")
 _NAMED = 8  # how many tensors a message names
@@ -97,7 +97,7 @@ def refuse_misshapen(name: Any, info: Mapping[str, Any], allowed: bool) -> None:
         allowed: Transformers' `ignore_mismatched_sizes=`.
     """
     if not allowed and (shapes := [*_other_shapes(info).values()]):
-        raise CheckpointError(f"the checkpoint {str(name)!r} has tensors of another shape: {listed(shapes)}")
+        raise ShapeError(f"the checkpoint {str(name)!r} has tensors of another shape: {listed(shapes)}")
 
 
 def _other_shapes(info: Mapping[str, Any]) -> dict[str, str]:
@@ -126,7 +126,7 @@ def refuse_incomplete(
     """
     what = "which this network has" if perturbed is None else f"which {perturbed} perturbs"
     if shapes := [said for key, said in _other_shapes(info).items() if not _is_downstream(key)]:
-        raise CheckpointError(
+        raise ShapeError(
             f"the checkpoint {str(name)!r} has tensors of another shape: {listed(shapes)}; a control has the sizes that"
             " it is stored with, and only a classifier may be another one"
         )

@@ -357,8 +357,9 @@ def test_no_tensor_of_a_control_is_drawn_by_loading(given, sizes, folders, contr
 def test_another_classifier_is_no_other_control(folders, tmp_path):
     head = "ForSequenceClassification"
     load(folders / "carp", head=head, num_labels=3).save_pretrained(tmp_path / "out")
-    with pytest.raises(hf_perturb.CheckpointError, match="another shape"):
-        load(tmp_path / "out", head=head, num_labels=5)
+    for error in (hf_perturb.ShapeError, RuntimeError):  # Transformers' own
+        with pytest.raises(error, match="another shape"):
+            load(tmp_path / "out", head=head, num_labels=5)
     model = load(tmp_path / "out", head=head, num_labels=5, ignore_mismatched_sizes=True)
     assert (model.config.num_labels, record_now(model).changed) == (5, False)
 
