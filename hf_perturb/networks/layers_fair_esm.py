@@ -28,7 +28,7 @@ class FairEsmSinusoidalPositions(nn.Module):
         super().__init__()
         self.padding_idx, self.hidden_size = config.pad_token_id, config.hidden_size
         # without meaning, but the original stores it, so strict loading wants it
-        self._float_tensor = nn.Buffer(torch.empty(1))
+        self._float_tensor = nn.Buffer(torch.zeros(1))
 
     def forward(self, positions: torch.Tensor) -> torch.Tensor:
         half = self.hidden_size // 2
@@ -46,7 +46,7 @@ class FairEsmRotaryPositions(nn.Module):
     def __init__(self, config: FairEsmConfig):
         super().__init__()
         self.width = config.hidden_size // config.num_attention_heads
-        self.inv_freq = nn.Buffer(torch.empty(self.width // 2, dtype=torch.float32))
+        self.inv_freq = nn.Buffer(self.frequencies())
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:
         # at least float32: rounded to bfloat16, the angle of position 1000 is off by more than a radian

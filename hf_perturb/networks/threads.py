@@ -10,6 +10,7 @@ leave all of it alone.
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextvars import ContextVar
 from threading import RLock
 from typing import Any
 
@@ -20,6 +21,8 @@ from transformers.modeling_utils import PreTrainedModel
 
 # held while something is replaced for the process after all; it may be that a network is loaded while another is built
 LOCK = RLock()
+# while a network is built for weights that are filled in later
+_building: ContextVar[bool] = ContextVar("building", default=False)
 _REPLACING = ("no_tie_weights", "meta_device_safe_creation_ops", "local_torch_dtype")
 _NEW = (torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn, torch.linspace)
 
@@ -40,6 +43,7 @@ def _locked(contexts: Sequence[AbstractContextManager[Any]]) -> Iterator[None]:
     with LOCK, ExitStack() as entered:
         for context in contexts:
             entered.enter_context(context)
+        entered.callback(_building.reset, _building.set(True))
         yield
 
 
@@ -60,7 +64,12 @@ class _DefaultType(TorchFunctionMode):
 class ThreadSafePreTrainedModel(PreTrainedModel):
     """A `PreTrainedModel` that may be loaded and built in several threads, beside threads that load any other."""
 
-    tie_weights = _tie_weights()
+    _tie_weights = _tie_weights()
+
+    def tie_weights(self, *args: Any, **kwargs: Any) -> None:
+        """Tie as Transformers does: not while it builds a network for weights, which must all have their names."""
+        if not _building.get():
+            self._tie_weights(*args, **kwargs)
 
     @classmethod
     def get_init_context(cls, dtype: torch.dtype, is_quantized: bool, *args: Any, **kwargs: Any) -> list[Any]:

@@ -124,7 +124,7 @@ def test_the_function_is_found_where_it_is_replaced_at_the_first_import():
         "whole = PreTrainedModel.tie_weights\n"
         "with initialization.no_tie_weights():\n"
         "    from hf_perturb import FairEsmConfig, FairEsmForMaskedLM\n"
-        "assert FairEsmForMaskedLM.tie_weights.__code__ == whole.__code__\n"
+        "assert FairEsmForMaskedLM._tie_weights.__code__ == whole.__code__\n"
         "sizes = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)\n"
         "model = FairEsmForMaskedLM(FairEsmConfig(model_version='ESM-1b', **sizes))\n"
         "assert model.lm_head.weight is model.embed_tokens.weight\n"

@@ -12,6 +12,7 @@ from esm.model.esm2 import ESM2
 from scipy.stats import ks_2samp
 from sequence_models.convolutional import ByteNetLM
 from sequence_models.pretrained import CARP
+from transformers.initialization import no_init_weights
 
 import hf_perturb
 
@@ -90,3 +91,22 @@ def test_parts_that_a_state_lacks_start_like_the_original(pair):
     for name, tensor in loaded.named_parameters():
         seven = bool((tensor == 7.0).all())
         assert seven != name.endswith(".bias"), name
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_a_network_without_any_tensor_given_is_a_new_one(pair):
+    _, model = PAIRS[pair]()
+    loaded = type(model).from_pretrained(None, config=model.config, state_dict={})
+    assert not [name for name, tensor in loaded.state_dict().items() if tensor.is_meta]
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    if model.config.tie_word_embeddings:
+        assert loaded.lm_head.weight is loaded.embed_tokens.weight
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_buffers_have_their_values_where_initialisation_is_skipped(pair):
+    _, model = PAIRS[pair]()
+    with no_init_weights():
+        made = type(model)(model.config)
+    for (name, expected), (_, found) in zip(model.named_buffers(), made.named_buffers(), strict=True):
+        assert torch.equal(expected, found), name
