@@ -273,6 +273,9 @@ class Checkpoint:
         kinds = [f"{name} {tensor.dtype}" for name, tensor in self.tensors.items() if tensor.dtype not in FLOATS]
         if kinds:
             said = "; ".join(filter(None, (said, f"tensors that are not of floating point: {listed(kinds)}")))
+        if said and (quantised := self.stored.get("quantization_config")):
+            method = quantised.get("quant_method", "unknown")
+            said = f"its weights are quantised ({method}), and no digest tells of those; use what they were made from"
         if said:
             raise CheckpointError(f"{self.name}: {said}")
         self.tensors = {name: self.tensors[name] for name in self.network.shapes if name in self.tensors}

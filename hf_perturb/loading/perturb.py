@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib import import_module
@@ -13,22 +14,25 @@ from hf_perturb.checkpoints.checkpoint import Checkpoint
 from hf_perturb.checkpoints.network import Network
 from hf_perturb.checkpoints.request import Record, decide
 from hf_perturb.checkpoints.shapes import listed
-from hf_perturb.checkpoints.tensors import mapped
+from hf_perturb.checkpoints.tensors import FLOATS, mapped
 from hf_perturb.errors import DigestError, PerturbationError
 from hf_perturb.loading.auto import import_models
-from hf_perturb.networks.seal import fingerprints, plainly, record_now as record_now
+from hf_perturb.networks.seal import fingerprints, is_plain, plainly, record_now as record_now
 from hf_perturb.perturbation import Perturbation, apply_plan, check_values, make_plan, select
 from hf_perturb.perturbation.digest import (
     digest_line,
     digest_of_lines,
     distinct,
     dtype_code,
+    is_downstream,
     lines_of,
     torch_dtype,
 )
 
 if TYPE_CHECKING:
     from hf_perturb.networks.perturbable import PerturbablePreTrainedModel
+
+_LOG = logging.getLogger("hf_perturb")
 
 
 def network_of(model: PerturbablePreTrainedModel) -> Network:
@@ -56,7 +60,7 @@ def perturb_model(
         if decide(Record("this model", network.family, record_now(model)), asked) == "keep":
             return model
         model.refuse_unknown("perturb")
-    if getattr(model, "is_quantized", False):
+    if getattr(model, "is_quantized", False) or quantised_weights(model):
         raise quantised()
     refuse_untied("perturb", model, model.state_dict())
     tensors, head = model.document_tensors(asked.rules), network.language_head
@@ -161,23 +165,53 @@ def seal_loaded(
         types: that its tensors were stored in.
         stored: what a digest says of each of them, where that is known without reading it.
     """
+    network = network_of(model)
+    replaced = quantised_weights(model)
+    if getattr(model, "is_quantized", False) and all(map(is_downstream, replaced)):
+        _tell_of_no_quantisation(model)
     if record is None or record.changed:
         kinds = {name: dtype_code(tensor.dtype) for name, tensor in model.state_dict().items()}
-        is_cast = any(kinds.get(name, kind) != kind for name, kind in types.items())
+        is_cast = bool(replaced) or any(kinds.get(name, kind) != kind for name, kind in types.items())
         model.told(record, None, None if is_cast else model.config.digest)
         model._is_empty = _lacks_values(model)
         return
-    network = network_of(model)
-    tensors = {name: tensor for name, tensor in plainly(model.state_dict()).items() if name in network.shapes}
+    own = network.shapes.keys() - {*replaced}
+    tensors = {name: tensor for name, tensor in plainly(model.state_dict()).items() if name in own}
     known = {name: stored[name] for name, tensor in tensors.items() if _is_as_stored(tensor, stored.get(name))}
     known |= {name: known[source] for name, source in network.tied.items() if source in known and name in tensors}
     unknown = {name: tensor for name, tensor in tensors.items() if name not in known}
-    # what a quantiser makes of a weight need not be a plain tensor
-    lines = known if getattr(model, "is_quantized", False) else {**known, **fingerprints(unknown)}
+    lines = {**known, **fingerprints(unknown)}
     kinds = {name: dtype_code(tensor.dtype) for name, tensor in tensors.items()}
     is_cast = any(types.get(name, kind) != kind for name, kind in kinds.items()) or not lines.keys() >= kinds.keys()
-    model.told(replace(record, digest=None) if is_cast else record, lines)
+    model.told(replace(record, digest=None) if is_cast or replaced else record, lines)
     model._is_empty = _lacks_values(model)
+
+
+def quantised_weights(model: PerturbablePreTrainedModel) -> list[str]:
+    """Return the names of the weights that a quantiser has put something else in the place of."""
+    tensors = plainly(model.state_dict())
+    if not getattr(model, "is_quantized", False) and all(map(is_plain, tensors.values())):
+        return []
+
+    def is_replaced(name: str) -> bool:
+        if name in tensors:
+            return not is_plain(tensors[name]) or dtype_code(tensors[name].dtype) not in FLOATS
+        owner = f"{name.rpartition('.')[0]}."
+        return any(other.startswith(owner) for other in tensors)
+
+    return [name for name in network_of(model).shapes if is_replaced(name)]
+
+
+def _tell_of_no_quantisation(model: PerturbablePreTrainedModel) -> None:
+    """Warn that a load that asked for quantised weights has none."""
+    method: Any = model.config.quantization_config
+    method = method.get("quant_method") if isinstance(method, dict) else method.quant_method
+    _LOG.warning(
+        "quantization_config: %s found nothing to quantise in the trunk of this %s, which is as large as before;"
+        " quantisers replace linear layers, and CARP has convolutions: dtype=torch.bfloat16 halves it",
+        getattr(method, "value", method),
+        type(model).__name__,
+    )
 
 
 def _lacks_values(model: PerturbablePreTrainedModel) -> bool:

@@ -17,8 +17,8 @@ from transformers import modeling_utils
 
 from hf_perturb.checkpoints.headers import header_metadata
 from hf_perturb.checkpoints.source import WEIGHTS, of_variant
-from hf_perturb.loading.perturb import counted, refuse_untied
-from hf_perturb.networks.seal import fingerprints, judged, record_now
+from hf_perturb.loading.perturb import counted, quantised_weights, refuse_untied
+from hf_perturb.networks.seal import fingerprints, judged, readable_metadata, record_now
 from hf_perturb.perturbation import Perturbation
 from hf_perturb.perturbation.digest import digest_of_lines, lines_of
 
@@ -78,17 +78,17 @@ def save_model(
 
 def _described(model: PerturbablePreTrainedModel, state: Mapping[str, torch.Tensor] | None) -> _Saving:
     """Return what is true of the tensors that are saved, those of the model if there are no others."""
-    if getattr(model, "is_quantized", False):  # what a quantiser makes of a weight need not be a plain tensor
-        return _Saving(model._record, None, {}, None)
     tensors = model.state_dict() if state is None else state
     # what is kept on a disk came from the checkpoint, and nobody can train it
     lines = {**{name: line for name, line in (model._seal or {}).items() if name in tensors}, **fingerprints(tensors)}
-    refuse_untied("save", model, tensors)
-    whole = digest_of_lines(counted(model, tensors, lines))
     record, digest = judged(model, lines), model.config.digest
     if record is not None and record.base is not None and Path(record.base.name or "").is_absolute():
         # whose disk the base is on is nobody's business
         record = replace(record, base=replace(record.base, name=Path(record.base.name or "").name))
+    if quantised_weights(model):
+        return _Saving(record, None, {}, None)
+    refuse_untied("save", model, tensors)
+    whole = digest_of_lines(counted(model, tensors, lines))
     if record is not None and record.digest is not None and not record.changed:
         # that of the whole control, where this is its trunk, or has a head that was trained
         record = replace(record, digest=whole)
@@ -120,7 +120,7 @@ def _save_file(wrapped: Callable[..., Any], instance: None, args: tuple[Any, ...
     if saving.whole is not None:
         lines |= lines_of({name: tensor for name, tensor in tensors.items() if name not in lines})
     saving.written.append(Path(given["filename"]).name)
-    metadata = {**(given.get("metadata") or {}), **header_metadata(saving.record, lines, saving.whole)}
+    metadata = {**readable_metadata(given.get("metadata") or {}), **header_metadata(saving.record, lines, saving.whole)}
     return wrapped(tensors, given["filename"], metadata=metadata)
 
 

@@ -18,7 +18,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils.hub import cached_file
 
 from .record import CheckpointError, require
-from .seal import altered, fingerprints, is_changed, judged, refuse_incomplete, refuse_misshapen
+from .seal import altered, fingerprints, is_changed, judged, readable_metadata, refuse_incomplete, refuse_misshapen
 from .threads import LOCK
 
 # keywords that find a file; hf_perturb's own list of them does not travel
@@ -44,7 +44,7 @@ def save_alone(model: Any, run: Callable[[], Any], state: Mapping[str, torch.Ten
 
     def told(tensors: Any, filename: Any, metadata: Any = None) -> Any:
         said = {"perturbation": json.dumps(record)} if get_ident() == mine else {}
-        return write(tensors, filename, metadata={**(metadata or {}), **said})
+        return write(tensors, filename, metadata={**readable_metadata(metadata or {}), **said})
 
     with LOCK:  # Transformers has no other way to write into the header of a file
         modeling_utils.safe_save_file = told
@@ -89,7 +89,8 @@ def load_alone(cls: Any, name: Any, model_args: tuple[Any, ...], config: Any, kw
         raise ImportError(f"{problem}: pip install hf-perturb") from error
     refuse_misshapen(name, info, others)
     refuse_incomplete(model, info, name, None, lambda tensor: record is None and model.is_of_language_head(tensor))
-    is_other = model.dtype != getattr(own, "dtype", None) or info["missing_keys"] or info["unexpected_keys"]
+    is_cast = getattr(model, "is_quantized", False) or model.dtype != getattr(own, "dtype", None)
+    is_other = is_cast or info["missing_keys"] or info["unexpected_keys"]
     if record is not None and is_other and not is_changed(record):
         record = altered(record, digest=None)
     model.told(record, None if record is None or is_changed(record) else fingerprints(model.state_dict()))

@@ -5,6 +5,7 @@ A model keeps a fingerprint of every tensor from the moment that its record was 
 installed that is what a digest is made of, elsewhere a checksum, which tells as well whether anything changed.
 """
 
+import json
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -19,9 +20,17 @@ _NAMED = 8  # how many tensors a message names
 _WRAPPED = re.compile(r"\.(base_layer|original_module)\b")  # by PEFT
 
 
+def is_plain(value: Any) -> bool:
+    """Whether what a `state_dict` holds is a tensor with its own numbers, which what a quantiser makes need not be."""
+    if not isinstance(value, torch.Tensor) or type(value).__module__.partition(".")[0] != "torch":
+        return False
+    # one of torch's own that wraps others is spread over devices, or pruned
+    return hasattr(value, "full_tensor") or not hasattr(value, "__tensor_flatten__")
+
+
 def fingerprints(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
     """Return what tells a tensor from any other, for those that have values here; accelerate keeps others on a disk."""
-    here = {name: tensor for name, tensor in tensors.items() if not tensor.is_meta}
+    here = {name: tensor for name, tensor in tensors.items() if is_plain(tensor) and not tensor.is_meta}
     if lines_of is not None:
         return lines_of(here)
     return {name: _checksum(tensor) for name, tensor in here.items()}
@@ -30,6 +39,19 @@ def fingerprints(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
 def _checksum(tensor: torch.Tensor) -> str:
     data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
     return f"{tensor.dtype} {tuple(tensor.shape)} {zlib.crc32(data)}"
+
+
+def readable_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Return what a quantiser says in the header of a file, without what it could not read again.
+
+    Of names without a dot, such as ESM-1's `embed_out`, torchao tells that they are plain, and fails over them.
+    """
+    names = json.loads(metadata.get("tensor_names", "[]"))
+    dotless = {name for name in names if "." not in name}
+    if not dotless:
+        return {**metadata}
+    kept = {key: value for key, value in metadata.items() if key not in dotless}
+    return {**kept, "tensor_names": json.dumps([name for name in names if name not in dotless])}
 
 
 def plainly(named: Mapping[str, Value]) -> dict[str, Value]:
@@ -59,7 +81,7 @@ def judged(model: Any, found: Mapping[str, str]) -> Any:
     if record is None or seal is None or is_changed(record):
         return record
     here = plainly(found)
-    elsewhere = {name for name, tensor in plainly(model.state_dict()).items() if tensor.is_meta}
+    elsewhere = {name for name, tensor in plainly(model.state_dict()).items() if is_plain(tensor) and tensor.is_meta}
     watched = {name: line for name, line in seal.items() if name not in elsewhere and not _is_downstream(name)}
     return record if watched.items() <= here.items() else altered(record, changed=True)
 

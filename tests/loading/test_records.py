@@ -287,17 +287,6 @@ def test_other_tensors_are_saved_with_their_own_record_and_leave_the_model_its(f
     assert hf_perturb.verify_variant(tmp_path / "own").ok
 
 
-def test_what_a_quantiser_made_is_saved_without_a_look_at_its_tensors(folders, tmp_path, monkeypatch):
-    model = load(folders / "carp", dtype=torch.float16)
-    model.is_quantized = True
-    monkeypatch.setattr("hf_perturb.loading.saving.lines_of", pytest.fail)
-    monkeypatch.setattr("hf_perturb.loading.saving.fingerprints", pytest.fail)
-    model.save_pretrained(tmp_path / "out")
-    said = header_of(tmp_path / "out" / "model.safetensors")
-    assert json.loads(said["perturbation"]) == config_of(tmp_path / "out")["perturbation"]
-    assert "digests" not in said
-
-
 def test_a_base_keeps_its_digest_when_other_tensors_are_saved(folders, tmp_path):
     hf_perturb.convert_checkpoint(folders / "carp-base", tmp_path / "base")
     model = load(tmp_path / "base")

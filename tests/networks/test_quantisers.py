@@ -1,17 +1,23 @@
-"""Quantisers find in an ESM what they find in Transformers' own."""
+"""Quantisers find in an ESM what they find in Transformers' own, and a record stays true of what they make."""
 
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 
 import pytest
 import torch
 from parity.stock import STOCKS, padded_batch, stock_model
-from support.models import small_model
+from support.models import model_class, small_model
+from support.quantiser import Rounded, RoundingConfig
+from torch.testing._internal.two_tensor import TwoTensor
 
+import hf_perturb
 from hf_perturb import wrap
+from hf_perturb.checkpoints.headers import read_tensors
 from hf_perturb.checkpoints.origins.stock_esm import our_name
+from hf_perturb.networks.seal import record_now
 
 # torch announces that its own quantiser moves to another package
 pytestmark = [
@@ -60,3 +66,94 @@ def test_a_copied_network_starts_as_the_network_does(copied):
     attention = other.layers[0].self_attn
     largest = [projection.weight.abs().max().item() for projection in (attention.q_proj, attention.out_proj)]
     assert largest == pytest.approx([(3 / 64) ** 0.5, (6 / 64) ** 0.5], rel=0.02)
+
+
+def tokens(model):
+    return torch.arange(4, 24)[None] if model.config.model_type == "fair_esm" else torch.arange(20)[None]
+
+
+def stored(folder):
+    return json.loads((folder / "config.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["esm1", "esm1b", "esm2"])
+def test_a_quantised_control_is_close_claims_no_digest_and_loads_again(name, tmp_path):
+    exact = small_model(name).perturb({"method": "resample", "seed": 7})
+    exact.save_pretrained(tmp_path / "control")
+    assert "digest" in stored(tmp_path / "control")["perturbation"]
+    model = type(exact).from_pretrained(tmp_path / "control", quantization_config=RoundingConfig())
+    assert isinstance(model.layers[0].self_attn.q_proj, Rounded)
+    said = {"method": "resample", "rules": "documented", "seed": 7}
+    assert model.config.perturbation.to_dict() == record_now(model).to_dict() == said
+    with torch.no_grad():
+        logits, expected = (each(tokens(each)).logits for each in (model, exact))
+        assert 0 < (logits - expected).norm() < 0.05 * expected.norm()
+        model.save_pretrained(tmp_path / "quantised")
+        assert stored(tmp_path / "quantised")["perturbation"] == said
+        again = type(exact).from_pretrained(tmp_path / "quantised")
+        assert torch.equal(again(tokens(again)).logits, logits)
+    assert again.config.perturbation.to_dict() == said
+    again.layers[0].final_layer_norm.weight.data.add_(1)
+    again.save_pretrained(tmp_path / "edited")
+    assert stored(tmp_path / "edited")["perturbation"] == {**said, "changed": True}
+
+
+def test_a_quantised_base_claims_no_digest_and_cannot_be_perturbed(tmp_path):
+    small_model("esm2").save_pretrained(tmp_path / "own")
+    hf_perturb.convert_checkpoint(tmp_path / "own", tmp_path / "base")
+    assert "digest" in stored(tmp_path / "base")
+    model = model_class("esm2").from_pretrained(tmp_path / "base", quantization_config=RoundingConfig())
+    assert model.config.digest is None
+    for quantised in (model, torch.ao.quantization.quantize_dynamic(small_model("esm1"))):
+        with pytest.raises(hf_perturb.PerturbationError, match="quantised weights cannot be perturbed"):
+            hf_perturb.perturb(quantised, "reinit")
+
+
+def test_verify_says_that_weights_are_quantised(tmp_path):
+    small_model("esm1").perturb("reinit").save_pretrained(tmp_path / "control")
+    model = model_class("esm1").from_pretrained(tmp_path / "control", quantization_config=RoundingConfig())
+    model.save_pretrained(tmp_path / "quantised")
+    with pytest.raises(hf_perturb.CheckpointError, match=r"weights are quantised \(rounding\)"):
+        hf_perturb.verify_variant(tmp_path / "quantised")
+
+
+def test_a_header_names_no_tensor_that_torchao_could_not_read_again(tmp_path):
+    small_model("esm1").save_pretrained(tmp_path / "base")
+    model = model_class("esm1").from_pretrained(tmp_path / "base", quantization_config=RoundingConfig())
+    model.save_pretrained(tmp_path / "quantised")
+    metadata = read_tensors(tmp_path / "quantised" / "model.safetensors")[1]
+    named = json.loads(metadata["tensor_names"])
+    assert named == [name for name in model.state_dict() if name not in ("embed_out", "embed_out_bias")]
+    assert {*named} < metadata.keys()
+    assert "embed_out" not in metadata
+
+
+@pytest.mark.parametrize("head", ["ForMaskedLM", "ForSequenceClassification"])
+def test_a_load_that_quantises_nothing_says_so(head, tmp_path, caplog):
+    small_model("carp").perturb("reinit").save_pretrained(tmp_path / "control")
+    model = model_class("carp", head).from_pretrained(tmp_path / "control", quantization_config=RoundingConfig())
+    said = f"rounding found nothing to quantise in the trunk of this Carp{head}"
+    assert [said in record.getMessage() for record in caplog.records if record.name == "hf_perturb"] == [True]
+    whole = head == "ForMaskedLM"
+    assert (model.config.perturbation.digest is not None) == whole
+    if whole:
+        model.save_pretrained(tmp_path / "out")
+        assert hf_perturb.verify_variant(tmp_path / "out").ok
+
+
+def test_a_load_that_quantises_says_nothing(tmp_path, caplog):
+    small_model("esm1").save_pretrained(tmp_path / "base")
+    model_class("esm1").from_pretrained(tmp_path / "base", quantization_config=RoundingConfig())
+    assert not [record for record in caplog.records if record.name == "hf_perturb"]
+
+
+@pytest.mark.parametrize("quantise", ["dynamic", "wrapper"])
+def test_a_control_that_is_quantised_in_memory_has_changed(quantise):
+    model = small_model("esm1b").perturb("reinit")
+    if quantise == "dynamic":
+        model = torch.ao.quantization.quantize_dynamic(model)
+    else:
+        weight = model.layers[0].fc1.weight.detach()
+        model.layers[0].fc1.weight = torch.nn.Parameter(TwoTensor(weight, weight))
+    assert record_now(model).changed
+    assert "perturbation-changed:true" in model.model_tags
