@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -12,11 +13,13 @@ from parity.stock import STOCKS, padded_batch, stock_model
 from support.models import model_class, small_model
 from support.quantiser import Rounded, RoundingConfig
 from torch.testing._internal.two_tensor import TwoTensor
+from transformers import PreTrainedModel
 
 import hf_perturb
 from hf_perturb import wrap
 from hf_perturb.checkpoints.headers import read_tensors
 from hf_perturb.checkpoints.origins.stock_esm import our_name
+from hf_perturb.networks.alone import load_alone, save_alone
 from hf_perturb.networks.seal import record_now
 
 # torch announces that its own quantiser moves to another package
@@ -126,6 +129,21 @@ def test_a_header_names_no_tensor_that_torchao_could_not_read_again(tmp_path):
     assert named == [name for name in model.state_dict() if name not in ("embed_out", "embed_out_bias")]
     assert {*named} < metadata.keys()
     assert "embed_out" not in metadata
+
+
+def test_model_files_alone_claim_no_digest_of_quantised_weights(tmp_path, monkeypatch):
+    exact = small_model("esm1").perturb("reinit")
+    exact.save_pretrained(tmp_path / "control")
+    monkeypatch.setattr("hf_perturb.networks.record.Perturbation", None)  # what is not there
+    monkeypatch.setattr("hf_perturb.networks.seal.lines_of", None)
+    given = {"quantization_config": RoundingConfig()}
+    model, _ = load_alone(type(exact), tmp_path / "control", (), None, given)
+    said = {"method": "reinit", "seed": 42, "rules": "documented"}
+    assert model.config.perturbation == said
+    save_alone(model, partial(PreTrainedModel.save_pretrained, model, tmp_path / "quantised"), None)
+    metadata = read_tensors(tmp_path / "quantised" / "model.safetensors")[1]
+    assert "embed_out" not in json.loads(metadata["tensor_names"])
+    assert stored(tmp_path / "quantised")["perturbation"] == json.loads(metadata["perturbation"]) == said
 
 
 @pytest.mark.parametrize("head", ["ForMaskedLM", "ForSequenceClassification"])
