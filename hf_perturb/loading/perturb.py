@@ -190,7 +190,9 @@ def seal_loaded(
 def quantised_weights(model: PerturbablePreTrainedModel) -> list[str]:
     """Return the names of the weights that a quantiser has put something else in the place of."""
     tensors = plainly(model.state_dict())
-    if not getattr(model, "is_quantized", False) and all(map(is_plain, tensors.values())):
+    # those of a byte may be a quantiser's that Transformers does not know of
+    usual = all(is_plain(tensor) and tensor.dtype.itemsize > 1 for tensor in tensors.values())
+    if usual and not getattr(model, "is_quantized", False):
         return []
 
     def is_replaced(name: str) -> bool:

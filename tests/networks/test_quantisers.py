@@ -11,7 +11,7 @@ import pytest
 import torch
 from parity.stock import STOCKS, padded_batch, stock_model
 from support.models import model_class, small_model
-from support.quantiser import Rounded, RoundingConfig
+from support.quantiser import Rounded, RoundingConfig, rounded
 from torch.testing._internal.two_tensor import TwoTensor
 from transformers import PreTrainedModel
 
@@ -107,7 +107,7 @@ def test_a_quantised_base_claims_no_digest_and_cannot_be_perturbed(tmp_path):
     assert "digest" in stored(tmp_path / "base")
     model = model_class("esm2").from_pretrained(tmp_path / "base", quantization_config=RoundingConfig())
     assert model.config.digest is None
-    for quantised in (model, torch.ao.quantization.quantize_dynamic(small_model("esm1"))):
+    for quantised in (model, rounded(small_model("esm1")), torch.ao.quantization.quantize_dynamic(small_model("esm1"))):
         with pytest.raises(hf_perturb.PerturbationError, match="quantised weights cannot be perturbed"):
             hf_perturb.perturb(quantised, "reinit")
 
@@ -165,11 +165,13 @@ def test_a_load_that_quantises_says_nothing(tmp_path, caplog):
     assert not [record for record in caplog.records if record.name == "hf_perturb"]
 
 
-@pytest.mark.parametrize("quantise", ["dynamic", "wrapper"])
+@pytest.mark.parametrize("quantise", ["dynamic", "rounded", "wrapper"])
 def test_a_control_that_is_quantised_in_memory_has_changed(quantise):
     model = small_model("esm1b").perturb("reinit")
     if quantise == "dynamic":
         model = torch.ao.quantization.quantize_dynamic(model)
+    elif quantise == "rounded":
+        rounded(model)
     else:
         weight = model.layers[0].fc1.weight.detach()
         model.layers[0].fc1.weight = torch.nn.Parameter(TwoTensor(weight, weight))

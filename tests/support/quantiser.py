@@ -34,23 +34,25 @@ class Rounded(nn.Module):
         return nn.functional.linear(x, self.weight.to(self.scale.dtype) * self.scale, self.bias)
 
 
+def rounded(model):
+    """Replace the linear layers of a model, in memory and unknown to Transformers."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) is nn.Linear:
+                setattr(module, name, Rounded(child))
+    return model
+
+
 @register_quantizer(NAME)
 class Rounding(HfQuantizer):
     requires_calibration = False
     is_trainable = False
 
-    def _replace(self, model):
-        for module in list(model.modules()):
-            for name, child in module.named_children():
-                if type(child) is nn.Linear:
-                    setattr(module, name, Rounded(child))
-        return model
-
     def _process_model_before_weight_loading(self, model, **kwargs):
-        return self._replace(model) if self.pre_quantized else model
+        return rounded(model) if self.pre_quantized else model
 
     def _process_model_after_weight_loading(self, model, **kwargs):
-        return self._replace(model)
+        return rounded(model)
 
     def is_serializable(self, *args, **kwargs):
         return True
