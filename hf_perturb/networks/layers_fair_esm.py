@@ -46,7 +46,9 @@ class FairEsmRotaryPositions(nn.Module):
     def __init__(self, config: FairEsmConfig):
         super().__init__()
         self.width = config.hidden_size // config.num_attention_heads
-        self.inv_freq = nn.Buffer(self.frequencies())
+        # of the type that the network is built in, where that is not too coarse
+        wide = torch.promote_types(torch.empty(0).dtype, torch.float32)
+        self.inv_freq = nn.Buffer(self.frequencies().to(wide))
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:
         # at least float32: rounded to bfloat16, the angle of position 1000 is off by more than a radian
