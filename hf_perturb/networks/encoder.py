@@ -42,8 +42,8 @@ class EncoderPreTrainedModel(PerturbablePreTrainedModel):
         """Return representation 0 of the original, `(batch, length, hidden_size)`."""
         raise TypeError(f"{type(self).__name__} has no trunk")
 
-    def packs(self, mask: torch.Tensor, **kwargs: Any) -> bool:
-        """Whether the layers may run without padding, and are not slower for it; `mask` is `(batch, length)`."""
+    def packs(self, packing: Packing, **kwargs: Any) -> bool:
+        """Whether the layers may run without padding, and are not slower for it; `kwargs` are those of `forward`."""
         raise TypeError(f"{type(self).__name__} has no trunk")
 
     def stack(self) -> tuple[nn.ModuleList, nn.Module | None]:
@@ -77,9 +77,9 @@ class EncoderPreTrainedModel(PerturbablePreTrainedModel):
             " language head, whose names state_dict() tells"
         )
 
-    def _works_packed(self, mask: torch.Tensor, **kwargs: Any) -> bool:
+    def _works_packed(self, packing: Packing, **kwargs: Any) -> bool:
         """Whether the layers are run without padding: where they may be, and nobody looks at what they do."""
-        return self.config.packing and self.packs(mask, **kwargs) and not is_looked_into(*self.stack())
+        return self.config.packing and self.packs(packing, **kwargs) and not is_looked_into(*self.stack())
 
     def begin(
         self,
@@ -141,8 +141,8 @@ class EncoderPreTrainedModel(PerturbablePreTrainedModel):
         hidden_states, mask = self.begin(input_ids, attention_mask, inputs_embeds, position_ids)
         # CODEPATH: at inference, padding is taken out of the batch before the layers, and is zeros after them;
         # whoever looks inside sees it.
-        packing = Packing.of(mask) if self._works_packed(mask, **kwargs) else None
-        if packing is None:
+        packing = Packing(mask)
+        if not self._works_packed(packing, **kwargs):
             return self.run_layers(hidden_states, mask, positions=position_ids, **kwargs)
         outputs: Any = self.run_layers(
             packing.pack(hidden_states), mask, packing=packing, positions=position_ids, **kwargs
@@ -161,6 +161,7 @@ class EncoderPreTrainedModel(PerturbablePreTrainedModel):
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         depth: int | None = None,
+        device: torch.device | str | None = None,
     ) -> tuple[int, ...]:
         """Show each representation as it is made, so that none has to be kept.
 
@@ -171,6 +172,8 @@ class EncoderPreTrainedModel(PerturbablePreTrainedModel):
             input_ids: tokens, `(batch, length)`.
             attention_mask: `(batch, length)` or `None`.
             depth: the layer to stop after; `None` for the last one.
+            device: where the network takes tokens that are not there yet. Those that are in this process's memory are
+                looked at before they are sent, so that nothing here waits for the device.
 
         Returns:
             The tokens of each sequence.
@@ -178,11 +181,14 @@ class EncoderPreTrainedModel(PerturbablePreTrainedModel):
         Raises:
             ValueError: if an id, a shape, a mask or a length is not one that the network can take.
         """
-        hidden_states, mask = self.begin(input_ids, attention_mask, None)
-        packing = Packing.of(mask)
+        check_inputs(self.config, input_ids, attention_mask, None)
+        packing = Packing(sequence_mask(self.config, input_ids, attention_mask, None))
+        if device is not None:
+            packing, input_ids = packing.to(device), input_ids.to(device)
+        hidden_states = self.embed(input_ids, None, packing.mask)
         # whatever the config wants kept
         nothing: dict[str, Any] = {"output_hidden_states": False, "output_attentions": False}
-        packed = self._works_packed(mask, **nothing)
+        packed = self._works_packed(packing, **nothing)
 
         def show(number: int, representation: torch.Tensor) -> None:
             visit(number, (representation if packed else packing.pack(representation)).squeeze(0))
@@ -191,5 +197,6 @@ class EncoderPreTrainedModel(PerturbablePreTrainedModel):
             hidden_states = packing.pack(hidden_states)
         show(0, hidden_states)
         if depth != 0:
-            self.run_layers(hidden_states, mask, packing if packed else None, show, depth, return_dict=True, **nothing)
+            given = packing if packed else None
+            self.run_layers(hidden_states, packing.mask, given, show, depth, return_dict=True, **nothing)
         return packing.lengths

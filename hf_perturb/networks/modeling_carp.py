@@ -224,15 +224,15 @@ class CarpPreTrainedModel(EncoderPreTrainedModel):
         inputs_embeds = embedder.embedder(input_ids) if inputs_embeds is None else inputs_embeds
         return along_residues(embedder.up_embedder["conv"], inputs_embeds)
 
-    def packs(self, mask: torch.Tensor, **kwargs: Any) -> bool:
+    def packs(self, packing: Packing, **kwargs: Any) -> bool:
         # CODEPATH: the CPU convolves even a batch without padding faster in one row; elsewhere that is not measured.
-        if mask.device.type != "cpu" or not can_pack(mask, self.config, **kwargs):
+        if packing.mask.device.type != "cpu" or not can_pack(packing, self.config, **kwargs):
             return False
         # products in place are not among what autocast casts for
         if torch.is_autocast_enabled("cpu"):
             return False
         # a gap inside a sequence keeps its place, so it cannot be taken out
-        return in_one_piece(mask)
+        return in_one_piece(packing.known)
 
     def stack(self) -> tuple[nn.ModuleList, nn.Module | None]:
         return self.model.embedder.layers, None

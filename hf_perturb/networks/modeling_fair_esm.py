@@ -169,8 +169,8 @@ class FairEsmPreTrainedModel(EncoderPreTrainedModel):
             hidden_states = hidden_states * mask.unsqueeze(-1).to(hidden_states)
         return hidden_states
 
-    def packs(self, mask: torch.Tensor, **kwargs: Any) -> bool:
-        return can_pack(mask, self.config, **kwargs) and not bool(mask.all())
+    def packs(self, packing: Packing, **kwargs: Any) -> bool:
+        return can_pack(packing, self.config, **kwargs) and sum(packing.lengths) < packing.mask.numel()
 
     def stack(self) -> tuple[nn.ModuleList, nn.Module | None]:
         return self.layers, self.emb_layer_norm_after

@@ -2,9 +2,8 @@
 """Batches without padding: the tokens of all sequences in one row, so that no layer works on what is not there."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
-from itertools import accumulate
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import torch
@@ -21,25 +20,33 @@ _WITHOUT_EYES = ("transformers.utils.output_capturing", "torch.distributed", "ac
 
 @dataclass(frozen=True)
 class Packing:
-    """Where the tokens of a batch are, with and without its padding.
+    """Where the tokens of a batch are, with and without its padding; all of it is worked out when it is first used.
+
+    Only `known` waits for the device, so a batch waits once, however many layers it goes through.
 
     Args:
         mask: which positions are not padding, `(batch, length)`.
-        places: those positions in the flattened batch, `(tokens,)`.
-        lengths: tokens of each sequence; `sum(lengths)` is `tokens`.
     """
 
     mask: torch.Tensor
-    places: torch.Tensor
-    lengths: tuple[int, ...]
     # what is worked out once for all layers
     _neighbours: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict, init=False, repr=False)
     _elsewhere: dict[torch.device, "Packing"] = field(default_factory=dict, init=False, repr=False)
 
-    @classmethod
-    def of(cls, mask: torch.Tensor) -> "Packing":
-        """Find the tokens of a mask; waits for the device."""
-        return cls(mask, mask.flatten().nonzero().squeeze(-1), tuple(mask.sum(-1).tolist()))
+    @cached_property
+    def known(self) -> torch.Tensor:
+        """The mask, in this process's memory."""
+        return self.mask.cpu()
+
+    @cached_property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of each sequence."""
+        return tuple(self.known.sum(-1).tolist())
+
+    @cached_property
+    def places(self) -> torch.Tensor:
+        """Which positions of the flattened batch are not padding, `(tokens,)`."""
+        return self.known.flatten().nonzero().squeeze(-1).to(self.mask.device, non_blocking=True)
 
     def pack(self, x: torch.Tensor) -> torch.Tensor:
         """Take the padding out: `(batch, length, ...)` to `(1, tokens, ...)`."""
@@ -53,12 +60,16 @@ class Packing:
 
     def to(self, device: Any, **kwargs: Any) -> "Packing":
         """Move to another device; what spreads a network over devices calls this between its layers."""
-        places = self.places.to(device, **kwargs)
-        if places is self.places:
-            return self
-        if places.device not in self._elsewhere:
-            self._elsewhere[places.device] = replace(self, mask=self.mask.to(device, **kwargs), places=places)
-        return self._elsewhere[places.device]
+        device = torch.device(device)
+        if device not in self._elsewhere:
+            mask = self.mask.to(device, **kwargs)
+            if mask is self.mask:
+                return self
+            self._elsewhere[device] = moved = Packing(mask)
+            # nobody has to wait twice
+            places = self.places.to(device, **kwargs)
+            moved.__dict__.update(known=self.known, lengths=self.lengths, places=places)
+        return self._elsewhere[device]
 
     @cached_property
     def positions(self) -> torch.Tensor:
@@ -68,14 +79,34 @@ class Packing:
     @cached_property
     def bounds(self) -> torch.Tensor:
         """Where each sequence begins, and where the last ends, int32 `(batch + 1,)`."""
-        return torch.tensor([0, *accumulate(self.lengths)], dtype=torch.int32, device=self.places.device)
+        return torch.nn.functional.pad(self.mask.sum(-1).cumsum(0), (1, 0)).int()
 
     @cached_property
     def with_extra(self) -> torch.Tensor:
         """Index that puts one more row, that after the last token, at the end of each sequence, `(tokens + batch,)`."""
-        rows = torch.arange(len(self.places), device=self.places.device)
-        extra = rows.new_full((1,), len(rows))
-        return torch.cat([part for sequence in rows.split(self.lengths) for part in (sequence, extra)])
+        tokens = torch.arange(len(self.places), device=self.places.device)
+        index = tokens.new_full((len(tokens) + len(self.mask),), len(tokens))
+        # a token has one row more before it for each sequence that has ended
+        return index.index_copy_(0, tokens + self.places // self.mask.shape[1], tokens)
+
+    @cached_property
+    def padded(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Row of the token at each position, `(batch, length)`, and the mask as attention takes it.
+
+        Where padding is, it is the row of a token of the same sequence: a number that is none would spread to another,
+        since zero times it is none either.
+        """
+        after, first = self.mask.flatten().cumsum(0).view(self.mask.shape), self.bounds[:-1].long().unsqueeze(-1)
+        # a row that is padding alone has no token, and what is worked out for it is not looked at
+        rows = torch.maximum(after - 1, first).clamp(max=len(self.places) - 1)
+        return rows, self.mask[:, None, None, :]
+
+    @cached_property
+    def padded_with_extra(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `padded`, of rows that have one more at the end of each sequence, `(batch, length + 1)`."""
+        (rows, mask), ends = self.padded, self.bounds[1:].long().unsqueeze(-1)
+        before = torch.arange(len(ends), device=ends.device).unsqueeze(-1)
+        return torch.cat([rows, ends], dim=1) + before, torch.nn.functional.pad(mask, (0, 1), value=True)
 
     def neighbours(self, taps: int, dilation: int) -> torch.Tensor:
         """Rows that the taps of a dilated convolution see, `(tokens, taps)`; `tokens` where the sequence has ended."""
@@ -88,10 +119,10 @@ class Packing:
         return self._neighbours[taps, dilation]
 
 
-def can_pack(mask: torch.Tensor, config: Any, **kwargs: Any) -> bool:
-    """Whether a batch with this mask, `(batch, length)`, gives the same without its padding; `kwargs` of `forward`."""
+def can_pack(packing: Packing, config: Any, **kwargs: Any) -> bool:
+    """Whether a batch gives the same without its padding; `kwargs` of `forward`."""
     # a graph that is traced or exported must hold for other batches, and nothing of it has values
-    if not has_values(mask):
+    if not has_values(packing.mask):
         return False
     # in the originals padding has gradients too, for whoever lets it into the loss
     if torch.is_grad_enabled():
@@ -102,7 +133,8 @@ def can_pack(mask: torch.Tensor, config: Any, **kwargs: Any) -> bool:
     # others want a mask of their own kind
     if config._attn_implementation not in (None, "eager", "sdpa"):
         return False
-    return bool(mask.any())
+    # last: who asks for it waits for the device
+    return any(packing.lengths)
 
 
 def is_looked_into(*modules: nn.Module | None) -> bool:
@@ -177,12 +209,43 @@ def packed_attention(
     config: Any = module.config
     if config._attn_implementation == "sdpa" and _has_varlen(query):
         return _varlen_attention(query, key, value, packing, extra)
+    attend = _attention_one_by_one if query.device.type == "cpu" else _padded_attention
+    return attend(partial(interface, module, dropout=0.0, scaling=scaling), query, key, value, packing, extra)
+
+
+def _attention_one_by_one(
+    attend: Callable[..., Any],
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    packing: Packing,
+    extra: bool,
+) -> torch.Tensor:
+    """Call a function for each sequence, without padding: the CPU loses nothing by that, and works on less."""
     lengths = list(packing.lengths)
     key_lengths = [length + extra for length in lengths]
     parts = zip(query.split(lengths, 2), key.split(key_lengths, 2), value.split(key_lengths, 2), strict=True)
     # a row may be padding alone, and not every function takes nothing
     some = (part for part in parts if part[0].numel())
-    return torch.cat([interface(module, *part, None, dropout=0.0, scaling=scaling)[0] for part in some], dim=1)
+    return torch.cat([attend(*part, attention_mask=None)[0] for part in some], dim=1)
+
+
+def _padded_attention(
+    attend: Callable[..., Any],
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    packing: Packing,
+    extra: bool,
+) -> torch.Tensor:
+    """Put the padding back and call a function once: a device that is far away gets as many calls as one sequence."""
+    packing = packing.to(query.device)
+    (rows, _), (key_rows, mask) = packing.padded, packing.padded_with_extra if extra else packing.padded
+    padded = (
+        x.squeeze(0).transpose(0, 1).index_select(0, at.flatten()).unflatten(0, at.shape).transpose(1, 2)
+        for x, at in ((query, rows), (key, key_rows), (value, key_rows))
+    )
+    return packing.pack(attend(*padded, attention_mask=mask)[0])
 
 
 def _has_varlen(query: torch.Tensor) -> bool:

@@ -388,7 +388,45 @@ def test_convolutions_are_those_of_each_sequence_alone(lengths, taps, dilation, 
     for rows in (7, 1024):
         with mock.patch.object(convolution, "_GATHERED", rows):
             for convolve in (convolution.packed_convolution, convolution.gathered_convolution):
-                same(convolve(x, weight, bias, dilation, Packing.of(mask)), torch.cat(alone))
+                same(convolve(x, weight, bias, dilation, Packing(mask)), torch.cat(alone))
+
+
+ATTENTIONS = [case for case in CASES if case[0] != "carp"]
+
+
+@pytest.mark.parametrize("layout", [*LAYOUTS, "gaps"])
+@pytest.mark.parametrize(("name", "attention"), ATTENTIONS)
+def test_one_call_for_all_sequences_gives_what_a_call_for_each_gives(name, attention, layout, monkeypatch):
+    model = build(name, attention)
+    batch = batch_of(model, layout)
+    inside, padded = batch["attention_mask"], model(**batch).logits
+    with torch.no_grad():
+        one_by_one = model(**batch).logits
+        at_once = mock.Mock(side_effect=packing._padded_attention)
+        monkeypatch.setattr(packing, "_attention_one_by_one", at_once)
+        output = model(**batch).logits
+        assert at_once.call_count == model.config.num_hidden_layers
+        same(output[inside], padded[inside])
+        same(output[inside], one_by_one[inside])
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            same(model(**batch).logits[inside].float(), padded[inside], atol=0.1)
+
+
+@pytest.mark.parametrize("layout", ["right", "left", "empty"])
+@pytest.mark.parametrize(("name", "attention"), ATTENTIONS)
+@torch.no_grad()
+def test_what_is_no_number_stays_in_its_sequence(name, attention, layout, monkeypatch):
+    monkeypatch.setattr(packing, "_attention_one_by_one", packing._padded_attention)
+    model = build(name, attention)
+    batch = batch_of(model, layout)
+    embeds = model.get_input_embeddings()(batch["input_ids"])
+    embeds[2] = torch.nan
+    inside = batch["attention_mask"]
+    logits = model(inputs_embeds=embeds, attention_mask=inside).logits
+    is_number = logits.isfinite().all(-1)
+    assert not is_number[2][inside[2]].any()
+    inside[2] = False
+    assert is_number[inside].all()
 
 
 def varlen(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k):
@@ -468,11 +506,15 @@ def test_cuda_follows_fp32_on_the_cpu(name, dtype, autocast):
 
 def test_a_packing_takes_tokens_out_and_puts_them_back():
     mask = torch.tensor([[0, 1, 1, 0], [0, 0, 0, 0], [1, 0, 1, 1]], dtype=torch.bool)
-    packed = Packing.of(mask)
+    packed = Packing(mask)
     assert packed.lengths == (2, 0, 3)
     assert packed.bounds.tolist() == [0, 2, 2, 5]
     assert packed.positions.tolist() == [1, 2, 0, 2, 3]
     assert packed.with_extra.tolist() == [0, 1, 5, 5, 2, 3, 4, 5]
+    assert packed.padded[0].tolist() == [[0, 0, 1, 1], [2, 2, 2, 2], [2, 2, 3, 4]]
+    rows, seen = packed.padded_with_extra
+    assert rows.tolist() == [[0, 0, 1, 1, 2], [3, 3, 3, 3, 3], [4, 4, 5, 6, 7]]
+    assert seen.int().tolist() == [[[[0, 1, 1, 0, 1]]], [[[0, 0, 0, 0, 1]]], [[[1, 0, 1, 1, 1]]]]
     assert packed.neighbours(3, 1).tolist() == [[5, 0, 1], [0, 1, 5], [5, 2, 3], [2, 3, 4], [3, 4, 5]]
     x = torch.randn(3, 4, 2)
     assert torch.equal(packed.unpack(packed.pack(x)), x * mask[..., None])
@@ -481,3 +523,4 @@ def test_a_packing_takes_tokens_out_and_puts_them_back():
     moved = packed.to("meta")
     assert (moved.mask.device.type, moved.places.device.type, moved.lengths) == ("meta", "meta", packed.lengths)
     assert packed.to(torch.device("meta")) is moved
+    assert moved.known is packed.known
