@@ -12,6 +12,7 @@ from hf_perturb.checkpoints.network import alphabet_of
 from hf_perturb.embedding.fasta import Record
 from hf_perturb.embedding.model import memory_told
 from hf_perturb.embedding.options import Choices
+from hf_perturb.embedding.pooling import Pooling
 
 
 @dataclass(frozen=True)
@@ -97,57 +98,31 @@ def embed_batch(
     at_once = max(1, tokens // (max(map(len, windows)) + encoder.special))
     # the first weights of a network that is larger than its devices are nowhere until they are needed
     device = "cpu" if model.device.type == "meta" else model.device
-    kept: dict[str, list[Any]] = {}
+    pooling = Pooling([unit.windows for unit in units], len(encoder.begin), encoder.special)
+    kept: dict[str, torch.Tensor] = {}
     seen: dict[int, list[torch.Tensor]] = {layer: [] for layer in choices.layers}
     for begin in range(0, len(windows), at_once):
         part = windows[begin : begin + at_once]
-        lengths = [len(window) + encoder.special for window in part]
 
-        def visit(layer: int, values: torch.Tensor, lengths: list[int] = lengths) -> None:
+        def visit(layer: int, values: torch.Tensor, end: int = begin + len(part)) -> None:
             if layer in seen:
-                rows = [row.float() for row in values.split(lengths)]
                 # those of one long record may be too much for a device
-                seen[layer] += rows if len(lengths) == len(windows) else [row.cpu() for row in rows]
-                if len(seen[layer]) == len(windows):
-                    kept.update(_keep(layer, units, seen.pop(layer), encoder, choices))
+                seen[layer].append(values.float() if at_once >= len(windows) else values.float().cpu())
+                if end == len(windows):
+                    kept.update(_keep(layer, seen.pop(layer), pooling, choices))
 
-        size = f"{len(part)} rows of up to {max(lengths)} tokens"
+        size = f"{len(part)} rows of up to {max(map(len, part)) + encoder.special} tokens"
         with memory_told(f"{device}, for a batch of {size}; give fewer with --tokens, or a smaller --dtype"):
-            model.visit_representations(visit, encoder.encode(part).to(device), depth=choices.layers[-1])
-    return kept
+            model.visit_representations(visit, encoder.encode(part), depth=choices.layers[-1], device=device)
+    vectors = {name: list(kept[name].cpu().numpy()) for name, _, _ in choices.vectors}
+    residues = {name: kept[name].split(pooling.lengths) for name, _ in choices.residues}
+    return {**vectors, **{name: [rows.numpy() for rows in each] for name, each in residues.items()}}
 
 
-def _keep(
-    layer: int, units: Sequence[Unit], seen: list[torch.Tensor], encoder: Encoder, choices: Choices
-) -> dict[str, list[Any]]:
-    """Pool one layer; `seen` has `(tokens, hidden_size)` for each window of each unit."""
-    first, special = len(encoder.begin), encoder.special
-    each = iter(seen)
-    rows = [[next(each) for _ in unit.windows] for unit in units]
-    residues = [
-        _joined(unit, [row[first : len(row) - special + first] for row in windows])
-        for unit, windows in zip(units, rows, strict=True)
-    ]
-    kept: dict[str, list[Any]] = {}
-    for name, pool, number in choices.vectors:
-        if number == layer:
-            # windows of a sequence begin with a token each
-            heads = [torch.stack([row[0] for row in windows]).mean(0) for windows in rows] if pool == "cls" else []
-            pooled = torch.stack(heads or [x.mean(0) if pool == "mean" else x.amax(0) for x in residues])
-            kept[name] = list(pooled.cpu().numpy())
-    for name, number in choices.residues:
-        if number == layer:
-            kept[name] = [x.cpu().numpy() for x in residues]
-    return kept
-
-
-def _joined(unit: Unit, windows: list[torch.Tensor]) -> torch.Tensor:
-    """Average over the windows that see a residue, `(residues, hidden_size)`."""
-    if len(windows) == 1:
-        return windows[0]
-    length = unit.windows[-1][1]
-    total, seen = windows[0].new_zeros(length, windows[0].shape[1]), windows[0].new_zeros(length, 1)
-    for (first, last), values in zip(unit.windows, windows, strict=True):
-        total[first:last] += values
-        seen[first:last] += 1
-    return total / seen
+def _keep(layer: int, seen: list[torch.Tensor], pooling: Pooling, choices: Choices) -> dict[str, torch.Tensor]:
+    """Pool one layer; vectors stay where they are, so that nobody waits for them between two layers."""
+    values = seen[0] if len(seen) == 1 else torch.cat(seen)
+    residues = pooling.residues(values)
+    kept = {name: pooling.pooled(pool, values, residues) for name, pool, number in choices.vectors if number == layer}
+    # all layers of these would be too much for a device
+    return kept | {name: residues.cpu() for name, number in choices.residues if number == layer}

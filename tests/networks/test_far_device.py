@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from support.far_device import FarDevice
@@ -88,3 +91,18 @@ def test_tokens_that_are_sent_are_looked_at_before(model, name):
         with pytest.raises(ValueError, match="input_ids: got ids from 99 to 99"):
             model.visit_representations(visit, torch.full((1, 3), 99), device=far.device)
     assert counts == [0] * len(shown)
+
+
+_WRONG = """
+import torch, hf_perturb
+model = hf_perturb.CarpModel(hf_perturb.CarpConfig(hidden_size=16, num_hidden_layers=2, embedding_size=4)).cuda()
+model(torch.full((2, 5), 99, device="cuda"))
+torch.cuda.synchronize()
+"""
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_cuda_says_which_ids_are_allowed():
+    done = subprocess.run([sys.executable, "-c", _WRONG], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode != 0
+    assert "input_ids: allowed: 0 to" in done.stderr
