@@ -80,7 +80,7 @@ def compare(base: Path, fasta: Path, folder: Path, facts: dict[str, Any], option
     runs = alternate(commands, 1, clear, lambda: None)
     agreement = {name: agreement_of(folder / name, folder / peer) for name in commands if name != peer}
     for name, found in agreement.items():
-        demand_agreement(name, peer, found, exact=name == "ours float32")
+        demand_agreement(name, peer, found, exact=name == "ours float32", device=options.device)
     more = alternate(commands, options.repeat - 1, clear, lambda: None)
     peaks = {
         dtype: json.loads(measure(script("matmul_peak.py", dtype, "--device", options.device)).printed)["flops"]

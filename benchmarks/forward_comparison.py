@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from benchmarking import MB, Run, alternate, measure, say, warm, weights_of, write_json
 from network_runs import DTYPES, add_network_options, demand_agreement, export, header, print_title, random_base, script
 from networks import NETWORKS, SHOWN, choose, with_padding, write_fasta
-from option_types import positive
+from option_types import positive, to_write
 
 # the first of each is what the others are compared with
 PEERS = {"esm": ("fair-esm", "transformers"), "carp": ("sequence-models",)}
@@ -37,9 +37,12 @@ def add_forward_options(command: ArgumentParser) -> None:
     """Add the options of `forward`."""
     add_network_options(command, SHOWN, sequences=32)
     command.add_argument("--network", nargs="+", choices=PEERS, default=list(PEERS), help="default: both")
-    command.add_argument("--batch", type=positive, default=8, metavar="N", help="sequences; default: %(default)s")
+    batch = "sequences; several sizes have a table each; default: 8"
+    command.add_argument("--batch", nargs="+", type=positive, default=[8], metavar="N", help=batch)
     kinds = "of the peers; default: float32"
     command.add_argument("--peer-dtype", nargs="+", choices=DTYPES, default=["float32"], help=kinds)
+    markdown = "write a row for each network and batch, as docs/performance.md has them"
+    command.add_argument("--markdown", type=to_write, metavar="FILE", help=markdown)
     command.add_argument("--profile", action="store_true", help="which operators take our side's time")
 
 
@@ -52,13 +55,15 @@ def run_forward(options: Namespace) -> None:
         with random_base(size, options, copies=family == "esm") as (base, folder, facts):
             sides = sides_of(family, base, folder, options)
             facts = {"network": family, "size": size, **facts}
-            print_title(facts, data, f" in batches of {options.batch}")
+            print_title(facts, data, f" in batches of {', '.join(map(str, options.batch))}")
             reference = Side(PEERS[family][0], "float32", base)
             facts["agreement"] = check(reference, sides, records, folder, options.device)
             facts.update(compare(sides, facts, records, folder, options))
         print_rows(facts)
         data["networks"].append(facts)
         write_json(data, options.json)  # after each: the last may take an hour
+        if options.markdown is not None:
+            options.markdown.write_text(markdown(data), encoding="utf-8")
 
 
 def sides_of(family: str, base: Path, folder: Path, options: Namespace) -> list[Side]:
@@ -88,7 +93,7 @@ def check(
     for side in (side for side in sides if side != reference):
         printed = measure(side.command(fasta, device, "--reference", outputs)).printed
         found[str(side)] = json.loads(printed)
-        demand_agreement(str(side), str(reference), found[str(side)], exact=side.dtype == "float32")
+        demand_agreement(str(side), str(reference), found[str(side)], side.dtype == "float32", device)
     return found
 
 
@@ -102,7 +107,7 @@ def compare(
     """
     fasta = write_fasta(records, folder / "sequences.fasta")
     commands = {
-        str(side): side.command(fasta, options.device, "--batch", options.batch, *["--alone"][: side.who == "ours"])
+        str(side): side.command(fasta, options.device, "--batch", *options.batch, *["--alone"][: side.who == "ours"])
         for side in sides
     }
     peaks = {dtype: f"matrices {dtype}" for dtype in dict.fromkeys(side.dtype for side in sides)}
@@ -117,14 +122,26 @@ def compare(
         name: [(run, json.loads(run.printed)) for run in taken]
         for name, taken in alternate(commands, options.repeat, before, lambda: None).items()
     }
-    lengths = [len(sequence) for _, sequence in records]
     flops = {dtype: max(printed["flops"] for _, printed in runs[name]) for dtype, name in peaks.items()}
-    orders = {side: runs[str(side)][0][1]["seconds"] for side in sides}
-    rows = [row(side, order, runs[str(side)], sum(lengths)) for side in sides for order in orders[side]]
-    add_ratios(rows, operations(facts, lengths) / sum(lengths), flops)
+    lengths, rows = [len(sequence) for _, sequence in records], []
+    for batch in options.batch:
+        of_batch = {str(side): [(run, printed[str(batch)]) for run, printed in runs[str(side)]] for side in sides}
+        orders = {side: of_batch[str(side)][0][1]["seconds"] for side in sides}
+        some = [
+            {"batch": batch, **row(side, order, of_batch[str(side)], sum(lengths))}
+            for side in sides
+            for order in orders[side]
+        ]
+        add_ratios(some, operations(facts, lengths) / sum(lengths), flops)
+        rows += some
     profiles = {side.dtype: commands[str(side)] for side in sides if side.who == "ours" and options.profile}
-    profile = {dtype: json.loads(measure([*it, "--profile"]).printed)["profile"] for dtype, it in profiles.items()}
+    profile = {dtype: profile_of(command, options.batch[0]) for dtype, command in profiles.items()}
     return {"rows": rows, "peaks": flops, "profile": profile}
+
+
+def profile_of(command: list[str], batch: int) -> list[dict[str, Any]]:
+    """Return which operators take the time of a side, in batches of one size."""
+    return json.loads(measure([*command, "--batch", str(batch), "--profile"]).printed)[str(batch)]["profile"]
 
 
 def row(side: Side, order: str, runs: list[tuple[Run, dict[str, Any]]], residues: int) -> dict[str, Any]:
@@ -141,6 +158,7 @@ def row(side: Side, order: str, runs: list[tuple[Run, dict[str, Any]]], residues
         "peak_bytes": max(run.peak for run, _ in runs),
         "device_peak_bytes": None if None in on_device else max(on_device),
         "threads": runs[0][1]["threads"],
+        "device_name": runs[0][1]["device_name"],
     }
 
 
@@ -167,25 +185,58 @@ def add_ratios(rows: list[dict[str, Any]], operations_per_residue: float, flops:
 
 def print_rows(facts: dict[str, Any]) -> None:
     """Print the table of a network, a row for each side, type and order; then what takes the time."""
-    peers = [name.split() for name in facts["rows"][0]["ratios"]]
+    batches = dict.fromkeys(r["batch"] for r in facts["rows"])
+    for batch in batches:
+        if len(batches) > 1:
+            print(f"in batches of {batch}:")
+        print_batch([r for r in facts["rows"] if r["batch"] == batch])
+    reached = ", ".join(f"{dtype} {rate / 1e9:.0f}" for dtype, rate in facts["peaks"].items())
+    print(f"the peak is that of multiplying large matrices here, in 10^9 operations a second: {reached}")
+    for dtype, profile in facts["profile"].items():
+        shares = ", ".join(f"{it['operator'].removeprefix('aten::')} {it['share']:.1%}" for it in profile)
+        print(f"time of ours {dtype}, sorted: {shares}", flush=True)
+
+
+def print_batch(rows: list[dict[str, Any]]) -> None:
+    """Print the rows of batches of one size."""
+    peers = [name.split() for name in rows[0]["ratios"]]
     above, below = ("".join(f"{part[place]:>17}" for part in peers) for place in (0, 1))
-    on_device = facts["rows"][0]["device_peak_bytes"] is not None
+    on_device = rows[0]["device_peak_bytes"] is not None
     print(f"{'':<33}{'':>18}{above if peers else ''}")
     print(
         f"{'':<33}{'residues/s':>18}{below}{'of peak':>9}{'MB':>8}{'on device, MB' if on_device else '':>15}".rstrip()
     )
-    for r in facts["rows"]:
+    for r in rows:
         rate = f"{r['best_residues_per_second']:.0f} ({r['median_residues_per_second']:.0f})"
         ratios = "".join(f"{ratio:>16.2f}x" for ratio in r["ratios"].values())
         device = f"{r['device_peak_bytes'] / MB:>15.0f}" if on_device else ""
         cells = f"{rate:>18}{ratios}{r['peak_share']:>9.1%}{r['peak_bytes'] / MB:>8.0f}{device}"
         print(f"{r['side']:<16}{r['dtype']:<10}{r['order']:<7}{cells}", flush=True)
-    reached = ", ".join(f"{dtype} {rate / 1e9:.0f}" for dtype, rate in facts["peaks"].items())
-    for alone in (r for r in facts["rows"] if r["order"] == "alone"):
-        rates = {r["order"]: r["best_residues_per_second"] for r in facts["rows"] if side_of(r) == side_of(alone)}
+    for alone in (r for r in rows if r["order"] == "alone"):
+        rates = {r["order"]: r["best_residues_per_second"] for r in rows if side_of(r) == side_of(alone)}
         said = ", ".join(f"{order} {rates[order] / rates['alone']:.0%}" for order in ("file", "sorted"))
         print(f"{' '.join(side_of(alone))}, of the rate of each sequence by itself, without padding: {said}")
-    print(f"the peak is that of multiplying large matrices here, in 10^9 operations a second: {reached}")
-    for dtype, profile in facts["profile"].items():
-        shares = ", ".join(f"{it['operator'].removeprefix('aten::')} {it['share']:.1%}" for it in profile)
-        print(f"time of ours {dtype}, sorted: {shares}", flush=True)
+
+
+def markdown(data: dict[str, Any]) -> str:
+    """Return the table of docs/performance.md: the first peer in both orders, then ours in each type, in both mixed."""
+    ours = list(dict.fromkeys(r["dtype"] for it in data["networks"] for r in it["rows"] if r["side"] == "ours"))
+    titles = ["", "original", "original, sorted"]
+    titles += [title for dtype in ours for title in (f"ours, {dtype}", "times the sorted")]
+    lines = [titles, ["---"] * len(titles)]
+    for facts in data["networks"]:
+        peer = PEERS[facts["network"]][0]
+        for batch in dict.fromkeys(r["batch"] for r in facts["rows"]):
+            rates = {
+                (*side_of(r), r["order"]): r["best_residues_per_second"] for r in facts["rows"] if r["batch"] == batch
+            }
+            [dtype, *_] = [dtype for side, dtype, _ in rates if side == peer]
+            theirs = [rates[peer, dtype, order] for order in ("file", "sorted")]
+            cells = [f"{facts['network'].upper()} {facts['size']}, {peer}, {batch}", *(f"{x:,.0f}" for x in theirs)]
+            for dtype in ours:
+                rate = rates["ours", dtype, "file"]
+                cells += [f"{rate:,.0f}", f"{rate / theirs[1]:.1f}"]
+            lines.append(cells)
+    where = data["networks"][0]["rows"][0]["device_name"] or f"{data['machine']['cores']} cores"
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return f"{table}\n\nResidues a second on {where}, the best of {data['repeat']}; the last number is the batch.\n"

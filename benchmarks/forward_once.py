@@ -115,6 +115,8 @@ def seconds_of_a_pass(side: Side, pass_: list[Any], device: str) -> float:
 
 def timings(side: Side, sequences: list[str], size: int, device: str, alone: bool) -> dict[str, Any]:
     """Time passes in the file's order and sorted by length, and on request without padding, in turn."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     passes = {
         "file": batches(side, sequences, size, device),
         "sorted": batches(side, sorted(sequences, key=len), size, device),
@@ -129,7 +131,8 @@ def timings(side: Side, sequences: list[str], size: int, device: str, alone: boo
         for order, pass_ in passes.items():
             seconds[order].append(seconds_of_a_pass(side, pass_, device))
     peak = torch.cuda.max_memory_allocated() if device == "cuda" else None
-    return {"seconds": seconds, "threads": torch.get_num_threads(), "device_peak_bytes": peak}
+    name = torch.cuda.get_device_name() if device == "cuda" else None
+    return {"seconds": seconds, "threads": torch.get_num_threads(), "device_peak_bytes": peak, "device_name": name}
 
 
 def on_residues(side: Side, sequences: list[str], device: str) -> dict[str, torch.Tensor]:
@@ -164,7 +167,7 @@ def main() -> None:
     parser.add_argument("side", choices=("fair-esm", "sequence-models", "transformers", "ours"))
     parser.add_argument("folder", type=Path, help="a base; for transformers, its export")
     parser.add_argument("fasta", type=Path)
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--batch", type=int, nargs="+", default=[8])
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--save", type=Path, metavar="FILE", help="write outputs in place of timing")
@@ -187,7 +190,7 @@ def main() -> None:
             print(json.dumps({name: differences(outputs[name], theirs) for name, theirs in reference.items()}))
             return
         what = shares_of_time if options.profile else partial(timings, alone=options.alone)
-        print(json.dumps(what(side, sequences, options.batch, options.device)))
+        print(json.dumps({size: what(side, sequences, size, options.device) for size in options.batch}))
 
 
 if __name__ == "__main__":

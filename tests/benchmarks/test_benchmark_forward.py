@@ -105,6 +105,34 @@ def test_forward_is_timed_beside_the_peer(tmp_path):
     assert not any((tmp_path / "work").iterdir()), "bases are removed"
 
 
+def test_forward_writes_the_table_of_the_documentation(tmp_path):
+    data, table = tmp_path / "forward.json", tmp_path / "forward.md"
+    options = ["--size", "tiny-esm", "--sequences", 5, "--batch", 2, 4, "--repeat", 1, "--profile"]
+    done = run_script("benchmark.py", "forward", *options, "--json", data, "--markdown", table)
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stdout.splitlines() if line.startswith("in batches")] == [
+        "in batches of 2:",
+        "in batches of 4:",
+    ]
+    [network] = json.loads(data.read_text())["networks"]
+    rates = {
+        (row["batch"], row["side"], row["dtype"], row["order"]): row["best_residues_per_second"]
+        for row in network["rows"]
+    }
+    title, _, *rows, _, note = table.read_text().splitlines()
+    assert title == (
+        "|  | original | original, sorted | ours, float32 | times the sorted | ours, bfloat16 | times the sorted |"
+    )
+    assert "Residues a second on" in note
+    for batch, row in zip((2, 4), rows, strict=True):
+        _, name, *cells, _ = (cell.strip() for cell in row.split("|"))
+        assert name == f"ESM tiny-esm, fair-esm, {batch}"
+        theirs = [rates[batch, "fair-esm", "float32", order] for order in ("file", "sorted")]
+        ours = [rates[batch, "ours", dtype, "file"] for dtype in ("float32", "bfloat16")]
+        expected = [*theirs, ours[0], ours[0] / theirs[1], ours[1], ours[1] / theirs[1]]
+        assert [float(cell.replace(",", "")) for cell in cells] == pytest.approx(expected, rel=0.05, abs=0.5)
+
+
 def test_embed_is_timed_beside_the_extraction_of_the_original(tmp_path):
     data = tmp_path / "embed.json"
     options = ["--size", "tiny-esm", "--sequences", 3, "--dtype", "float32", "--repeat", 1]

@@ -9,8 +9,9 @@ import pytest
 import torch
 from support.far_device import FarDevice
 from support.models import CONFIGS, small_model
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from hf_perturb.networks import inputs
+from hf_perturb.networks import inputs, packing
 
 WIDTH = 33
 CASES = [(n, a) for n in CONFIGS if n != "carp" for a in ("eager", "sdpa")] + [("carp", None)]
@@ -93,6 +94,18 @@ def test_tokens_that_are_sent_are_looked_at_before(model, name):
     assert counts == [0] * len(shown)
 
 
+@pytest.mark.parametrize("extra", [False, True])
+@torch.no_grad()
+def test_the_kernel_of_torch_takes_what_it_is_given(extra):
+    known = packing.Packing(torch.arange(9) < torch.tensor([9, 4])[:, None])
+    assert (known.lengths, len(known.places)) == ((9, 4), 13)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        options = {"device": "lazy:0", "dtype": torch.bfloat16}
+        query, key = torch.empty(1, 4, 13, 16, **options), torch.empty(1, 4, 13 + 2 * extra, 16, **options)
+        output = packing._varlen_attention(query, key, key, known.to("lazy:0"), extra)
+    assert (output.shape, output.dtype) == ((1, 13, 4, 16), torch.bfloat16)
+
+
 _WRONG = """
 import torch, hf_perturb
 model = hf_perturb.CarpModel(hf_perturb.CarpConfig(hidden_size=16, num_hidden_layers=2, embedding_size=4)).cuda()
@@ -105,4 +118,4 @@ torch.cuda.synchronize()
 def test_cuda_says_which_ids_are_allowed():
     done = subprocess.run([sys.executable, "-c", _WRONG], capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode != 0
-    assert "input_ids: allowed: 0 to" in done.stderr
+    assert "input_ids: got ids other than 0 to" in done.stderr
