@@ -71,6 +71,7 @@ def run_shell(code: str) -> None:
 
 
 @quiet_uploads
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT calls it so
 @pytest.mark.parametrize("page", RUNNABLE, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_snippet_runs_and_prints_what_is_shown(page, published, tmp_path, monkeypatch, capsys, hub):
     connected(monkeypatch, hub, tmp_path / "home", hub.WRITE)

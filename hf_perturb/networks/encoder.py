@@ -12,7 +12,7 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.output_capturing import capture_outputs
 
 from .inputs import check_inputs, check_keywords, sequence_mask
-from .packing import Packing, is_looked_into
+from .packing import Packing
 from .perturbable import PerturbablePreTrainedModel
 from .record import ModelInputError
 
@@ -77,10 +77,6 @@ class EncoderPreTrainedModel(PerturbablePreTrainedModel):
             " language head, whose names state_dict() tells"
         )
 
-    def _works_packed(self, packing: Packing, **kwargs: Any) -> bool:
-        """Whether the layers are run without padding: where they may be, and nobody looks at what they do."""
-        return self.config.packing and self.packs(packing, **kwargs) and not is_looked_into(*self.stack())
-
     def begin(
         self,
         input_ids: torch.Tensor | None,
@@ -142,7 +138,7 @@ class EncoderPreTrainedModel(PerturbablePreTrainedModel):
         # CODEPATH: at inference, padding is taken out of the batch before the layers, and is zeros after them;
         # whoever looks inside sees it.
         packing = Packing(mask)
-        if not self._works_packed(packing, **kwargs):
+        if not self.packs(packing, **kwargs):
             return self.run_layers(hidden_states, mask, positions=position_ids, **kwargs)
         outputs: Any = self.run_layers(
             packing.pack(hidden_states), mask, packing=packing, positions=position_ids, **kwargs
@@ -188,7 +184,7 @@ class EncoderPreTrainedModel(PerturbablePreTrainedModel):
         hidden_states = self.embed(input_ids, None, packing.mask)
         # whatever the config wants kept
         nothing: dict[str, Any] = {"output_hidden_states": False, "output_attentions": False}
-        packed = self._works_packed(packing, **nothing)
+        packed = self.packs(packing, **nothing)
 
         def show(number: int, representation: torch.Tensor) -> None:
             visit(number, (representation if packed else packing.pack(representation)).squeeze(0))

@@ -226,7 +226,7 @@ class CarpPreTrainedModel(EncoderPreTrainedModel):
 
     def packs(self, packing: Packing, **kwargs: Any) -> bool:
         # CODEPATH: the CPU convolves even a batch without padding faster in one row; elsewhere that is not measured.
-        if packing.mask.device.type != "cpu" or not can_pack(packing, self.config, **kwargs):
+        if packing.mask.device.type != "cpu" or not can_pack(packing, self.config, self.stack(), **kwargs):
             return False
         # products in place are not among what autocast casts for
         if torch.is_autocast_enabled("cpu"):

@@ -170,7 +170,7 @@ class FairEsmPreTrainedModel(EncoderPreTrainedModel):
         return hidden_states
 
     def packs(self, packing: Packing, **kwargs: Any) -> bool:
-        return can_pack(packing, self.config, **kwargs) and sum(packing.lengths) < packing.mask.numel()
+        return can_pack(packing, self.config, self.stack(), **kwargs) and sum(packing.lengths) < packing.mask.numel()
 
     def stack(self) -> tuple[nn.ModuleList, nn.Module | None]:
         return self.layers, self.emb_layer_norm_after

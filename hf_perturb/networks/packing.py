@@ -1,7 +1,7 @@
 # Copyright 2026 The hf_perturb authors. MIT License: see the LICENSE file at the root of the repository.
 """Batches without padding: the tokens of all sequences in one row, so that no layer works on what is not there."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
 from typing import Any
@@ -119,8 +119,10 @@ class Packing:
         return self._neighbours[taps, dilation]
 
 
-def can_pack(packing: Packing, config: Any, **kwargs: Any) -> bool:
-    """Whether a batch gives the same without its padding; `kwargs` of `forward`."""
+def can_pack(packing: Packing, config: Any, layers: Iterable[nn.Module | None], **kwargs: Any) -> bool:
+    """Whether a batch gives the same to everybody without its padding; `kwargs` of `forward`."""
+    if not config.packing:
+        return False
     # a graph that is traced or exported must hold for other batches, and nothing of it has values
     if not has_values(packing.mask):
         return False
@@ -132,6 +134,8 @@ def can_pack(packing: Packing, config: Any, **kwargs: Any) -> bool:
         return False
     # others want a mask of their own kind
     if config._attn_implementation not in (None, "eager", "sdpa"):
+        return False
+    if is_looked_into(*layers):
         return False
     # last: who asks for it waits for the device
     return any(packing.lengths)
