@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_perturb.checkpoints.catalog import CATALOG
 from hf_perturb.checkpoints.evidence import check_record
-from hf_perturb.checkpoints.headers import read_tensors
+from hf_perturb.checkpoints.headers import read_files
 from hf_perturb.checkpoints.network import Network, stored_fields
 from hf_perturb.checkpoints.origins import read_original
 from hf_perturb.checkpoints.origins.stock_esm import STOCK_CLASSES, config_from_stock, is_stock, read_stock
@@ -50,6 +50,9 @@ class Checkpoint:
         headers: the metadata of each safetensors file, by its name.
         is_recipe: whether it has a record and no weights.
         unusable: why it can be loaded as a trunk alone, if so.
+        owner: the class that somebody derived from ours, or that holds one of ours, if it was stored by one.
+        own: what such a class has beside the network, by the names that it is stored by.
+        prefix: what the stored names of the network's tensors begin with.
         notes: what a user should know about how it was read.
     """
 
@@ -65,6 +68,9 @@ class Checkpoint:
     headers: dict[str, dict[str, str] | None] = field(default_factory=dict)
     is_recipe: bool = False
     unusable: str = ""
+    owner: str = ""
+    own: dict[str, Tensor] = field(default_factory=dict)
+    prefix: str = ""
     notes: list[str] = field(default_factory=list)
 
     @classmethod
@@ -360,8 +366,9 @@ def _read(place: Place, weights: bool, family: str | None) -> Checkpoint:
             raise ValueError("digest: got one beside a perturbation; a control has its digest inside: take it out")
     except (ValueError, CheckpointError) as error:
         raise CheckpointError(f"{name!r}: its config.json cannot be used: {error}") from error
-    architecture, unusable = _class_of(written if stock else ours, stock, name)
-    network = Network.read(ours, architecture, name) if architecture else None
+    kind = family if family is not None and ours.get("model_type") not in PREFIXES else ours.get("model_type")
+    architecture, unusable = _class_of(written if stock else {**ours, "model_type": kind}, stock, name)
+    network = Network.read({**ours, "model_type": kind}, architecture, name) if architecture else None
     if weights and network is not None:
         refuse_other_alphabet(place, written, network.alphabet)  # before weights are fetched
     tensors, headers = read_files(files := place.weights() if weights else [])
@@ -374,27 +381,18 @@ def _read(place: Place, weights: bool, family: str | None) -> Checkpoint:
     notes = [f"left out of config.json, for no such network has it: {listed(map(repr, others))}"] if others else []
     if stock and network is not None:
         tensors, network, others = read_stock(name, tensors, network, written)
-        computed = (
-            "its rotary frequencies are not stored: computed from rope_theta {rope_theta:g}, as Transformers does"
-        )
-        notes = [computed.format(**others)] if others else []
+        said = "its rotary frequencies are not stored: computed from rope_theta {rope_theta:g}, as Transformers does"
+        notes = [said.format(**others)] if others else []
     origin = "transformers" if stock else "hf_perturb"
-    more = {"place": place, "headers": headers, "is_recipe": is_recipe, "unusable": unusable, "notes": notes}
-    return Checkpoint(name, origin, network, tensors, ours, others, record, **more)  # type: ignore[arg-type]
-
-
-def read_files(files: Sequence[Path]) -> tuple[dict[str, Tensor], dict[str, dict[str, str] | None]]:
-    """Read the headers of files of weights: their tensors, and the metadata of those that are safetensors."""
-    tensors: dict[str, Tensor] = {}
-    headers: dict[str, dict[str, str] | None] = {}
-    for file in files:
-        found, metadata = read_tensors(file)
-        if twice := found.keys() & tensors.keys():
-            raise CheckpointError(f"{file} and a file before it both have {listed(sorted(twice))}")
-        tensors.update(found)
-        if file.suffix == ".safetensors":
-            headers[file.name] = metadata
-    return tensors, headers
+    more: dict[str, Any] = {"place": place, "headers": headers, "is_recipe": is_recipe, "unusable": unusable}
+    if unusable and network is not None and files and not stock:
+        more |= {"unusable": "", "owner": (owner := ours["architectures"][0])}
+        network, more["prefix"], found = network.among(tensors, name)
+        more["own"] = {key: tensor for key, tensor in tensors.items() if key not in {*found.values()}}
+        if more["own"]:
+            notes.append(f"left out, being no part of the network but {owner}'s own: {listed(more['own'])}")
+        tensors = {key: tensors[stored] for key, stored in found.items()}
+    return Checkpoint(name, origin, network, tensors, ours, others, record, **more, notes=notes)
 
 
 def _class_of(stored: Mapping[str, Any], stock: bool, name: str) -> tuple[str, str]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_perturb.checkpoints.shapes import Shape
+from hf_perturb.checkpoints.shapes import Shape, listed
 from hf_perturb.checkpoints.tensors import BITS, OpenFile, Region, Tensor, check_state, elements_of, unpickle
 from hf_perturb.errors import CheckpointError
 
@@ -34,6 +34,20 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str] | None]:
     state = unpickle(path)
     check_state(path, state)
     return {name: Tensor.of(tensor) for name, tensor in state.items()}, None
+
+
+def read_files(files: Sequence[Path]) -> tuple[dict[str, Tensor], dict[str, dict[str, str] | None]]:
+    """Read the headers of files of weights: their tensors, and the metadata of those that are safetensors."""
+    tensors: dict[str, Tensor] = {}
+    headers: dict[str, dict[str, str] | None] = {}
+    for file in files:
+        found, metadata = read_tensors(file)
+        if twice := found.keys() & tensors.keys():
+            raise CheckpointError(f"{file} and a file before it both have {listed(sorted(twice))}")
+        tensors.update(found)
+        if file.suffix == ".safetensors":
+            headers[file.name] = metadata
+    return tensors, headers
 
 
 def _read_header(file: OpenFile) -> tuple[dict[str, Tensor], dict[str, str] | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -22,7 +22,15 @@ from hf_perturb.checkpoints.shapes import (
     without_prefix,
 )
 from hf_perturb.errors import CheckpointError, PerturbationError
-from hf_perturb.networks.sizes import CarpSizes, FairEsmSizes, check_size, read_fields
+from hf_perturb.networks.sizes import (
+    FIRST,
+    CarpSizes,
+    FairEsmSizes,
+    check_size,
+    places_of,
+    read_fields,
+    tensors_of_network,
+)
 from hf_perturb.perturbation.rules import rule_of
 from hf_perturb.perturbation.spec import Perturbation
 
@@ -199,7 +207,7 @@ class Network:
     @property
     def family(self) -> str:
         """`"fair_esm"` or `"carp"`."""
-        return self.sizes.model_type
+        return self.sizes.family
 
     @property
     def version(self) -> str | None:
@@ -226,7 +234,7 @@ class Network:
     @property
     def anchor(self) -> str:
         """The name of a tensor that networks of its family have, whatever else they have."""
-        return "model.embedder.embedder.weight" if self.family == "carp" else "embed_tokens.weight"
+        return FIRST[self.family]
 
     @property
     def language_head(self) -> tuple[str, ...]:
@@ -296,6 +304,29 @@ class Network:
         if renamed is None and prefix:
             return [part_of_another(prefix)]
         return []
+
+    def among(self, names: Collection[str], name: str) -> tuple[Network, str, dict[str, str]]:
+        """Find a network, of which this is the trunk, among the tensors of somebody's class.
+
+        Args:
+            names: of the tensors, as they are stored.
+            name: of the folder or Hub id, for messages.
+
+        Returns:
+            The network, what its stored names begin with, and these names by document name.
+
+        Raises:
+            CheckpointError: if there are several.
+        """
+        places = places_of(self.family, names)
+        if len(whole := [each for each in places if {each + key for key in self.shapes} <= {*names}]) > 1:
+            raise CheckpointError(f"{name!r} holds several networks, at {', '.join(map(repr, whole))}; allowed: one")
+        place = [*whole, *places][0]
+        here = {key.removeprefix(place): key for key in names if key.startswith(place)}
+        found = {key: here[key] for key in tensors_of_network(self.family, here)}
+        has_head = any(key in found and key not in self.tied for key in self.language_head)
+        architecture = PREFIXES[self.family] + ("ForMaskedLM" if has_head else "Model")
+        return replace(self, architecture=architecture, _shapes={}), place, found
 
     def named_and_kept(self, perturbation: Perturbation) -> list[str]:
         """Return the parameters that the globs of `include` name and the rules keep, the language head's among them."""

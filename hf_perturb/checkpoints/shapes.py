@@ -36,7 +36,7 @@ def layout(config: Any, architecture: str, labels: int) -> dict[str, Shape]:
         labels: classes or targets of a downstream head.
     """
     language = architecture.endswith("ForMaskedLM")
-    if config.model_type == "carp":
+    if config.family == "carp":
         tensors = dict(_carp(config))
         head = _carp_head(config) if language else {}
     else:
@@ -52,7 +52,7 @@ def layout(config: Any, architecture: str, labels: int) -> dict[str, Shape]:
 
 def language_head(config: Any) -> tuple[str, ...]:
     """Return the names of the language head's tensors."""
-    return tuple(_carp_head(config) if config.model_type == "carp" else _fair_esm_head(config))
+    return tuple(_carp_head(config) if config.family == "carp" else _fair_esm_head(config))
 
 
 def is_parameter(name: str) -> bool:

@@ -139,7 +139,7 @@ def open_embedder(model: str | Path | PerturbablePreTrainedModel, revision: str 
 
 
 def _at_hand(model: PerturbablePreTrainedModel) -> Embedder:
-    if getattr(getattr(model, "config", None), "model_type", None) not in PREFIXES:
+    if getattr(getattr(model, "config", None), "family", None) not in PREFIXES:
         raise UnsupportedModuleError(
             f"model: got a {type(model).__name__}; allowed: a name, a folder, or a model of hf_perturb; an original"
             " becomes one with hf_perturb.wrap(module)"
@@ -148,7 +148,8 @@ def _at_hand(model: PerturbablePreTrainedModel) -> Embedder:
         raise UnsupportedModuleError(f"model: the weights of this {type(model).__name__} are not in memory")
     model.refuse_unknown("embed")
     name, record = model.name_or_path or type(model).__name__, loading.record_now(model)
-    return Embedder(name, model, loading.network_of(model), record, model.config.published_as, model.dtype)
+    network = model.recorded  # which somebody's own model may hold
+    return Embedder(name, network, loading.network_of(network), record, network.config.published_as, network.dtype)
 
 
 def choose_dtype(asked: str | torch.dtype | None, embedder: Embedder) -> torch.dtype:

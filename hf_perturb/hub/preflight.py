@@ -76,6 +76,11 @@ def checked_files(
     source = _existing(path)
     _check_index(source)
     opened = Checkpoint.open(source)
+    if opened.owner:
+        raise CheckpointError(
+            f"{source} was saved by {opened.owner}, whose code is not published here: hf-perturb convert {source} OUT"
+            " writes the network in it alone; Transformers' push_to_hub publishes a class of one's own"
+        )
     if opened.stated_digest is None and not opened.has_changed:
         # nobody could say later whether the weights are still the ones that were published
         raise CheckpointError(

@@ -12,8 +12,9 @@ import torch
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import is_peft_available
 
-from hf_perturb.checkpoints.checkpoint import Checkpoint, read_files
+from hf_perturb.checkpoints.checkpoint import Checkpoint
 from hf_perturb.checkpoints.evidence import check_record, differences
+from hf_perturb.checkpoints.headers import read_files
 from hf_perturb.checkpoints.network import Network
 from hf_perturb.checkpoints.origins.stock_esm import config_from_stock as config_from_stock
 from hf_perturb.checkpoints.recipe import Recipe
@@ -23,11 +24,11 @@ from hf_perturb.checkpoints.source import HUB_ARGUMENTS, Place, UndescribedError
 from hf_perturb.checkpoints.tensors import Tensor, elements_of, mapped
 from hf_perturb.errors import CheckpointError, DigestError, ModelInputError, PerturbationError
 from hf_perturb.loading.configuration import described, families_of, family_of, given_config, of_the_hub
-from hf_perturb.loading.perturb import model_of, perturb_model, quantised, seal_loaded
+from hf_perturb.loading.perturb import model_of, network_of, perturb_model, quantised, seal_loaded
 from hf_perturb.networks.record import same_record
-from hf_perturb.networks.seal import refuse_incomplete, refuse_misshapen
+from hf_perturb.networks.seal import of_network, refuse_incomplete, refuse_misshapen
 from hf_perturb.perturbation import Perturbation
-from hf_perturb.perturbation.digest import distinct, dtype_code, is_downstream, tensor_digest
+from hf_perturb.perturbation.digest import distinct, dtype_code, tensor_digest
 from hf_perturb.perturbation.parallel import for_each
 
 if TYPE_CHECKING:
@@ -123,7 +124,8 @@ def load_model(
         model.name_or_path = model.config.name_or_path = str(name)
     refuse_misshapen(name, info, others)
     if is_strict:
-        refuse_incomplete(model, info, name, asked or record, lambda tensor: not is_parameter(tensor))
+        is_ours = cls.is_ours() and not (opened is not None and opened.owner)
+        refuse_incomplete(model, info, name, asked or record, lambda tensor: not is_parameter(tensor), is_ours)
     seal_loaded(model, record, weights.types, weights.lines)
     if decision == "apply":
         perturb_model(model, asked, shared=False)
@@ -250,7 +252,11 @@ def _checked_weights(
         DigestError: if the weights are not those that are recorded.
     """
     foreign = opened.origin == "transformers"
-    if foreign and cls.__name__.endswith("Classification") and any(map(is_downstream, opened.tensors)):
+    if (
+        foreign
+        and cls.__name__.endswith("Classification")
+        and any(name.startswith("classifier.") for name in opened.tensors)
+    ):
         raise CheckpointError(
             f"{cls.__name__}: the checkpoint has a classifier of Transformers' own ESM, which is built differently;"
             " load the trunk (FairEsmModel), or a masked language model and train a new classifier"
@@ -262,11 +268,12 @@ def _checked_weights(
         check_record(opened)
     # by name, as Transformers takes them: the type of the first one is that of a network whose type nobody says
     tensors = dict(sorted(opened.tensors.items()))
+    own = {} if cls.is_ours() else mapped(opened.own)
     types, stated = {name: tensor.dtype for name, tensor in tensors.items()}, opened.stated_lines
     if not verify:
         if not foreign and _needs_files(opened, config, kwargs):
             return _Weights(opened.location, None, types, stated)
-        return _Weights(None, mapped(tensors), types, stated)
+        return _Weights(None, own | _as_stored(opened, mapped(tensors)), types, stated)
     # what was looked at is what is loaded, whatever is written into the file
     state, lines = dict.fromkeys(tensors, torch.empty(0)), dict.fromkeys(tensors, "")
 
@@ -281,7 +288,12 @@ def _checked_weights(
             f"{opened.name!r}: {'; '.join(problems)}; if they were damaged on the way, fetch it again"
             " (force_download=True), or ask who gave it to you"
         )
-    return _Weights(None, state, types, lines)
+    return _Weights(None, own | _as_stored(opened, state), types, lines)
+
+
+def _as_stored(opened: Checkpoint, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the tensors of a network by the names that they have in the files."""
+    return {opened.prefix + name: tensor for name, tensor in state.items()}
 
 
 def _needs_files(opened: Checkpoint, config: Any, kwargs: Mapping[str, Any]) -> bool:
@@ -355,7 +367,9 @@ def _read(
 ) -> tuple[PerturbablePreTrainedModel, dict[str, Any]]:
     """Let Transformers build and fill the network; where it reads files, they must be those that were opened."""
     try:
-        loaded: tuple[PerturbablePreTrainedModel, dict[str, Any]] = cls.read_weights(name, model_args, config, kwargs)
+        prefix = "" if opened is None else opened.prefix
+        loaded: tuple[PerturbablePreTrainedModel, dict[str, Any]]
+        loaded = cls.read_weights(name, model_args, config, kwargs, prefix)
     except Exception as error:
         if name is not None and opened is not None and not opened.is_current():
             raise _changed(opened) from error
@@ -365,9 +379,11 @@ def _read(
     if opened is not None and not (opened.is_intact() if name is None else opened.is_current()):
         raise _changed(opened)
     model, info = loaded
-    if kwargs.get("key_mapping"):
-        model._weight_conversions = None  # type: ignore[assignment]  # saved by its own names, which its record goes by
-    if any(info[key] for key in ("missing_keys", "mismatched_keys", "unexpected_keys")):
+    said, is_other = info, False
+    if not cls.is_ours():  # whose own modules count in no digest
+        said, counted = of_network(model, info), network_of(model.recorded)
+        is_other = opened is None or {*opened.tensors} - {*counted.tied} != {*counted.shapes} - {*counted.tied}
+    if is_other or any(said[key] for key in ("missing_keys", "mismatched_keys", "unexpected_keys")):
         model.config.set_record(model.config.perturbation, None)  # a base's digest is that of all of it
     return loaded
 

@@ -13,18 +13,18 @@ import torch
 from hf_perturb.checkpoints.checkpoint import Checkpoint
 from hf_perturb.checkpoints.network import Network
 from hf_perturb.checkpoints.request import Record, decide
-from hf_perturb.checkpoints.shapes import listed
+from hf_perturb.checkpoints.shapes import PREFIXES, listed
 from hf_perturb.checkpoints.tensors import FLOATS, mapped
 from hf_perturb.errors import DigestError, PerturbationError
 from hf_perturb.loading.auto import import_models
 from hf_perturb.networks.seal import fingerprints, is_plain, plainly, record_now as record_now
+from hf_perturb.networks.sizes import is_of_network
 from hf_perturb.perturbation import Perturbation, apply_plan, check_values, make_plan, select
 from hf_perturb.perturbation.digest import (
     digest_line,
     digest_of_lines,
     distinct,
     dtype_code,
-    is_downstream,
     lines_of,
     torch_dtype,
 )
@@ -36,8 +36,11 @@ _LOG = logging.getLogger("hf_perturb")
 
 
 def network_of(model: PerturbablePreTrainedModel) -> Network:
-    """Return the network of a live model."""
-    return Network(model.config, type(model).__name__, model.config.num_labels or 0)
+    """Return the network of a live model; a class that somebody derived from ours has that with the same tensors."""
+    config: Any = model.config
+    if model.is_ours():
+        return Network(config, type(model).__name__, config.num_labels or 0)
+    return Network(config, f"{PREFIXES[config.family]}Model").among(model.document_names(), "")[0]
 
 
 @torch.no_grad()
@@ -54,15 +57,18 @@ def perturb_model(
     """
     if perturbation is None:
         raise PerturbationError("perturbation: got None; allowed: a method name, a dict or a Perturbation")
-    asked, network = Perturbation.parse(perturbation), network_of(model)
+    asked = Perturbation.parse(perturbation)
+    is_quantised = getattr(model, "is_quantized", False) or bool(quantised_weights(model))
+    model = model.recorded
+    network = network_of(model)
     model.refuse_unknown("perturb", empty=False)
     if not (fresh and model._is_empty):
         if decide(Record("this model", network.family, record_now(model)), asked) == "keep":
             return model
         model.refuse_unknown("perturb")
-    if getattr(model, "is_quantized", False) or quantised_weights(model):
+    if is_quantised:
         raise quantised()
-    refuse_untied("perturb", model, model.state_dict())
+    refuse_untied("perturb", model, model.recorded_tensors())
     tensors, head = model.document_tensors(asked.rules), network.language_head
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     plan = make_plan(network.family, shapes, asked, network.whole(asked.rules))
@@ -71,7 +77,8 @@ def perturb_model(
     model._is_torn = True
     if asked.rules == "documented":
         model.untie(select(network.family, [*tensors, *head], asked))
-    owners = None if shared else dict(model.named_parameters(remove_duplicate=False))
+    own = model.document_names()
+    owners = {} if shared else {name: x for name, x in model.named_parameters(remove_duplicate=False) if name in own}
     apply_plan(plan, model.document_tensors(asked.rules), owners)
     _tell(model, asked.with_record(None, None))
     return model
@@ -92,6 +99,7 @@ def refuse_untied(what: str, model: PerturbablePreTrainedModel, tensors: Mapping
 
 def record_as(model: PerturbablePreTrainedModel, perturbation: object) -> PerturbablePreTrainedModel:
     """Say what the weights of a model are that was built without values; see `PerturbablePreTrainedModel.record_as`."""
+    model = model.recorded
     record, asked = None if perturbation is None else Perturbation.parse(perturbation), model._asked
     if not model._is_empty:
         known = "those of a base" if model._record is None else str(model._record)
@@ -128,7 +136,7 @@ def _tell(model: PerturbablePreTrainedModel, record: Perturbation) -> None:
 
 def lines_and_digest(model: PerturbablePreTrainedModel) -> tuple[dict[str, str], str]:
     """Return what a digest says of each tensor of a model that has values, and the digest of them all."""
-    tensors = model.state_dict()
+    tensors = model.recorded_tensors()
     lines = lines_of(tensors)
     return lines, digest_of_lines(counted(model, tensors, lines))
 
@@ -165,31 +173,33 @@ def seal_loaded(
         types: that its tensors were stored in.
         stored: what a digest says of each of them, where that is known without reading it.
     """
-    network = network_of(model)
+    loaded = model.recorded
+    network, state = network_of(loaded), plainly(loaded.state_dict())
     replaced = quantised_weights(model)
-    if getattr(model, "is_quantized", False) and all(map(is_downstream, replaced)):
+    if getattr(model, "is_quantized", False) and not any(is_of_network(network.family, name) for name in replaced):
         _tell_of_no_quantisation(model)
     if record is None or record.changed:
-        kinds = {name: dtype_code(tensor.dtype) for name, tensor in model.state_dict().items()}
+        kinds = {name: dtype_code(tensor.dtype) for name, tensor in state.items()}
         is_cast = bool(replaced) or any(kinds.get(name, kind) != kind for name, kind in types.items())
-        model.told(record, None, None if is_cast else model.config.digest)
-        model._is_empty = _lacks_values(model)
+        loaded.told(record, None, None if is_cast else model.config.digest)
+        loaded._is_empty = _lacks_values(model)
         return
     own = network.shapes.keys() - {*replaced}
-    tensors = {name: tensor for name, tensor in plainly(model.state_dict()).items() if name in own}
+    tensors = {name: tensor for name, tensor in state.items() if name in own}
     known = {name: stored[name] for name, tensor in tensors.items() if _is_as_stored(tensor, stored.get(name))}
     known |= {name: known[source] for name, source in network.tied.items() if source in known and name in tensors}
     unknown = {name: tensor for name, tensor in tensors.items() if name not in known}
     lines = {**known, **fingerprints(unknown)}
     kinds = {name: dtype_code(tensor.dtype) for name, tensor in tensors.items()}
     is_cast = any(types.get(name, kind) != kind for name, kind in kinds.items()) or not lines.keys() >= kinds.keys()
-    model.told(replace(record, digest=None) if is_cast or replaced else record, lines)
-    model._is_empty = _lacks_values(model)
+    loaded.told(replace(record, digest=None) if is_cast or replaced else record, lines)
+    loaded._is_empty = _lacks_values(model)
 
 
 def quantised_weights(model: PerturbablePreTrainedModel) -> list[str]:
     """Return the names of the weights that a quantiser has put something else in the place of."""
-    tensors = plainly(model.state_dict())
+    network = model.recorded
+    tensors = plainly(network.state_dict())
     # those of a byte may be a quantiser's that Transformers does not know of
     usual = all(is_plain(tensor) and tensor.dtype.itemsize > 1 for tensor in tensors.values())
     if usual and not getattr(model, "is_quantized", False):
@@ -201,7 +211,7 @@ def quantised_weights(model: PerturbablePreTrainedModel) -> list[str]:
         owner = f"{name.rpartition('.')[0]}."
         return any(other.startswith(owner) for other in tensors)
 
-    return [name for name in network_of(model).shapes if is_replaced(name)]
+    return [name for name in network_of(network).shapes if is_replaced(name)]
 
 
 def _tell_of_no_quantisation(model: PerturbablePreTrainedModel) -> None:

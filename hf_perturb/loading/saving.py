@@ -52,7 +52,7 @@ def save_model(
         *args: for `run`.
         **kwargs: for `run`.
     """
-    given = signature(run).bind(directory, *args, **kwargs).arguments
+    given, network = signature(run).bind(directory, *args, **kwargs).arguments, model.recorded
     if model._hf_peft_config_loaded:  # an adapter alone is saved
         done = run(directory, *args, **kwargs)
         if given.get("is_main_process", True):
@@ -62,7 +62,7 @@ def save_model(
     saving = _described(model, state)
     if state is None:
         digest = saving.digest
-        model.told(saving.record, model._seal, saving.digest)
+        network.told(saving.record, network._seal, saving.digest)
     # what is written may be other weights than the model's own
     model.config.set_record(saving.record, saving.digest)
     token = _saving.set(saving)
@@ -70,7 +70,7 @@ def save_model(
         done = run(directory, *args, **kwargs)
     finally:
         _saving.reset(token)
-        model.config.set_record(model._record, digest)
+        model.config.set_record(network._record, digest)
     if saving.written:
         _remove_others(Path(directory), given.get("variant"), saving.written)
     return done
@@ -78,21 +78,26 @@ def save_model(
 
 def _described(model: PerturbablePreTrainedModel, state: Mapping[str, torch.Tensor] | None) -> _Saving:
     """Return what is true of the tensors that are saved, those of the model if there are no others."""
-    tensors = model.state_dict() if state is None else state
+    prefix, network = model.placed()
+    stored = model.state_dict() if state is None else state
     # what is kept on a disk came from the checkpoint, and nobody can train it
-    lines = {**{name: line for name, line in (model._seal or {}).items() if name in tensors}, **fingerprints(tensors)}
-    record, digest = judged(model, lines), model.config.digest
+    sealed = {prefix + name: line for name, line in (network._seal or {}).items()}
+    said = {**{name: line for name, line in sealed.items() if name in stored}, **fingerprints(stored)}
+    tensors = model.recorded_tensors(stored)
+    here = dict(zip(tensors, tensors, strict=True)) if model.is_ours() else model.document_names()
+    lines = {name: said[here[name]] for name in tensors if here[name] in said}
+    record, digest = judged(network, lines), model.config.digest
     if record is not None and record.base is not None and Path(record.base.name or "").is_absolute():
         # whose disk the base is on is nobody's business
         record = replace(record, base=replace(record.base, name=Path(record.base.name or "").name))
     if quantised_weights(model):
         return _Saving(record, None, {}, None)
-    refuse_untied("save", model, tensors)
-    whole = digest_of_lines(counted(model, tensors, lines))
+    refuse_untied("save", network, tensors)
+    whole = digest_of_lines(counted(network, tensors, lines))
     if record is not None and record.digest is not None and not record.changed:
         # that of the whole control, where this is its trunk, or has a head that was trained
         record = replace(record, digest=whole)
-    return _Saving(record, digest if digest == whole else None, lines, whole)
+    return _Saving(record, digest if digest == whole else None, said, whole)
 
 
 def _write_adapter_card(model: PerturbablePreTrainedModel, path: Path) -> None:

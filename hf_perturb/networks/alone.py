@@ -7,6 +7,7 @@ Nobody can compute a digest there, but the headers of the files can be read, and
 import copy
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from threading import get_ident
 from typing import Any
@@ -19,10 +20,12 @@ from transformers.utils.hub import cached_file
 
 from .record import CheckpointError, require
 from .seal import altered, fingerprints, is_changed, judged, readable_metadata, refuse_incomplete, refuse_misshapen
+from .sizes import places_of
 from .threads import LOCK
 
 # keywords that find a file; hf_perturb's own list of them does not travel
 _PLACES = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
+_CLASSES = re.compile(r"(FairEsm|Carp)(Model|For(MaskedLM|SequenceClassification|TokenClassification))")
 _INDEX = "model.safetensors.index.json"
 
 
@@ -34,9 +37,9 @@ def save_alone(model: Any, run: Callable[[], Any], state: Mapping[str, torch.Ten
         run: Transformers' own way to save it.
         state: the tensors that are saved, `None` for its own.
     """
-    found = fingerprints(model.state_dict() if state is None else state)
-    record, before = judged(model, found), model._record
-    if record is not None and not is_changed(record) and found != model._seal:
+    network, found = model.recorded, fingerprints(model.recorded_tensors(state))
+    record, before = judged(network, found), network._record
+    if record is not None and not is_changed(record) and found != network._seal:
         record = altered(record, digest=None)  # a digest is of all tensors, those of a head too
     # of a base, nobody here knows whether its digest is still true
     model.config.set_record(record)
@@ -53,7 +56,7 @@ def save_alone(model: Any, run: Callable[[], Any], state: Mapping[str, torch.Ten
         finally:
             modeling_utils.safe_save_file = write
             model.config.set_record(before if state is not None else record)
-            model._record = model.config.perturbation
+            network._record = model.config.perturbation
 
 
 def load_alone(cls: Any, name: Any, model_args: tuple[Any, ...], config: Any, kwargs: dict[str, Any]) -> Any:
@@ -76,40 +79,59 @@ def load_alone(cls: Any, name: Any, model_args: tuple[Any, ...], config: Any, kw
         require("perturbation=, also to compare it with the record (perturbations do not stack),")
     if kwargs.pop("verify", False):
         require("verify=True")
+    prefix = ""
     if own is not None and name is not None:
-        record = _compared(name, record, _headers(name, places), kwargs)
+        headers, stored = _headers(name, places)
+        record = _compared(name, record, headers, kwargs)
+        prefix = places_of(cls.config_class.family, stored)[0]
     others = kwargs.get("ignore_mismatched_sizes", False)
     try:
         # Transformers' own error would not name the tensors
-        model, info = cls.read_weights(name, model_args, config, {**kwargs, "ignore_mismatched_sizes": True})
+        more = {**kwargs, "ignore_mismatched_sizes": True}
+        model, info = cls.read_weights(name, model_args, config, more, prefix)
     except OSError as error:
         if record is None or "file named" not in str(error):
             raise
         problem = f"{str(name)!r} is a recipe without weights; to make them needs the package that defines the rules"
         raise ImportError(f"{problem}: pip install hf-perturb") from error
     refuse_misshapen(name, info, others)
-    refuse_incomplete(model, info, name, None, lambda tensor: record is None and model.is_of_language_head(tensor))
-    is_cast = getattr(model, "is_quantized", False) or model.dtype != getattr(own, "dtype", None)
-    is_other = is_cast or info["missing_keys"] or info["unexpected_keys"]
-    if record is not None and is_other and not is_changed(record):
-        record = altered(record, digest=None)
-    model.told(record, None if record is None or is_changed(record) else fingerprints(model.state_dict()))
+    is_ours = all(map(_CLASSES.fullmatch, getattr(own, "architectures", None) or [cls.__name__]))
+    may_lack = model.is_of_language_head if record is None else lambda tensor: False
+    refuse_incomplete(model, info, name, None, may_lack, is_ours)
+    _tell(model, info, own, record)
     return model, info
 
 
-def _headers(name: Any, places: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Return what the headers of the files of weights say, those that Transformers would take; none for pickles."""
+def _tell(model: Any, info: Mapping[str, Any], own: Any, record: Any) -> None:
+    """Record what the weights are that were just loaded, without a digest where they are not all that was stored."""
+    is_other = getattr(model, "is_quantized", False) or model.dtype != getattr(own, "dtype", None)
+    if model.is_ours():
+        is_other |= bool(info["missing_keys"] or info["unexpected_keys"])
+    else:  # what counts there, only the class that wrote it knows
+        is_other |= getattr(own, "architectures", None) != [type(model).__name__]
+    if record is not None and is_other and not is_changed(record):
+        record = altered(record, digest=None)
+    is_sealed = record is not None and not is_changed(record)
+    model.recorded.told(record, fingerprints(model.recorded_tensors()) if is_sealed else None)
+
+
+def _headers(name: Any, places: Mapping[str, Any]) -> tuple[list[dict[str, str]], list[str]]:
+    """Return what the headers of the files of weights say, and the names of tensors; nothing for pickles.
+
+    The files are those that Transformers would take.
+    """
     quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     files = [cached_file(name, "model.safetensors", **places, **quiet)]
     if files == [None] and (index := cached_file(name, _INDEX, **places, **quiet)) is not None:
         with open(index, encoding="utf-8") as stream:
             shards = sorted(set(json.load(stream)["weight_map"].values()))
         files = [cached_file(name, shard, **places, **quiet) for shard in shards]
-    found = []
+    found, names = [], []
     for file in filter(None, files):
         with safe_open(file, "pt") as opened:
             found.append(opened.metadata() or {})
-    return found
+            names += opened.keys()
+    return found, names
 
 
 def _compared(name: Any, record: Any, headers: list[dict[str, str]], kwargs: Mapping[str, Any]) -> Any:

@@ -201,14 +201,14 @@ class CarpPreTrainedModel(EncoderPreTrainedModel):
                 init.uniform_(module.bias, -bound, bound)
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight)
-            if not getattr(module.weight, "_is_hf_initialized", False):
+            if module.padding_idx is not None and not getattr(module.weight, "_is_hf_initialized", False):
                 init.zeros_(module.weight[module.padding_idx])
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.model.embedder.embedder
+        return self.recorded.model.embedder.embedder
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        self.model.embedder.embedder = value
+        self.recorded.model.embedder.embedder = value
 
     def build_trunk(self, config: CarpConfig) -> None:
         self.model = CarpNetwork(config)

@@ -89,7 +89,8 @@ class FairEsmPreTrainedModel(EncoderPreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, nn.Linear):
             bound = 1 / math.sqrt(module.in_features)
-            init.uniform_(module.bias, -bound, bound)
+            if module.bias is not None:  # as in a head of somebody's own
+                init.uniform_(module.bias, -bound, bound)
             kind = getattr(module, "projection", None)
             if kind == "to":
                 init.xavier_uniform_(module.weight, gain=1 / math.sqrt(2))
@@ -100,7 +101,7 @@ class FairEsmPreTrainedModel(EncoderPreTrainedModel):
                 init.kaiming_uniform_(module.weight, a=math.sqrt(5))
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight)
-            if not getattr(module.weight, "_is_hf_initialized", False):
+            if module.padding_idx is not None and not getattr(module.weight, "_is_hf_initialized", False):
                 init.zeros_(module.weight[module.padding_idx])
         elif isinstance(module, FairEsmAttention) and module.bias_k is not None:
             init.xavier_normal_(module.bias_k)
@@ -119,7 +120,7 @@ class FairEsmPreTrainedModel(EncoderPreTrainedModel):
                 init.zeros_(module.embed_out_bias)
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.embed_tokens
+        return self.recorded.embed_tokens
 
     def document_tensors(self, rules: str = "documented") -> dict[str, torch.Tensor]:
         tensors = super().document_tensors(rules)

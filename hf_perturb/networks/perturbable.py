@@ -22,11 +22,13 @@ from .record import (
     require,
     same_record,
 )
-from .seal import cast, listed, record_now
+from .seal import cast, listed, plain_names, record_now, share_config, the_network, unread
+from .sizes import NAMES, tensors_of_network
 from .threads import ThreadSafePreTrainedModel
 
-# while a checkpoint is being read, post_init must not act on the record that its config brings along
-reading: ContextVar[bool] = ContextVar("reading", default=False)
+# while a checkpoint is being read, post_init must not act on the record that its config brings along; it is called with
+# what the names of the network's tensors begin with in the model that was built
+reading: ContextVar[Callable[[str], object] | None] = ContextVar("reading", default=None)
 
 _TAG = "perturbation-"  # begins the tags that say what a record says
 
@@ -40,6 +42,7 @@ class PerturbablePreTrainedModel(ThreadSafePreTrainedModel):
 
     _record: Any = None  # what was done to its weights; the config says the same, or was tampered with
     _seal: dict[str, str] | None = None  # of a control, a fingerprint of each tensor from when its record was true
+    _sealed: frozenset[str] = frozenset()  # the names of those that are the network's: a head on top may be any
     _is_empty = False  # whether it was built without values, so that nobody has said what its weights are
     _asked: Any = None  # what its config asked for, if so
     _is_torn = False  # whether a perturbation was cut short
@@ -52,7 +55,14 @@ class PerturbablePreTrainedModel(ThreadSafePreTrainedModel):
     def post_init(self) -> None:
         """Initialise as the original package would, then apply `config.perturbation` to the new weights, once."""
         super().post_init()
-        if reading.get() or self._seal is not None:
+        prefix, network = self.placed()
+        if network is not self:
+            share_config(self, network)
+            ignored = self._keys_to_ignore_on_load_unexpected or ()
+            self._keys_to_ignore_on_load_unexpected = {*ignored, *unread(network, prefix)}
+        if (place := reading.get()) is not None:
+            place(prefix)
+        if place is not None or network is not self or self._seal is not None:
             return
         asked = self.config.perturbation
         # Transformers' way to leave memory as it is
@@ -80,7 +90,7 @@ class PerturbablePreTrainedModel(ThreadSafePreTrainedModel):
 
     def to_empty(self, *args: Any, **kwargs: Any) -> Any:
         """Move the network without its values, as `torch.nn.Module.to_empty` does."""
-        self._lose_values()
+        self.recorded._lose_values()
         return super().to_empty(*args, **kwargs)
 
     def _lose_values(self) -> None:
@@ -88,9 +98,15 @@ class PerturbablePreTrainedModel(ThreadSafePreTrainedModel):
         self._is_empty = self._is_empty or self._seal is None
 
     @classmethod
+    def is_ours(cls) -> bool:
+        """Whether this is a class of this package, not one that somebody derived from it."""
+        ours = __name__.rpartition(".")[0]
+        return any(each.__name__ == cls.__name__ and each.__module__.rpartition(".")[0] == ours for each in cls.__mro__)
+
+    @classmethod
     def without_weights(cls, config: PreTrainedConfig) -> "PerturbablePreTrainedModel":
         """Build the network on the meta device; the weights that its record describes are filled in later."""
-        token = reading.set(True)
+        token = reading.set(lambda prefix: None)
         try:
             with torch.device("meta"):
                 return cls(config)
@@ -114,9 +130,43 @@ class PerturbablePreTrainedModel(ThreadSafePreTrainedModel):
             " part of the network and cannot be resized; give a residue that it lacks as its unknown token"
         )
 
+    def placed(self) -> tuple[str, "PerturbablePreTrainedModel"]:
+        """Return what the names of the network's tensors begin with in this model, and the network.
+
+        That is the model itself, or one of this package that it holds in an attribute; the record is that of the
+        network, and no other module is part of it.
+
+        Raises:
+            TypeError: if there are several.
+        """
+        held = {name: each for name, each in self.named_modules() if isinstance(each, PerturbablePreTrainedModel)}
+        return the_network(self, held)
+
+    @property
+    def recorded(self) -> Any:
+        """The network that the record is of; see `placed`."""
+        return self.placed()[1]
+
+    def document_names(self) -> dict[str, str]:
+        """Return the names of the network's tensors in this model, by document name."""
+        prefix, network = self.placed()
+        names = plain_names(network.state_dict())
+        return {name: prefix + names[name] for name in tensors_of_network(network.config.family, names)}
+
+    def recorded_tensors(self, state: Mapping[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+        """Return the tensors that count in a digest, by document name: the network's, and a head of this package.
+
+        Args:
+            state: the tensors, by the names that they have in this model; `None` for its own.
+        """
+        found = self.state_dict() if state is None else state
+        if self.is_ours():
+            return dict(found)
+        return {name: found[here] for name, here in self.document_names().items() if here in found}
+
     def document_tensors(self, rules: str = "documented") -> dict[str, torch.Tensor]:
         """Return parameters and stored buffers by document name, in the original's order, for a set of rules."""
-        return dict(self.state_dict())
+        return self.recorded_tensors()
 
     def untie(self, chosen: set[str]) -> None:
         """Give those of the chosen tensors that are tied their own memory; nothing to do where none are."""
@@ -138,9 +188,8 @@ class PerturbablePreTrainedModel(ThreadSafePreTrainedModel):
                 they were.
             ImportError: if `hf_perturb`, which defines the rules, is not installed.
         """
-        loading = require("applying a perturbation")
-        perturbed: PerturbablePreTrainedModel = loading.perturb_model(self, perturbation, fresh=fresh)
-        return perturbed
+        require("applying a perturbation").perturb_model(self, perturbation, fresh=fresh)
+        return self
 
     def record_as(self, perturbation: Any) -> "PerturbablePreTrainedModel":
         """Say what the weights are of a model that was built without values and then filled by somebody else.
@@ -157,8 +206,8 @@ class PerturbablePreTrainedModel(ThreadSafePreTrainedModel):
             OSError: if the perturbation has a digest, and it is not that of the weights.
             ImportError: if `hf_perturb` is not installed.
         """
-        told: PerturbablePreTrainedModel = require("recording a perturbation").record_as(self, perturbation)
-        return told
+        require("recording a perturbation").record_as(self, perturbation)
+        return self
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
         """Save as `PreTrainedModel.save_pretrained` does; a control that has changed since says so.
@@ -203,6 +252,7 @@ class PerturbablePreTrainedModel(ThreadSafePreTrainedModel):
             digest: of a base's weights.
         """
         self._record, self._seal, self._is_empty, self._is_torn = record, seal, False, False
+        self._sealed = frozenset(self.document_names() if seal else ())
         self.config.set_record(record, digest)
 
     def refuse_unknown(self, what: str, *, empty: bool = True) -> None:
@@ -212,22 +262,23 @@ class PerturbablePreTrainedModel(ThreadSafePreTrainedModel):
             what: is to be done with it.
             empty: whether one whose weights nobody has told of is refused.
         """
-        if self._is_torn:
+        network = self.recorded
+        if network._is_torn:
             raise PerturbationError(
                 "a perturbation of this model was cut short, so part of its weights are perturbed; load the base again"
             )
-        if empty and self._is_empty:
+        if empty and network._is_empty:
             raise PerturbationError(
                 f"{what}: this {type(self).__name__} was built empty (on the meta device, under init_empty_weights, or"
                 " inside another model), so it does not know what its weights are; load it with from_pretrained, or say"
                 " it: model.record_as(perturbation) for a control, record_as(None) for a base, perturb(..., fresh=True)"
                 " for a base that is to be perturbed"
             )
-        if not self._is_empty and not same_record(self.config.perturbation, self._record):
+        if not network._is_empty and not same_record(self.config.perturbation, network._record):
             raise PerturbationError(
                 f"{what}: the configuration of this {type(self).__name__} says {self.config.perturbation}, its weights"
-                f" are {self._record or 'those of a base'}: another configuration was put in the place of its own; put"
-                " that back, or load the model again"
+                f" are {network._record or 'those of a base'}: another configuration was put in the place of its own;"
+                " put that back, or load the model again"
             )
 
     @classmethod
@@ -269,18 +320,39 @@ class PerturbablePreTrainedModel(ThreadSafePreTrainedModel):
         return loaded if output_loading_info else loaded[0]
 
     @classmethod
-    def read_weights(cls, name: Any, model_args: tuple[Any, ...], config: Any, kwargs: Mapping[str, Any]) -> Any:
+    def read_weights(
+        cls, name: Any, model_args: tuple[Any, ...], config: Any, kwargs: Mapping[str, Any], prefix: str = ""
+    ) -> Any:
         """Load as Transformers does, the record being no order; return the model and what is said of its tensors.
+
+        Args:
+            name: as in `from_pretrained`, like the two that follow.
+            model_args: see there.
+            config: see there.
+            kwargs: the other keywords.
+            prefix: what the stored names of the network's tensors begin with.
 
         Raises:
             OSError: if a tensor was left without values.
         """
-        token = reading.set(True)
+        renamed = dict(kwargs.get("key_mapping") or {})
+        config_class: Any = cls.config_class
+        stored = rf"^{re.escape(prefix)}(?=({NAMES[config_class.family]})$)"
+
+        def place(here: str) -> None:
+            renamed.pop(stored, None)
+            if here != prefix:
+                renamed[stored] = here
+
+        token = reading.set(place)
+        kwargs = {**kwargs, "key_mapping": renamed} if prefix or not cls.is_ours() or renamed else kwargs
         try:
             loaded: Any = super().from_pretrained(name, *model_args, config=config, output_loading_info=True, **kwargs)
         finally:
             reading.reset(token)
         model = loaded[0]
+        if renamed:
+            model._weight_conversions = None  # saved by its own names, which its record goes by
         if empty := model.tensors_without_values():
             raise CheckpointError(
                 f"{str(name or model.name_or_path)!r} was not loaded whole: no values for {listed(empty)}, still on"
@@ -308,8 +380,11 @@ def perturb(model: PerturbablePreTrainedModel, perturbation: Any, *, fresh: bool
         TypeError: if the model is not one of this package: wrap an original module first, with `hf_perturb.wrap`.
     """
     if not isinstance(model, PerturbablePreTrainedModel):
+        named = model.named_modules() if isinstance(model, torch.nn.Module) else ()
+        held = [name for name, each in named if isinstance(each, PerturbablePreTrainedModel)]
         raise UnsupportedModuleError(
-            f"perturb: got a {type(model).__name__}; allowed: a model of hf_perturb;"
-            " an original fair-esm or sequence-models module becomes one with hf_perturb.wrap(module)"
+            f"perturb: got a {type(model).__name__}; allowed: a model of hf_perturb"
+            + (f", such as that which it holds, model.{held[0]}" if held else "")
+            + "; an original fair-esm or sequence-models module becomes one with hf_perturb.wrap(module)"
         )
     return model.perturb(perturbation, fresh=fresh)

@@ -8,15 +8,17 @@ installed that is what a digest is made of, elsewhere a checksum, which tells as
 import json
 import re
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 
-from .record import CheckpointError, ShapeError, lines_of, parse_perturbation
+from .record import CheckpointError, ShapeError, UnsupportedModuleError, lines_of, parse_perturbation
+from .sizes import FIRST, NAMES
 
 Value = TypeVar("Value")
 _NAMED = 8  # how many tensors a message names
+_WRAPPERS = re.compile(r"_(fsdp|checkpoint)_wrapped_module\.")
 _WRAPPED = re.compile(r"\.(base_layer|original_module)\b")  # by PEFT
 
 
@@ -59,6 +61,11 @@ def plainly(named: Mapping[str, Value]) -> dict[str, Value]:
     return {_WRAPPED.sub("", name): value for name, value in named.items()}
 
 
+def plain_names(names: Iterable[str]) -> dict[str, str]:
+    """Return names by what they are where PEFT has wrapped nothing."""
+    return plainly({name: name for name in names})
+
+
 def altered(record: Any, **changes: Any) -> Any:
     """Return a record with other provenance; a key that is given as `None` is left out."""
     said = {**(record if isinstance(record, dict) else record.to_dict()), **changes}
@@ -71,28 +78,30 @@ def is_changed(record: Any) -> bool:
 
 
 def judged(model: Any, found: Mapping[str, str]) -> Any:
-    """Return the record of weights, marked where they are no longer what it says; a downstream head may be any.
+    """Return the record of weights, marked where they are no longer what it says; a head on top may be any.
 
     Args:
-        model: of this package's classes, which knows what its weights were.
-        found: fingerprints of the tensors that are looked at.
+        model: the network, which knows what its weights were.
+        found: fingerprints of the tensors that are looked at, by document name.
     """
     record, seal = model._record, model._seal
     if record is None or seal is None or is_changed(record):
         return record
     here = plainly(found)
     elsewhere = {name for name, tensor in plainly(model.state_dict()).items() if is_plain(tensor) and tensor.is_meta}
-    watched = {name: line for name, line in seal.items() if name not in elsewhere and not _is_downstream(name)}
+    watched = {name: line for name, line in seal.items() if name in model._sealed and name not in elsewhere}
     return record if watched.items() <= here.items() else altered(record, changed=True)
 
 
 def record_now(model: Any) -> Any:
     """Return what was done to the weights of a model, marked where they are no longer what that made of them."""
-    if model._record is None or model._seal is None:
-        return model._record
-    record = judged(model, fingerprints(model.state_dict()))
-    if record is not model._record:
-        model.told(record)
+    network = model.recorded
+    if network._record is None or network._seal is None:
+        return network._record
+    state = plainly(network.state_dict())
+    record = judged(network, fingerprints({name: state[name] for name in network._sealed if name in state}))
+    if record is not network._record:
+        network.told(record)
     return record
 
 
@@ -106,8 +115,57 @@ def cast(model: Any, run: Callable[[], Any]) -> Any:
     return done
 
 
-def _is_downstream(name: str) -> bool:
-    return name.startswith("classifier.")
+def the_network(model: Any, held: Mapping[str, Any]) -> tuple[str, Any]:
+    """Return the network among the models of this package that a model is or holds; see `placed`."""
+    held = {name: each for name, each in held.items() if "modules_to_save" not in name}  # copies that PEFT trains
+    place = max(held, key=len)
+    for name, each in held.items():
+        is_owner = not name or f"{place}.".startswith(f"{name}.")
+        if name != place and (not is_owner or FIRST[each.config.family] in dict(each.named_parameters())):
+            raise UnsupportedModuleError(
+                f"{type(model).__name__}: holds two networks ({name or 'itself'}, {place}), and its config.json tells"
+                " of one; allowed: one; a class derived from PreTrainedModel, with a configuration of its own, may hold"
+                " several"
+            )
+    # what wraps a module for training in parts has no place in the names of tensors
+    return _WRAPPERS.sub("", f"{place}.") if place else "", held[place]
+
+
+def share_config(model: Any, network: Any) -> None:
+    """Give a model and the network that it holds one configuration: both say the same of its weights."""
+    left = ("perturbation", "digest", "tie_word_embeddings")
+    own, theirs = (
+        {key: value for key, value in each.config.to_dict().items() if key not in left} for each in (model, network)
+    )
+    if type(model.config) is not type(network.config) or own != theirs:
+        name = type(network).__name__
+        raise UnsupportedModuleError(
+            f"{type(model).__name__}: the {name} that it holds was built with another configuration than its own, which"
+            f" is what its config.json tells of; allowed: {name}(self.config)"
+        )
+    model.config = network.config
+
+
+def unread(network: Any, prefix: str) -> set[str]:
+    """Return patterns of what a model that holds a network leaves in a checkpoint, as it is named there and here."""
+    patterns = network._keys_to_ignore_on_load_unexpected or ()
+    return {each.replace("^", place) for each in patterns for place in ("^", f"^{re.escape(prefix)}")}
+
+
+def of_network(model: Any, info: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Return what Transformers says of the tensors that it loaded, of the network's alone, by document name.
+
+    What else a model has, or a checkpoint, is a head on top or somebody's own, and may be any.
+    """
+    prefix, network = model.placed()
+    ours = {here: name for name, here in model.document_names().items()}
+    known = re.compile(re.escape(prefix) + f"({NAMES[network.config.family]})")
+    return {
+        "missing_keys": sorted(ours[key] for key in info["missing_keys"] if key in ours),
+        "unexpected_keys": sorted(key.removeprefix(prefix) for key in info["unexpected_keys"] if known.fullmatch(key)),
+        "other_keys": sorted(key for key in info["unexpected_keys"] if not known.fullmatch(key)),
+        "mismatched_keys": [(ours[key], *rest) for key, *rest in info["mismatched_keys"] if key in ours],
+    }
 
 
 def refuse_misshapen(name: Any, info: Mapping[str, Any], allowed: bool) -> None:
@@ -133,6 +191,7 @@ def refuse_incomplete(
     name: Any,
     perturbed: Any,
     may_lack: Callable[[str], bool],
+    is_ours: bool,
 ) -> None:
     """Raise if a model is not the whole network that its checkpoint describes; its heads may be others.
 
@@ -144,20 +203,24 @@ def refuse_incomplete(
         info: what Transformers says of its tensors.
         name: of the checkpoint.
         perturbed: what was done to the weights, or is about to be; `None` for nothing.
-        may_lack: whether a tensor may be missing; a downstream head always may.
+        may_lack: whether a tensor may be missing; a head on top always may.
+        is_ours: whether a class of this package stored it, which has a classifier on top and nothing else.
     """
     what = "which this network has" if perturbed is None else f"which {perturbed} perturbs"
-    if shapes := [said for key, said in _other_shapes(info).items() if not _is_downstream(key)]:
+    info = of_network(model, info)
+    if shapes := [*_other_shapes(info).values()]:
         raise ShapeError(
             f"the checkpoint {str(name)!r} has tensors of another shape: {listed(shapes)}; a control has the sizes that"
-            " it is stored with, and only a classifier may be another one"
+            " it is stored with, and only a head on top may be another one"
         )
-    if lost := sorted(key for key in info["missing_keys"] if not (_is_downstream(key) or may_lack(key))):
+    if lost := [key for key in info["missing_keys"] if not may_lack(key)]:
         raise CheckpointError(
             f"the checkpoint {str(name)!r} lacks {listed(lost)}, {what}; build the variant from a base with that head"
         )
-    extra = (key for key in info["unexpected_keys"] if not _is_downstream(key))
-    if unused := sorted(key for key in extra if not model.is_of_language_head(key)):
+    unused = [key for key in info["unexpected_keys"] if not model.is_of_language_head(key)]
+    if is_ours:
+        unused += [key for key in info["other_keys"] if not key.startswith("classifier.")]
+    if unused:
         raise CheckpointError(
             f"the checkpoint {str(name)!r} has {listed(unused)}, for which this network has no place, so its record"
             " would not describe it; load it with the sizes that it is stored with"

@@ -4,7 +4,9 @@
 Both who runs a network and who only reads its files need them, so this file imports neither torch nor Transformers.
 """
 
+import re
 import reprlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -54,6 +56,20 @@ _PROBLEMS = ("regression", "single_label_classification", "multi_label_classific
 _DEEPEST = 20  # levels of lists and objects; those of the deepest quantization_config are some six
 _SHOWN = reprlib.Repr()
 _SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = 80
+
+# how the tensors of each family are named; what else a model has is a head on top, or somebody's own
+NAMES = {
+    "carp": r"model\.(embedder\.(embedder\.weight|(up_embedder\.conv|layers\.\d+\.(conv|sequence1\.[03]|sequence2\.0"
+    r"|sequence[12]\.2\.conv))\.(weight|bias))|(decoder\.conv|last_norm)\.(weight|bias))",
+    "fair_esm": r"embed_tokens\.weight|embed_positions\.(weight|_float_tensor)|embed_out(_bias)?"
+    r"|layers\.\d+\.(self_attn\.(bias_[kv]|rot_emb\.inv_freq)"
+    r"|(self_attn\.([kvq]|out)_proj|(self_attn|final)_layer_norm|fc[12])\.(weight|bias))"
+    r"|(contact_head\.regression|emb_layer_norm_(before|after)|lm_head(\.dense|\.layer_norm)?)\.(weight|bias)",
+}
+FIRST = {"carp": "model.embedder.embedder.weight", "fair_esm": "embed_tokens.weight"}
+# what only a whole language head has: a module of somebody's own may be called like one
+_HEADS = ("model.decoder.conv.weight", "lm_head.dense.weight", "embed_out")
+_HEAD = re.compile(r"(model\.(decoder|last_norm)|lm_head)\.|embed_out(_bias)?$")
 
 
 def _is_text(value: Any) -> bool:
@@ -172,6 +188,7 @@ class CarpSizes:
     """
 
     model_type: ClassVar[str] = "carp"
+    family: ClassVar[str] = "carp"  # also of a configuration that somebody derived, and calls by another type
 
     vocab_size: int = 30
     embedding_size: int = 8
@@ -216,6 +233,7 @@ class FairEsmSizes:
     """
 
     model_type: ClassVar[str] = "fair_esm"
+    family: ClassVar[str] = "fair_esm"
 
     model_version: Literal["ESM-1", "ESM-1b", "ESM-2"] = "ESM-1b"
     vocab_size: int | None = None
@@ -276,3 +294,23 @@ class FairEsmSizes:
             raise ValueError(
                 f"FairEsmConfig.max_position_embeddings: got {self.max_position_embeddings}; allowed: at least 3"
             )
+
+
+def is_of_network(family: str, name: str) -> bool:
+    """Whether a tensor is called as one of a network of a family, with however many layers; no head on top is."""
+    return re.fullmatch(NAMES[family], name) is not None
+
+
+def tensors_of_network(family: str, names: Iterable[str]) -> list[str]:
+    """Return those of the names that are a network's, among others."""
+    found = [name for name in names if is_of_network(family, name)]
+    return found if {*_HEADS} & {*found} else [name for name in found if not _HEAD.match(name)]
+
+
+def places_of(family: str, names: Iterable[str]) -> list[str]:
+    """Return what the names of a network's tensors may begin with in a file, the most likely first."""
+    known, found = re.compile(NAMES[family]), Counter[str]()
+    for name in names:
+        ends = [0, *(dot.end() for dot in re.finditer(r"\.", name))]
+        found.update(name[:end] for end in ends if known.fullmatch(name, end))
+    return [place for place, _ in found.most_common()] or [""]

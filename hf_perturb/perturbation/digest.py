@@ -88,11 +88,6 @@ def digest_of_lines(lines: Mapping[str, str]) -> str:
     return PREFIX + blake3(text.encode()).hexdigest()
 
 
-def is_downstream(name: str) -> bool:
-    """Whether a tensor is one of a downstream head, which may be trained on a control."""
-    return name.startswith("classifier.")
-
-
 def tensor_digest(tensor: torch.Tensor) -> str:
     """Return `dtype shape blake3` of one tensor."""
     import torch

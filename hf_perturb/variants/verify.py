@@ -16,8 +16,9 @@ from hf_perturb.checkpoints.shapes import listed
 from hf_perturb.checkpoints.tensors import Tensor
 from hf_perturb.demo import located
 from hf_perturb.errors import CheckpointError
+from hf_perturb.networks.sizes import is_of_network
 from hf_perturb.perturbation import Perturbation
-from hf_perturb.perturbation.digest import digest_of_lines, is_downstream, tensor_digest, torch_dtype
+from hf_perturb.perturbation.digest import digest_of_lines, tensor_digest, torch_dtype
 from hf_perturb.perturbation.kernels import as_integers
 from hf_perturb.variants.blueprint import Blueprint, make_blueprint
 from hf_perturb.variants.matrix import folders_of
@@ -177,12 +178,13 @@ def _changed(opened: Checkpoint) -> str | None:
 class _Stored:
     """What is stored, compared with what is built."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], is_cast: bool):
+    def __init__(self, tensors: Mapping[str, Tensor], family: str, is_cast: bool):
         self.tensors = tensors
+        self.family = family
         self.is_cast = is_cast  # a cast of what is drawn is what would be drawn in that type
         self.digests: dict[str, str] = {}
         self.differences: dict[str, Difference] = {}
-        self.heads: dict[str, bool] = {}  # whether a tensor of a downstream head is that of the base
+        self.heads: dict[str, bool] = {}  # whether a tensor of a head on top is that of the base
 
     def compare(self, name: str, built: Tensor) -> None:
         """Compare one tensor; called by several threads."""
@@ -190,7 +192,7 @@ class _Stored:
             return  # a language head that was left out
         stored, made = self.tensors[name].values(), built.values()
         self.digests[name] = tensor_digest(stored)
-        if is_downstream(name):  # which may be trained on a control
+        if not is_of_network(self.family, name):  # a head, which may be trained on a control
             self.heads[name] = self.digests[name] == tensor_digest(made)
             return
         if self.is_cast:
@@ -209,7 +211,7 @@ def _rebuild(opened: Checkpoint, record: Perturbation, base: Checkpoint, run: Ca
     blueprint, sources, stored = (
         make_blueprint(base, record),
         Sources.of(base),
-        _Stored(opened.tensors, is_cast=record.digest is None),
+        _Stored(opened.tensors, opened.network.family, is_cast=record.digest is None),
     )
     if not opened.is_recipe:
         _refuse_another_network(opened, base, blueprint)
@@ -238,7 +240,7 @@ def _refuse_another_network(opened: Checkpoint, base: Checkpoint, blueprint: Blu
     """Raise if a variant has other tensors than its base gives, its heads apart."""
     made, found = {name: shape for name, (_, shape) in blueprint.shapes.items()}, opened.shapes
     heads = {name for name in made if name not in found and name in base.network.language_head}
-    heads |= {name for name in {**made, **found} if is_downstream(name)}
+    heads |= {name for name in {**made, **found} if not is_of_network(opened.network.family, name)}
     if odd := [name for name in {**made, **found} if made.get(name) != found.get(name) and name not in heads]:
         raise CheckpointError(
             f"{opened.name!r} is no variant of {base.name!r}: there are tensors that only one of them has, or of"
@@ -249,7 +251,8 @@ def _refuse_another_network(opened: Checkpoint, base: Checkpoint, blueprint: Blu
 def _stated(opened: Checkpoint) -> list[str]:
     """Compare what is said beside the weights: the code, the record in the files' headers, the type."""
     problems = []
-    if (named := opened.stored.get("auto_map")) not in (None, opened.network.auto_map):
+    named = None if opened.owner else opened.stored.get("auto_map")  # somebody's class has code of its own
+    if named not in (None, opened.network.auto_map):
         problems.append(f"config.json: auto_map names other code than this package's: {named}")
     problems += other_records(opened)
     if "quantization_config" not in opened.stored:  # a quantiser has more to say there

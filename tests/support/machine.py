@@ -104,6 +104,23 @@ class Machine(MemoryRules, FileRules, DiskRules, RuleBasedStateMachine):
         self.fetch_again(slot, source)
         self.convert(slot, out, dtype, True, None)
 
+    @rule(
+        slot=st.integers(0, 3),
+        out=st.integers(0, 3),
+        source=st.integers(0, 3),
+        which=st.integers(0, 2),
+        number=st.integers(0, 2),
+        perturbation=st.none() | st.sampled_from(PERTURBATIONS),
+    )
+    def save_one_s_own(self, slot, out, source, which, number, perturbation):
+        """Load a whole folder as a model of somebody's own, and save that."""
+        self.fetch_again(slot, source)
+        known = [*self.lives]
+        self.load(slot, number, which, False, perturbation, "nothing", None)
+        for place, live in enumerate(self.lives):
+            if not any(live is each for each in known):
+                self.save(place, out, "100GB", None, None, False)
+
     def check_one(self, live, where):
         check_live(self.truth, live, where)
 

@@ -16,6 +16,7 @@ from hf_perturb.perturbation import digest_of
 from support.faults import failing_after
 from support.machine_memory import asked, at
 from support.models import HEADS, model_class
+from support.owners import OWN, OWN_CLASSES, has_language_head
 from support.truth import REFUSALS, Live, Place, Truth, ViolationError, check_stored, network_lines, same_claim, twin
 
 KEYWORDS: dict[str, dict[str, Any]] = {
@@ -74,7 +75,7 @@ class DiskRules:
     @rule(
         slot=at,
         number=at,
-        head=st.none() | st.sampled_from(HEADS),
+        head=st.none() | st.sampled_from([*HEADS, 0, 1, 2]),
         auto=st.booleans(),
         perturbation=st.none() | st.none() | asked,
         key=st.sampled_from(sorted(KEYWORDS)),
@@ -85,7 +86,7 @@ class DiskRules:
         if not place.exists:
             return
         stored_as, keywords = place.architecture(), dict(KEYWORDS[key])
-        cls = stored_as if head is None else model_class(self.network, head)
+        cls = stored_as if head is None else self.class_of(head)
         if key == "kernel" and self.network != "carp":
             keywords = dict(KEYWORDS["width"])
         if key == "labels" and not cls.__name__.endswith("Classification"):
@@ -99,8 +100,10 @@ class DiskRules:
         if "config" in keywords and perturbation is None and keywords["config"].perturbation is not None:
             perturbation = keywords["config"].perturbation.with_record(None, None)  # a configuration asks for its own
         why = self.why_not(place, cls, perturbation, key, "config" in keywords)
-        loads = getattr(transformers, "AutoModel" + cls.__name__.removeprefix(stored_prefix(cls)).replace("Model", ""))
-        loader = loads if auto and "config" not in keywords and not place.is_stock else cls
+        loader = cls
+        if auto and "config" not in keywords and not place.is_stock and cls.__name__ not in OWN_CLASSES:
+            head = cls.__name__.removeprefix(stored_prefix(cls)).replace("Model", "")
+            loader = getattr(transformers, "AutoModel" + head)
         if perturbation is not None:
             why = self.expect_of(place, cls, perturbation, keywords) or why
             keywords["perturbation"] = perturbation
@@ -118,6 +121,10 @@ class DiskRules:
             raise ViolationError(f"load: asked for {perturbation}, and it says {live.claim()}")
         self.keep(number, live)
 
+    def class_of(self, head: str | int) -> Any:
+        """Return a class of ours, or one of somebody's that are there for its network."""
+        return model_class(self.network, head) if isinstance(head, str) else OWN[self.network][head]
+
     def why_not(self, place: Place, cls: Any, perturbation: Any, key: str, config: bool) -> str | None:
         """Return why a load may be refused, `None` for what must work."""
         if None not in place.sound or key not in PLAIN or config:
@@ -125,9 +132,9 @@ class DiskRules:
         if key.startswith("verify") and (place.claim is None or place.claim.changed or place.is_stock):
             return "nothing to verify"
         if cls is not place.architecture():
-            has_head = "MaskedLM" in place.architecture().__name__
+            has_head = has_language_head(place.architecture())
             is_strict = place.claim is not None or perturbation is not None or key.startswith("verify")
-            if "MaskedLM" in cls.__name__ and not has_head and is_strict:
+            if has_language_head(cls) and not has_head and is_strict:
                 return "a head is missing"
             if place.is_stock:
                 return "another class of a stock ESM"
@@ -299,7 +306,7 @@ class DiskRules:
         record = hf_perturb.Perturbation.parse(record)
         if record.changed or not self.truth.holds(record, network_lines(stored), self.family):
             raise ViolationError(f"verify: ok, of what is not {record}")
-        if record.digest is not None and record.digest != digest_of(stored):
+        if record.digest is not None and record.digest != digest_of(place.counted()):
             raise ViolationError("verify: ok, with another digest")
 
     @rule(slot=at, out=at, trains=st.booleans(), exports=st.booleans())

@@ -15,13 +15,23 @@ from hypothesis.stateful import rule
 
 from hf_perturb.loading import record_now
 from support.owners import Owner, OwnerConfig
-from support.truth import PERTURBATIONS, REFUSALS, SIZES, Live, Truth, ViolationError, same_claim, without_provenance
+from support.truth import (
+    PERTURBATIONS,
+    REFUSALS,
+    SIZES,
+    Live,
+    Truth,
+    ViolationError,
+    plainly_named,
+    same_claim,
+    without_provenance,
+)
 
 at, choice = st.integers(0, 3), st.integers(0, 10**6)
 asked = st.sampled_from(PERTURBATIONS)
 PARTS = {
     "trunk": lambda name: "layers.0" in name,
-    "head": lambda name: name.startswith("classifier."),
+    "head": lambda name: name.startswith(("classifier.", "own_head.")),
     "embedding": lambda name: "embed_tokens" in name or "embedder.embedder" in name,
     "language head": lambda name: "lm_head" in name or "decoder" in name or "embed_out" in name,
     "all": lambda name: True,
@@ -30,9 +40,9 @@ PARTS = {
 
 def tied_pair(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the two tensors that a network has as one, or one twice."""
-    state = model.state_dict()
+    state = plainly_named(model.state_dict())
     names = ("embed_tokens.weight", "lm_head.weight")
-    if not model.config.tie_word_embeddings or any(name not in state or state[name].is_meta for name in names):
+    if not model.config.tie_word_embeddings or any(name not in state for name in names):
         return torch.empty(0), torch.empty(0)
     return state[names[0]], state[names[1]]
 

@@ -22,9 +22,10 @@ import hf_perturb
 from hf_perturb.loading.perturb import counted
 from hf_perturb.networks.seal import fingerprints, judged
 from hf_perturb.perturbation import Perturbation, digest_of
-from hf_perturb.perturbation.digest import digest_of_lines, is_downstream, lines_of, torch_dtype
+from hf_perturb.perturbation.digest import digest_of_lines, lines_of, torch_dtype
 from hf_perturb.perturbation.rules import default_axis
 from support.models import CONFIGS, small_model
+from support.owners import OWN_CLASSES
 
 REFUSALS = (hf_perturb.errors.HfPerturbError, ValueError, OSError)
 _ESM = {
@@ -46,6 +47,18 @@ PERTURBATIONS = (
 Lines = Mapping[str, str]
 
 
+def is_downstream(name: str) -> bool:
+    """Whether a tensor is one of a head on top, ours or somebody's own."""
+    return name.startswith(("classifier.", "own_head.", "layers.0.own."))
+
+
+def counting(cls: Any, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the tensors that count in a digest: all of a class of ours, those of the network of somebody's."""
+    if cls.__name__ not in OWN_CLASSES:
+        return dict(tensors)
+    return {name: tensor for name, tensor in plainly_named(tensors).items() if not is_downstream(name)}
+
+
 class ViolationError(AssertionError):
     """Something is said of weights that is not so, or what is true is refused."""
 
@@ -53,7 +66,12 @@ class ViolationError(AssertionError):
 def plainly_named(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the tensors of a network under their own names, also where an adapter is attached to it."""
     parts = (".base_layer", ".original_module")
-    named = {name: tensor for name, tensor in tensors.items() if "lora_" not in name and not tensor.is_meta}
+    held = next((name.partition(".")[0] + "." for name in tensors if name.startswith(("carp.", "esm."))), "")
+    named = {
+        name.removeprefix(held): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(held) and "lora_" not in name and not tensor.is_meta
+    }
     for part in parts:
         named = {name.replace(part, ""): tensor for name, tensor in named.items()}
     return named
@@ -73,13 +91,14 @@ def twin(model: Any, tensors: Mapping[str, torch.Tensor] | None = None) -> Any:
     config = copy.deepcopy(model.config)
     config.set_record(None, None, of_model=False)
     state = model.state_dict() if tensors is None else tensors
-    head, embedding = state.get("lm_head.weight"), state.get("embed_tokens.weight")
+    network = plainly_named(state)
+    head, embedding = network.get("lm_head.weight"), network.get("embed_tokens.weight")
     if head is not None and embedding is not None and not torch.equal(head, embedding):
         config.tie_word_embeddings = False  # whatever was put there
     made = type(model).without_weights(config)
     made.load_state_dict({name: tensor.detach().clone() for name, tensor in state.items()}, strict=False, assign=True)
     made.tie_weights()
-    made.told(None, None)
+    made.recorded.told(None, None)
     return made
 
 
@@ -131,7 +150,7 @@ class Truth:
             ValueError: if it cannot be applied there.
         """
         made = twin(base)
-        digest = digest_of(made.state_dict()) if digest is None else digest
+        digest = digest_of(counting(type(made), made.state_dict())) if digest is None else digest
         named = without_provenance(perturbation, base.config.model_type)
         made.perturb(perturbation)
         self.controls.append(Control(named, digest, dict(made.state_dict())))
@@ -180,11 +199,12 @@ class Live:
 
     @property
     def is_unknown(self) -> bool:
-        return bool(self.model._is_empty or self.model._is_torn)
+        return bool(self.model.recorded._is_empty or self.model.recorded._is_torn)
 
     def claim(self, lines: Lines | None = None) -> Perturbation | None:
         """Return what `record_now` would say, without asking the model, which would remember that it was asked."""
-        return judged(self.model, fingerprints(self.model.state_dict()) if lines is None else lines)
+        network = self.model.recorded
+        return judged(network, fingerprints(plainly_named(self.model.state_dict())) if lines is None else lines)
 
     def state(self) -> Any:
         """Return all that a refusal must leave as it is."""
@@ -235,6 +255,8 @@ class Place:
     def architecture(self) -> Any:
         """Return our class of what is stored."""
         named = self.config.get("architectures", ["FairEsmForMaskedLM"])[0]
+        if named in OWN_CLASSES:
+            return OWN_CLASSES[named]
         return getattr(hf_perturb, named if named.startswith(("Fair", "Carp")) else f"Fair{named}")
 
     def tree(self) -> dict[str, bytes]:
@@ -256,6 +278,10 @@ class Place:
             return dict(torch.load(pickle, weights_only=True))
         return {name: x for file in self.files(variant) for name, x in safetensors.torch.load_file(file).items()}
 
+    def counted(self, variant: str | None = None) -> dict[str, torch.Tensor]:
+        """Return the stored tensors that count in a digest."""
+        return counting(self.architecture(), self.stored(variant))
+
     def records_in_headers(self) -> list[Any]:
         found = []
         for file in self.files():
@@ -274,8 +300,9 @@ def check_live(truth: Truth, live: Live, where: str) -> None:
     if record is None:
         digest = model.config.digest
         loose = live.lenient or live.strayed or has_adapter
-        state = model.state_dict()
-        if digest is not None and not loose and digest != digest_of_lines(counted(model, state, lines_of(state))):
+        state = counting(type(model), model.state_dict())
+        found = digest_of_lines(counted(model.recorded, state, lines_of(state)))
+        if digest is not None and not loose and digest != found:
             raise ViolationError(f"{where}: a base states the digest {digest}, which is not that of its weights")
         return
     holds = truth.holds(record, lines, live.family)
@@ -286,9 +313,9 @@ def check_live(truth: Truth, live: Live, where: str) -> None:
         return
     if not holds:
         raise ViolationError(f"{where}: it says {record}, and its weights are something else")
-    has_head = any(map(is_downstream, model.state_dict()))
-    if record.digest is not None and not (live.lenient or has_adapter or has_head):
-        found = digest_of_lines(counted(model, state := model.state_dict(), lines_of(state)))
+    state = counting(type(model), model.state_dict())
+    if record.digest is not None and not (live.lenient or has_adapter or any(map(is_downstream, state))):
+        found = digest_of_lines(counted(model.recorded, state, lines_of(state)))
         if found != record.digest:
             raise ViolationError(f"{where}: it states the digest {record.digest}, its weights have {found}")
 
@@ -300,7 +327,7 @@ def check_stored(place: Place, variant: str | None, where: str) -> None:
     stated = config.get("digest") if record is None else record.get("digest")
     if record is not None and record.get("changed"):
         return
-    if stated is not None and not place.is_stock and stated != (found := digest_of(place.stored(variant))):
+    if stated is not None and not place.is_stock and stated != (found := digest_of(place.counted(variant))):
         raise ViolationError(f"{where}: it states the digest {stated}, its weights have {found}")
 
 

@@ -235,7 +235,6 @@ def test_one_file_of_a_folder(tmp_path, base):
         ({"model_type": "bert"}, r"model_type is 'bert'; allowed: fair_esm, carp, esm"),
         ({"model_type": None}, "model_type is None; allowed"),
         ({"model_type": "fair_esm"}, "base"),
-        ({"architectures": ["BertModel"]}, "architectures is .*; allowed: one of CarpModel"),
         ({"digest": 5}, "config.json cannot be used.*digest"),
         ({"perturbation": "shuffle"}, "config.json cannot be used.*shuffle"),
         ({"num_hidden_layers": "9"}, "config.json cannot be used.*num_hidden_layers"),
