@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from inspect import signature
@@ -67,13 +68,30 @@ def save_model(
     model.config.set_record(saving.record, saving.digest)
     token = _saving.set(saving)
     try:
-        done = run(directory, *args, **kwargs)
+        with _without_absent_code(model, Path(directory)):
+            done = run(directory, *args, **kwargs)
     finally:
         _saving.reset(token)
         model.config.set_record(network._record, digest)
     if saving.written:
         _remove_others(Path(directory), given.get("variant"), saving.written)
     return done
+
+
+@contextmanager
+def _without_absent_code(model: PerturbablePreTrainedModel, folder: Path) -> Iterator[None]:
+    """Leave out an `auto_map` that names code which is not there; a folder that has one is sent with the code."""
+    config: Any = model.config
+    named, there = getattr(config, "auto_map", None) or {}, folder / "config.json"
+    is_elsewhere = any("--" in str(each) for each in named.values()) or model._auto_class is not None
+    if not named or is_elsewhere or (there.exists() and "auto_map" in there.read_text("utf-8", "replace")):
+        yield
+        return
+    del config.auto_map
+    try:
+        yield
+    finally:
+        config.auto_map = named
 
 
 def _described(model: PerturbablePreTrainedModel, state: Mapping[str, torch.Tensor] | None) -> _Saving:

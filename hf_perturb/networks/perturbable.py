@@ -219,14 +219,35 @@ class PerturbablePreTrainedModel(ThreadSafePreTrainedModel):
         Raises:
             ValueError: if nothing describes the weights: a perturbation was cut short, the model was built without
                 values and filled by somebody else, or its configuration was exchanged.
+            OSError: with `push_to_hub=True`; see `push_to_hub`.
         """
         self.refuse_unknown("save")
+        if kwargs.get("push_to_hub") or args[2:3] == (True,):
+            self._refuse_to_publish()
         if loading is not None:
             return loading.save_model(self, super().save_pretrained, save_directory, *args, **kwargs)
         if self._hf_peft_config_loaded:
             return super().save_pretrained(save_directory, *args, **kwargs)
         state = args[1] if len(args) > 1 else kwargs.get("state_dict")
         return save_alone(self, partial(super().save_pretrained, save_directory, *args, **kwargs), state)
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Publish an adapter, or a model of somebody's own class, as Transformers does.
+
+        Raises:
+            OSError: for a network of this package, which `hf-perturb push` publishes with its card, its tokenizer and
+                the code that loads it.
+        """
+        self._refuse_to_publish()
+        return super().push_to_hub(*args, **kwargs)
+
+    def _refuse_to_publish(self) -> None:
+        if self.is_ours() and not self._hf_peft_config_loaded:
+            raise CheckpointError(
+                f"push_to_hub: would publish this {type(self).__name__} without its card, its tokenizer and the code"
+                " that loads it; nothing was sent; instead: model.save_pretrained(FOLDER), then hf-perturb convert"
+                " FOLDER OUT, and hf-perturb push OUT REPO (pip install hf-perturb)"
+            )
 
     @property
     def model_tags(self) -> list[str]:

@@ -406,6 +406,10 @@ for cls, network in ((HoldsCarp, "carp"), (ExtendsEsm, "esm1b")):
     again.save_pretrained(root / "all" / network)
     plain = (CarpModel if network == "carp" else FairEsmModel).from_pretrained(root / "own" / network)
     print(json.dumps([each.config.to_dict()["perturbation"] for each in (first, own, again, plain)]))
+    try:
+        plain.push_to_hub("lab/own")
+    except OSError as error:
+        assert "hf-perturb push" in str(error)
 """
 
 
