@@ -17,7 +17,7 @@ from hf_perturb.checkpoints.shapes import PREFIXES, listed
 from hf_perturb.checkpoints.tensors import FLOATS, mapped
 from hf_perturb.errors import DigestError, PerturbationError
 from hf_perturb.loading.auto import import_models
-from hf_perturb.networks.seal import fingerprints, is_plain, plainly, record_now as record_now
+from hf_perturb.networks.seal import fingerprints, is_plain, plainly, record_now as record_now, refuse_adapters
 from hf_perturb.networks.sizes import is_of_network
 from hf_perturb.perturbation import Perturbation, apply_plan, check_values, make_plan, select
 from hf_perturb.perturbation.digest import (
@@ -68,6 +68,7 @@ def perturb_model(
         model.refuse_unknown("perturb")
     if is_quantised:
         raise quantised()
+    refuse_adapters("perturb", model)
     refuse_untied("perturb", model, model.recorded_tensors())
     tensors, head = model.document_tensors(asked.rules), network.language_head
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}

@@ -18,6 +18,7 @@ from hf_perturb.networks.configuration_fair_esm import FairEsmConfig
 from hf_perturb.networks.modeling_carp import CarpForMaskedLM
 from hf_perturb.networks.modeling_fair_esm import FairEsmForMaskedLM
 from hf_perturb.networks.perturbable import PerturbablePreTrainedModel
+from hf_perturb.networks.seal import refuse_adapters
 
 
 def wrap(module: nn.Module) -> PerturbablePreTrainedModel:
@@ -39,6 +40,7 @@ def wrap(module: nn.Module) -> PerturbablePreTrainedModel:
     Raises:
         UnsupportedModuleError: a `TypeError`, for any other object, and for a network that is not quite an original.
     """
+    refuse_adapters("wrap", module)
     for cls in type(module).__mro__:
         origin = (cls.__module__.partition(".")[0], cls.__name__)
         if origin in _CONFIGS:

@@ -22,7 +22,7 @@ from .record import (
     require,
     same_record,
 )
-from .seal import cast, listed, plain_names, record_now, share_config, the_network, unread
+from .seal import cast, listed, plain_names, record_now, refuse_adapters, share_config, the_network, unread
 from .sizes import NAMES, tensors_of_network
 from .threads import ThreadSafePreTrainedModel
 
@@ -401,6 +401,7 @@ def perturb(model: PerturbablePreTrainedModel, perturbation: Any, *, fresh: bool
         TypeError: if the model is not one of this package: wrap an original module first, with `hf_perturb.wrap`.
     """
     if not isinstance(model, PerturbablePreTrainedModel):
+        refuse_adapters("perturb", model)
         named = model.named_modules() if isinstance(model, torch.nn.Module) else ()
         held = [name for name, each in named if isinstance(each, PerturbablePreTrainedModel)]
         raise UnsupportedModuleError(

@@ -66,6 +66,17 @@ def plain_names(names: Iterable[str]) -> dict[str, str]:
     return plainly({name: name for name in names})
 
 
+def refuse_adapters(what: str, module: Any) -> None:
+    """Raise a `TypeError` if PEFT has put adapters into a model, or if it is a model of PEFT's."""
+    named = module.named_modules() if isinstance(module, torch.nn.Module) else ()
+    is_wrapped = any(_WRAPPED.search(f".{name}") for name, _ in named)
+    if is_wrapped or type(module).__module__.partition(".")[0] == "peft":
+        raise UnsupportedModuleError(
+            f"{what}: got a {type(module).__name__} with adapters of PEFT; allowed: one without; {what} first, then add"
+            " adapters; or merge them (merge_and_unload), or take them out (unload)"
+        )
+
+
 def altered(record: Any, **changes: Any) -> Any:
     """Return a record with other provenance; a key that is given as `None` is left out."""
     said = {**(record if isinstance(record, dict) else record.to_dict()), **changes}

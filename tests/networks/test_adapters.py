@@ -11,10 +11,12 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from support.models import batch_of, model_class, small_model
+from support.owners import HoldsCarp
 from torch import nn
 from transformers.integrations import peft as integration
 
 import hf_perturb
+from hf_perturb import UnsupportedModuleError
 from hf_perturb.networks.modeling_carp import CarpConvolution
 
 SAID = ["perturbation-method:resample", "perturbation-rules:documented", "perturbation-seed:7"]
@@ -191,3 +193,73 @@ def test_an_adapter_of_convolutions_is_what_it_merges_to(method, slim, targets, 
     assert (adapted - base).abs().max() > 1e-3 * size
     torch.testing.assert_close(model.merge_and_unload()(tokens).logits, adapted, rtol=0, atol=1e-5 * size.item())
     adapted.sum().backward()
+
+
+# ---- what has adapters is not perturbed
+
+
+def injected(model, targets):
+    return peft.inject_adapter_in_model(peft.LoraConfig(target_modules=targets, r=2), model)
+
+
+def added(model, targets):
+    model.add_adapter(peft.LoraConfig(target_modules=targets, r=2))
+    return model
+
+
+def base_of(model, targets):
+    wrapped(model, targets)
+    return model
+
+
+FIRST_THEN = r"with adapters of PEFT.*perturb first, then add adapters.*merge_and_unload"
+
+
+@pytest.mark.parametrize("way", [wrapped, injected, added, base_of])
+@pytest.mark.parametrize("network", ["esm1", "esm1b", "esm2", "carp"])
+def test_a_model_with_adapters_is_to_be_perturbed_first(network, way, any_peft):
+    model = small_model(network)
+    found = way(model, TARGETS.get(network, TARGETS["esm1b"]))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for perturb in (hf_perturb.perturb, lambda model, asked: model.perturb(asked)):
+        with pytest.raises(UnsupportedModuleError, match=FIRST_THEN):
+            perturb(found, "reinit")
+    assert model.config.perturbation is None
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    with pytest.raises(UnsupportedModuleError, match=r"wrap: .*with adapters of PEFT"):
+        hf_perturb.wrap(found)
+
+
+def test_a_prompt_is_an_adapter_too():
+    options = {"num_virtual_tokens": 2, "num_layers": 3, "token_dim": 32, "num_attention_heads": 4}
+    config = peft.PromptTuningConfig(task_type="FEATURE_EXTRACTION", **options)
+    with pytest.raises(UnsupportedModuleError, match=FIRST_THEN):
+        hf_perturb.perturb(peft.get_peft_model(small_model("esm1b"), config), "reinit")
+
+
+def test_a_control_with_adapters_is_still_that_control_and_a_merged_base_can_be_perturbed(control):
+    model, targets = control
+    adapter = wrapped(model, targets)
+    assert model.perturb({"method": "resample", "seed": 7}) is model
+    assert adapter.unload().config.perturbation.seed == 7
+    base = small_model("carp")
+    merged = wrapped(base, TARGETS["carp"]).merge_and_unload()
+    assert hf_perturb.perturb(merged, "reinit").config.perturbation.method == "reinit"
+
+
+def test_adapters_in_a_model_of_somebody_s_own_leave_its_network_a_control(tmp_path):
+    targets = TARGETS["carp"]
+    small_model("carp").perturb({"method": "resample", "seed": 7}).save_pretrained(tmp_path / "control")
+    own = HoldsCarp.from_pretrained(tmp_path / "control")
+    copied = wrapped(HoldsCarp.from_pretrained(tmp_path / "control"), ["own_head"], modules_to_save=["carp"])
+    assert {*SAID} <= {*copied.get_base_model().model_tags}
+    adapter = wrapped(own, targets, modules_to_save=["own_head"])
+    adapter.save_pretrained(tmp_path / "adapter")
+    assert {*SAID} <= {*card_of(tmp_path / "adapter").data.tags}
+    with pytest.raises(UnsupportedModuleError, match=FIRST_THEN):
+        hf_perturb.perturb(injected(HoldsCarp(small_model("carp").config), targets), "reinit")
+    for name, parameter in adapter.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.ones_(parameter)
+    adapter.merge_and_unload().save_pretrained(tmp_path / "merged")
+    assert HoldsCarp.from_pretrained(tmp_path / "merged").config.perturbation.changed
