@@ -9,11 +9,16 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .inputs import has_values
 
-# what the modules of our layers are made of
-_CODE_OF_LAYERS = (__name__.rpartition(".")[0], "torch.nn", "transformers")
+# what the modules of our layers are made of, and called by
+_OURS = __name__.rpartition(".")[0]
+_CODE_OF_LAYERS = (_OURS, "torch.nn.modules.module", "transformers.activations", "transformers.modeling_layers")
+# of torch's own modules only some treat each position by itself
+_OF_EACH_POSITION = (nn.Linear, nn.LayerNorm, nn.ReLU, nn.Dropout, nn.Identity, nn.Sequential)
+_FORWARDS = frozenset(kind.forward for kind in _OF_EACH_POSITION)
 # hooks that collect what we take padding out of and put it back into, or that move weights alone
 _WITHOUT_EYES = ("transformers.utils.output_capturing", "torch.distributed", "accelerate")
 
@@ -135,6 +140,10 @@ def can_pack(packing: Packing, config: Any, layers: Iterable[nn.Module | None], 
     # others want a mask of their own kind
     if config._attn_implementation not in (None, "eager", "sdpa"):
         return False
+    # and somebody may have registered a function of their own by one of these names
+    attention = ALL_ATTENTION_FUNCTIONS.get(config._attn_implementation)
+    if attention is not None and not _is_code_of(attention, ("transformers",)):
+        return False
     if is_looked_into(*layers):
         return False
     # last: who asks for it waits for the device
@@ -145,12 +154,10 @@ def is_looked_into(*modules: nn.Module | None) -> bool:
     """Whether somebody sees what goes through these modules, or has put code of their own in the place of ours.
 
     To them a batch is `(batch, length, hidden_size)`. This looks at hooks of torch, for all modules or for one, at
-    modules that are wrapped, exchanged or compiled, and at methods that are replaced. What Transformers collects hidden
-    states with, and what moves weights to where they are used, does not count.
+    modules that are wrapped, compiled or exchanged (for torch's own too), and at methods that are replaced. What
+    Transformers collects hidden states with, and what moves weights to where they are used, does not count.
     """
     if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
-        return True
-    if nn.Module.__call__ is not nn.Module._wrapped_call_impl:
         return True
     waiting = [*modules]
     while waiting:
@@ -158,7 +165,10 @@ def is_looked_into(*modules: nn.Module | None) -> bool:
         if module is None:
             continue
         state: dict[str, Any] = module.__dict__
-        if not _is_of_layers(type(module).forward) or ("forward" in state and not _is_moved(module)):
+        kind = type(module)
+        if not (_is_of_layers(kind.forward) and _is_of_layers(kind.__call__)):
+            return True
+        if "forward" in state and not _is_moved(module):
             return True
         if state["_forward_hooks"] or state["_forward_pre_hooks"]:
             hooks = (*state["_forward_hooks"].values(), *state["_forward_pre_hooks"].values())
@@ -171,8 +181,8 @@ def is_looked_into(*modules: nn.Module | None) -> bool:
 
 
 @lru_cache(maxsize=1024)
-def _is_of_layers(forward: Any) -> bool:
-    return _is_code_of(forward, _CODE_OF_LAYERS)
+def _is_of_layers(method: Any) -> bool:
+    return method in _FORWARDS or _is_code_of(method, _CODE_OF_LAYERS)
 
 
 def _is_code_of(function: Any, packages: tuple[str, ...]) -> bool:
@@ -183,10 +193,16 @@ def _is_code_of(function: Any, packages: tuple[str, ...]) -> bool:
 
 
 def _is_moved(module: Any) -> bool:
-    """Whether accelerate has replaced the `forward` of a module, to bring weights and inputs together."""
-    hook = module.__dict__.get("_hf_hook")
+    """Whether accelerate alone has replaced the `forward` of a module, to bring weights and inputs together."""
+    state = module.__dict__
+    hook, before = state.get("_hf_hook"), state.get("_old_forward")
     hooks = getattr(hook, "hooks", (hook,))
-    return all(type(each).__module__.startswith("accelerate.") for each in hooks)
+    return (
+        all(type(each).__module__.startswith("accelerate.") for each in hooks)
+        # others may have replaced it before accelerate did, or after
+        and _is_of_layers(getattr(before, "__func__", before))
+        and _is_code_of(getattr(state["forward"], "func", None), ("accelerate",))
+    )
 
 
 def in_one_piece(mask: torch.Tensor) -> bool:

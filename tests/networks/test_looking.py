@@ -13,6 +13,8 @@ from accelerate.hooks import AlignDevicesHook, ModelHook, add_hook_to_module
 from captum.attr import LayerActivation, LayerGradientXActivation
 from support.models import layers_of, model_class, small_model
 from torch import nn
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from hf_perturb.networks.packing import Packing, is_looked_into
 
@@ -197,6 +199,16 @@ def on_the_class(model):
 
 
 @contextmanager
+def of_a_subclass(model):
+    """Look from `__call__`, which a class may have of its own."""
+    layer = layers_of(model)[1]
+    kind = type(layer)
+    layer.__class__ = type("Spying", (kind,), {"__call__": wrapped(kind.__call__)})
+    yield
+    layer.__class__ = kind
+
+
+@contextmanager
 def compiled(model):
     layers = layers_of(model)
     layers[1], kept = torch.compile(layers[1], backend="eager"), layers[1]
@@ -220,6 +232,37 @@ def through_accelerate(model):
     layers_of(model)[1].forward = layers_of(model)[1]._old_forward
 
 
+@contextmanager
+def around_accelerate(model):
+    layer = layers_of(model)[1]
+    add_hook_to_module(layer, AlignDevicesHook())
+    layer.forward = wrapped(layer.forward)
+    yield
+    del layer.forward
+
+
+@contextmanager
+def within_accelerate(model):
+    layer = layers_of(model)[1]
+    layer.forward = wrapped(layer.forward)
+    add_hook_to_module(layer, AlignDevicesHook())
+    yield
+    del layer.forward
+
+
+@contextmanager
+def mixing(model):
+    """Put in a module of torch's own, from which residues would see those of other sequences."""
+    owner, name = (
+        (layers_of(model)[2].sequence2, "0") if model.config.model_type == "carp" else (layers_of(model)[2], "fc2")
+    )
+    kept = owner.get_submodule(name)
+    width = kept.normalized_shape[0] if isinstance(kept, nn.LayerNorm) else kept.out_features
+    setattr(owner, name, nn.Sequential(kept, nn.TransformerEncoderLayer(width, 4, 8, batch_first=True).eval()))
+    yield
+    setattr(owner, name, kept)
+
+
 def leaf(model):
     return layers_of(model)[2].sequence2["0"] if model.config.model_type == "carp" else layers_of(model)[2].fc2
 
@@ -235,6 +278,10 @@ LOOKING = {
     "another method of the class": on_the_class,
     "another call": lambda model: mock.patch.object(nn.Module, "__call__", wrapped(nn.Module.__call__)),
     "accelerate": through_accelerate,
+    "around accelerate": around_accelerate,
+    "within accelerate": within_accelerate,
+    "class of its own": of_a_subclass,
+    "torch's own that mixes positions": mixing,
     "compiled": compiled,
     "compiled in place": compiled_in_place,
 }
@@ -254,6 +301,33 @@ def test_nothing_is_packed_while_somebody_looks(name, how):
         assert all(x.shape == (sum(LENGTHS), model.config.hidden_size) for x in shown)
     layers_of(model)[1].__dict__.pop("forward", None)
     assert is_packed(model)
+
+
+@pytest.mark.parametrize("kind", ["sdpa", "eager"])
+def test_an_attention_function_of_somebodys_sees_every_sequence(kind):
+    model, seen = build("esm1b", kind), []
+
+    def attend(module, query, *args, **kwargs):
+        seen.append(query.shape[::2])
+        return sdpa_attention_forward(module, query, *args, **kwargs)
+
+    with mock.patch.dict(AttentionInterface._global_mapping, {kind: attend}):
+        assert not is_packed(model)
+    assert seen == [(len(LENGTHS), max(LENGTHS))] * 3
+    assert is_packed(model)
+
+
+def test_a_convolution_of_torchs_own_takes_the_place_of_ours():
+    model = build("carp")
+    with torch.no_grad():
+        before = model(**batch_of(model)).logits
+        for layer in layers_of(model):
+            ours = layer.conv
+            layer.conv = nn.Conv1d(16, 16, 5, padding=tuple(ours.padding), dilation=ours.dilation)
+            layer.conv.load_state_dict(ours.state_dict())
+        after = model(**batch_of(model)).logits
+    inside = batch_of(model)["attention_mask"]
+    torch.testing.assert_close(after[inside], before[inside], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["esm1b", "carp"])
