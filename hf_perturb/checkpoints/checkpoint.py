@@ -54,6 +54,7 @@ class Checkpoint:
         own: what such a class has beside the network, by the names that it is stored by.
         prefix: what the stored names of the network's tensors begin with.
         notes: what a user should know about how it was read.
+        rope_theta: what its rotary frequencies were computed from, where they are not stored.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Checkpoint:
     own: dict[str, Tensor] = field(default_factory=dict)
     prefix: str = ""
     notes: list[str] = field(default_factory=list)
+    rope_theta: float | None = None
 
     @classmethod
     def open(
@@ -379,12 +381,12 @@ def _read(place: Place, weights: bool, family: str | None) -> Checkpoint:
     if is_recipe and (record is None or record.changed or elsewhere):
         raise CheckpointError(f"{name!r} has no weights; looked for {', '.join(place.weight_names)}")
     notes = [f"left out of config.json, for no such network has it: {listed(map(repr, others))}"] if others else []
-    if stock and network is not None:
-        tensors, network, others = read_stock(name, tensors, network, written)
-        said = "its rotary frequencies are not stored: computed from rope_theta {rope_theta:g}, as Transformers does"
-        notes = [said.format(**others)] if others else []
-    origin = "transformers" if stock else "hf_perturb"
     more: dict[str, Any] = {"place": place, "headers": headers, "is_recipe": is_recipe, "unusable": unusable}
+    if stock and network is not None:
+        tensors, network, theta = read_stock(name, tensors, network, written)
+        said = f"its rotary frequencies are not stored: computed from rope_theta {theta}, as Transformers does"
+        more["rope_theta"], notes = theta, [said] if theta is not None else []
+    origin = "transformers" if stock else "hf_perturb"
     if unusable and network is not None and files and not stock:
         more |= {"unusable": "", "owner": (owner := ours["architectures"][0])}
         network, more["prefix"], found = network.among(tensors, name)

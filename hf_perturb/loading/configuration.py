@@ -48,13 +48,10 @@ def given_config(
     if not isinstance(config, PreTrainedConfig):
         return config_class.from_pretrained(config, **hub)
     if (ours := config_class.read_stored(theirs := config.to_dict())) is not theirs:
-        asked = theirs.get("rope_theta")
-        base = (
-            asked if opened is None else opened.others.get("rope_theta", asked)
-        )  # that frequencies were computed from
-        if asked is not None and asked != base:
+        asked, computed = theirs.get("rope_theta"), None if opened is None else opened.rope_theta
+        if None not in (asked, computed) and asked != computed:
             raise CheckpointError(
-                f"config: got rope_theta {asked}; that of the checkpoint is {base}, and its files have no rotary"
+                f"config: got rope_theta {asked}; that of the checkpoint is {computed}, and its files have no rotary"
                 " frequencies: say it in its config.json"
             )
         return config_class.from_dict(ours, attn_implementation=config._attn_implementation)

@@ -12,6 +12,7 @@ from transformers import EsmForMaskedLM
 
 import hf_perturb
 from hf_perturb import CheckpointError, DigestError
+from hf_perturb.networks import record
 from parity.stock import (
     assert_same_outputs,
     frequencies_of,
@@ -79,6 +80,14 @@ def test_the_base_of_the_original_is_ours(tmp_path):
     fresh = hf_perturb.FairEsmForMaskedLM(model.config)
     for layer in (0, 1):
         assert torch.equal(model.state_dict()[FREQUENCIES.format(layer)], fresh.state_dict()[FREQUENCIES.format(layer)])
+
+
+def test_a_base_that_was_used_is_not_said_to_be_left_out(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(record.logger, "warning_once", said.append)
+    write(tmp_path / "stock", rope_theta=500.0)
+    hf_perturb.FairEsmForMaskedLM.from_pretrained(tmp_path / "stock")
+    assert said == []
 
 
 def test_a_passed_configuration_with_another_base_is_refused(tmp_path):

@@ -143,7 +143,7 @@ def config_to_stock(ours: Mapping[str, Any], network: Network) -> dict[str, Any]
 
 def read_stock(
     name: str, tensors: Mapping[str, Tensor], network: Network, stored: Mapping[str, Any]
-) -> tuple[dict[str, Tensor], Network, dict[str, float]]:
+) -> tuple[dict[str, Tensor], Network, float | None]:
     """Read the tensors of a stock folder: name them as fair-esm does, and add rotary frequencies that are not stored.
 
     Args:
@@ -166,11 +166,11 @@ def read_stock(
     layers = [_ROTARY.format(layer) for layer in range(network.sizes.num_hidden_layers)]
     missing = [layer for layer in layers if layer not in named]
     if network.version != "ESM-2" or not missing or not named:
-        return named, network, {}
+        return named, network, None
     if told := [named[layer] for layer in layers if layer in named]:  # those of one layer are those of all
-        return {**named, **dict.fromkeys(missing, told[0])}, network, {}
+        return {**named, **dict.fromkeys(missing, told[0])}, network, None
     base = _rotary_base(name, stored)
-    return {**named, **dict.fromkeys(missing, _frequencies(base, network))}, network, {"rope_theta": base}
+    return {**named, **dict.fromkeys(missing, _frequencies(base, network))}, network, base
 
 
 def _frequencies(base: float, network: Network) -> Tensor:
