@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,7 +92,7 @@ def _plain_tokenizer(alphabet: Alphabet) -> Tokenizer:
 def refuse_other_alphabet(place: Place, written: Mapping[str, Any], alphabet: Alphabet) -> None:
     """Raise if a vocabulary beside the weights is not the alphabet of their network; nothing in it is run.
 
-    To have none is fine, and where the Hub cannot be asked nobody knows of any.
+    To have none is fine; where the Hub cannot be asked, those that were fetched before are compared.
 
     Args:
         place: of the weights.
@@ -104,10 +104,14 @@ def refuse_other_alphabet(place: Place, written: Mapping[str, Any], alphabet: Al
     """
     if (stated := written.get("vocab_list")) is not None:
         _compare(f"{place.name!r}: vocab_list in its config.json", lambda: _numbered(stated), alphabet)
-    with suppress(UnreachedError):
-        for file, read in _VOCABULARIES.items():
-            if (path := place.find(file)) is not None:
-                _compare(f"{place.name!r}: {file}", partial(read, path, alphabet), alphabet)
+    for file, read in _VOCABULARIES.items():
+        try:
+            path = place.find(file)
+        except UnreachedError:  # asked once: a Hub that does not answer takes its time
+            place = replace(place, hub={**place.hub, "local_files_only": True})
+            path = place.find(file)
+        if path is not None:
+            _compare(f"{place.name!r}: {file}", partial(read, path, alphabet), alphabet)
 
 
 def _numbered(tokens: Iterable[Any]) -> dict[Any, int]:

@@ -6,14 +6,17 @@ import json
 import os
 import shutil
 
+import huggingface_hub
 import pytest
 from support.models import small_model
 from transformers import AutoModelForMaskedLM, EsmTokenizer
 
 import hf_perturb
 from hf_perturb import CheckpointError
+from hf_perturb.checkpoints import source
 from hf_perturb.checkpoints.checkpoint import Checkpoint
 from hf_perturb.checkpoints.network import ESM1B
+from hf_perturb.checkpoints.source import UnreachedError
 from hf_perturb.cli import main
 
 NETWORKS = ("esm1", "esm1b", "esm2", "carp")
@@ -103,6 +106,31 @@ def test_a_stock_esm_with_another_vocabulary_is_refused(copied, tmp_path, spoil,
         with pytest.raises(CheckpointError, match=message):
             open_it(folder)
     assert os.listdir(tmp_path) == ["stock"]
+
+
+def test_a_vocabulary_that_was_fetched_counts_without_the_hub(folders, tmp_path, monkeypatch):
+    """The cache of somebody who fetched three files by name, on a machine that now reaches nobody."""
+    commit, attempts = "0" * 40, []
+    kept = tmp_path / "models--lab--esm"
+    (kept / "refs").mkdir(parents=True)
+    (kept / "refs/main").write_text(commit)
+    shutil.copytree(folders / "stock", kept / "snapshots" / commit)
+
+    def unreached(hub=None):
+        if not (hub or {}).get("local_files_only"):
+            attempts.append(hub)
+            raise UnreachedError("nobody is there")
+
+    monkeypatch.setattr(source, "reach_hub", unreached)
+    load = hf_perturb.FairEsmForMaskedLM.from_pretrained
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    assert load("lab/esm", cache_dir=tmp_path, revision=commit).config.model_version == "ESM-2"
+    write_lines(kept / "snapshots" / commit, SWAPPED)
+    attempts.clear()
+    with pytest.raises(CheckpointError, match=r"'lab/esm': vocab\.txt is not .*'L' is 5, not 4"):
+        load("lab/esm", cache_dir=tmp_path, revision=commit)
+    assert len(attempts) == 1
 
 
 def test_what_stock_makes_of_it_is_what_is_refused(copied):
