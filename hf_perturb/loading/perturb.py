@@ -220,8 +220,8 @@ def _tell_of_no_quantisation(model: PerturbablePreTrainedModel) -> None:
     method: Any = model.config.quantization_config
     method = method.get("quant_method") if isinstance(method, dict) else method.quant_method
     _LOG.warning(
-        "quantization_config: %s found nothing to quantise in the trunk of this %s, which is as large as before;"
-        " quantisers replace linear layers, and CARP has convolutions: dtype=torch.bfloat16 halves it",
+        "quantization_config: %s found nothing to quantise in the trunk of this %s, which is as large as before"
+        " (quantisers replace linear layers, and a CARP has convolutions); dtype=torch.bfloat16 halves it",
         getattr(method, "value", method),
         type(model).__name__,
     )

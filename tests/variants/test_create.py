@@ -124,10 +124,6 @@ def test_a_killed_process_leaves_no_folder_by_the_name(tmp_path):
         (lambda base: (base / "config.json").write_text("[1]"), "got a JSON list; allowed: an object"),
         (lambda base: (base / "config.json").write_text('{"model_type": []}'), r"model_type: got \[\]; allowed"),
         (
-            lambda base: (base / "config.json").write_text('{"model_type": "carp", "architectures": ["math"]}'),
-            "allowed: one of CarpModel, CarpForMaskedLM",
-        ),
-        (
             lambda base: (base / "config.json").write_text('{"model_type": "carp", "hidden_size": 64}'),
             r"another shape: model\.embedder\.up_embedder\.conv\.weight \(32, 8, 1\) instead of \(64, 8, 1\)",
         ),
