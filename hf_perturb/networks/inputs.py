@@ -40,9 +40,8 @@ def check_keywords(model: Any, **given: Any) -> None:
     unused = [name for name in given if is_said[name] and (name in lacks or name not in used)]
     if not unused:
         return
-    function: Any = ALL_ATTENTION_FUNCTIONS.get(model.config._attn_implementation)
-    if function is not None and not lacks and not function.__module__.startswith("transformers."):
-        # an attention function that somebody registered may have arguments of its own
+    if not lacks and (function := registered_attention(model.config)) is not None:
+        # which may have arguments of its own
         unused = [name for name in unused if name not in inspect.signature(function).parameters]
     named = inspect.signature(type(model).forward).parameters.values()
     names = [each.name for each in named if each.kind is each.POSITIONAL_OR_KEYWORD and each.name != "self"]
@@ -52,6 +51,19 @@ def check_keywords(model: Any, **given: Any) -> None:
         meant = f"did you mean {nearest}? allowed: {', '.join(allowed)}"
         why = f"{lacks[name]}; leave it out" if name in lacks else meant
         raise UnusedKeywordError(f"{type(model).__name__}.forward: got {name}, which is not used: {why}")
+
+
+def registered_attention(config: Any) -> Any:
+    """Return the attention function that somebody registered and a network takes; `None` for one of Transformers."""
+    function = ALL_ATTENTION_FUNCTIONS.get(config._attn_implementation)
+    return None if function is None or is_code_of(function, ("transformers",)) else function
+
+
+def is_code_of(function: Any, packages: tuple[str, ...]) -> bool:
+    """Whether a function was written in one of some packages; what wraps it may have taken over its name alone."""
+    code = getattr(function, "__func__", function)
+    name = f"{getattr(code, '__globals__', {}).get('__name__', '')}."
+    return any(name.startswith(f"{package}.") for package in packages)
 
 
 def check_inputs(

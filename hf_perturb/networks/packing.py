@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .inputs import has_values
+from .inputs import has_values, is_code_of, registered_attention
 
 # what the modules of our layers are made of, and called by
 _OURS = __name__.rpartition(".")[0]
@@ -141,8 +140,7 @@ def can_pack(packing: Packing, config: Any, layers: Iterable[nn.Module | None], 
     if config._attn_implementation not in (None, "eager", "sdpa"):
         return False
     # and somebody may have registered a function of their own by one of these names
-    attention = ALL_ATTENTION_FUNCTIONS.get(config._attn_implementation)
-    if attention is not None and not _is_code_of(attention, ("transformers",)):
+    if registered_attention(config) is not None:
         return False
     if is_looked_into(*layers):
         return False
@@ -172,7 +170,7 @@ def is_looked_into(*modules: nn.Module | None) -> bool:
             return True
         if state["_forward_hooks"] or state["_forward_pre_hooks"]:
             hooks = (*state["_forward_hooks"].values(), *state["_forward_pre_hooks"].values())
-            if not all(_is_code_of(hook, _WITHOUT_EYES) for hook in hooks):
+            if not all(is_code_of(hook, _WITHOUT_EYES) for hook in hooks):
                 return True
         if state.get("_compiled_call_impl") is not None:
             return True
@@ -182,14 +180,7 @@ def is_looked_into(*modules: nn.Module | None) -> bool:
 
 @lru_cache(maxsize=1024)
 def _is_of_layers(method: Any) -> bool:
-    return method in _FORWARDS or _is_code_of(method, _CODE_OF_LAYERS)
-
-
-def _is_code_of(function: Any, packages: tuple[str, ...]) -> bool:
-    """Whether a function was written in one of some packages; what wraps it may have taken over its name alone."""
-    code = getattr(function, "__func__", function)
-    name = f"{getattr(code, '__globals__', {}).get('__name__', '')}."
-    return any(name.startswith(f"{package}.") for package in packages)
+    return method in _FORWARDS or is_code_of(method, _CODE_OF_LAYERS)
 
 
 def _is_moved(module: Any) -> bool:
@@ -201,7 +192,7 @@ def _is_moved(module: Any) -> bool:
         all(type(each).__module__.startswith("accelerate.") for each in hooks)
         # others may have replaced it before accelerate did, or after
         and _is_of_layers(getattr(before, "__func__", before))
-        and _is_code_of(getattr(state["forward"], "func", None), ("accelerate",))
+        and is_code_of(getattr(state["forward"], "func", None), ("accelerate",))
     )
 
 
