@@ -60,6 +60,9 @@ class PerturbablePreTrainedModel(ThreadSafePreTrainedModel):
             share_config(self, network)
             ignored = self._keys_to_ignore_on_load_unexpected or ()
             self._keys_to_ignore_on_load_unexpected = {*ignored, *unread(network, prefix)}
+            # Transformers asks the children alone, and the network may stand deeper
+            tied = {prefix + name: prefix + source for name, source in network.all_tied_weights_keys.items()}
+            self.all_tied_weights_keys.update(tied)
         if (place := reading.get()) is not None:
             place(prefix)
         if place is not None or network is not self or self._seal is not None:

@@ -33,12 +33,20 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_ac
 from transformers import AutoModel
 
 import hf_perturb
-from hf_perturb import CarpConfig, CarpModel, CheckpointError, FairEsmModel, UnsupportedModuleError
+from hf_perturb import (
+    CarpConfig,
+    CarpModel,
+    CheckpointError,
+    FairEsmForMaskedLM,
+    FairEsmModel,
+    UnsupportedModuleError,
+)
 from hf_perturb.checkpoints.network import Network
 from hf_perturb.checkpoints.shapes import AUTO_CLASSES, PREFIXES
 from hf_perturb.cli.main import main
 from hf_perturb.loading import record_now
 from hf_perturb.networks.modeling_carp import CarpPreTrainedModel
+from hf_perturb.networks.modeling_fair_esm import FairEsmPreTrainedModel
 from hf_perturb.networks.sizes import FIRST, is_of_network, tensors_of_network
 from hf_perturb.perturbation.digest import digest_of
 
@@ -311,6 +319,25 @@ def test_a_folder_with_two_networks_says_so(folders, tmp_path):
 def test_a_stock_model_that_holds_a_network_is_told_which_to_perturb():
     with pytest.raises(UnsupportedModuleError, match=r"got a Owner.*model\.inner"):
         hf_perturb.perturb(Owner(OwnerConfig()), "reinit")
+
+
+class Boxed(FairEsmPreTrainedModel):
+    """Holds a network with a tied head in a plain module."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.box = nn.ModuleList([FairEsmForMaskedLM(config)])
+        self.post_init()
+
+
+@pytest.mark.parametrize("network", ["esm1b", "esm2"])
+def test_a_tied_head_is_tied_wherever_the_network_stands(network, folders, tmp_path):
+    base, expected = folders / "base" / network, FairEsmForMaskedLM.from_pretrained(folders / "control" / network)
+    model = Boxed.from_pretrained(base)
+    assert model.box[0].lm_head.weight is model.box[0].embed_tokens.weight
+    model.save_pretrained(tmp_path)
+    for folder in (base, tmp_path):
+        assert same(Boxed.from_pretrained(folder, perturbation=ASKED).box[0].state_dict(), expected.state_dict())
 
 
 class WiderConfig(CarpConfig):
