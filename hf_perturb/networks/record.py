@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from inspect import signature
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
@@ -177,8 +178,12 @@ class PerturbableConfigMixin:
             ValueError: if a field has a value of the wrong kind.
         """
         theirs = {each.name for each in fields(PreTrainedConfig)}
-        own = {each.name for each in fields(cls) if each.name not in theirs}  # type: ignore[arg-type]
-        return read_fields(cls.__name__, stored, {*own, "tie_word_embeddings"})
+        # a class derived from ours may have a constructor in the place of fields
+        constructors = [vars(each)["__init__"] for each in cls.__mro__[:-1] if "__init__" in vars(each)]
+        taken = (each for constructor in constructors for each in signature(constructor).parameters.values())
+        named = {each.name for each in taken if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)} - {"self"}
+        named |= {each.name for each in fields(cls)}  # type: ignore[arg-type]
+        return read_fields(cls.__name__, stored, {*(named - theirs), "tie_word_embeddings"})
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:

@@ -119,6 +119,21 @@ def test_a_derived_class_keeps_its_own_fields(tmp_path):
     assert not hasattr(hf_perturb.CarpModel.from_pretrained(tmp_path).config, "my_width")
 
 
+def test_a_derived_class_with_a_constructor_keeps_what_it_takes(tmp_path):
+    class MyConfig(hf_perturb.CarpConfig):
+        def __init__(self, my_width=3, **kwargs):
+            super().__init__(**kwargs)
+            self.my_width = my_width
+
+    class MyCarp(hf_perturb.CarpModel):
+        config_class = MyConfig
+
+    MyCarp(MyConfig(hidden_size=8, num_hidden_layers=1, my_width=7)).save_pretrained(tmp_path)
+    for config in (MyCarp.from_pretrained(tmp_path).config, MyConfig.from_pretrained(tmp_path)):
+        assert (config.my_width, config.hidden_size) == (7, 8)
+    assert MyConfig.read_fields({"self": 1, "kwargs": 2, "args": 3})[0] == {}
+
+
 @pytest.mark.parametrize("network", CONFIGS)
 @pytest.mark.parametrize("head", HEADS)
 def test_all_that_is_saved_is_read(network, head, tmp_path):
