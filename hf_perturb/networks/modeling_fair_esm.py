@@ -122,6 +122,9 @@ class FairEsmPreTrainedModel(EncoderPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.recorded.embed_tokens
 
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.recorded.embed_tokens = value
+
     def document_tensors(self, rules: str = "documented") -> dict[str, torch.Tensor]:
         tensors = super().document_tensors(rules)
         # the study drew the tied head, so under its rules a model without one has its embedding drawn all the same

@@ -340,6 +340,14 @@ def test_a_tied_head_is_tied_wherever_the_network_stands(network, folders, tmp_p
         assert same(Boxed.from_pretrained(folder, perturbation=ASKED).box[0].state_dict(), expected.state_dict())
 
 
+@pytest.mark.parametrize(("network", "cls"), CASES)
+def test_the_embedding_is_exchanged_where_the_network_stands(network, cls):
+    model = cls(CONFIGS[network]())
+    new = torch.nn.Embedding.from_pretrained(2 * model.get_input_embeddings().weight.detach())
+    model.set_input_embeddings(new)
+    assert model.get_input_embeddings() is model.recorded.get_input_embeddings() is new
+
+
 class WiderConfig(CarpConfig):
     model_type = "wider"
     own_width: int = 3
