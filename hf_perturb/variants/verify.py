@@ -159,7 +159,8 @@ def verify_checkpoint(
 
 def _compare_with_record(opened: Checkpoint, run: Callable[..., None]) -> Verification:
     recorded, stated = opened.stated_digest, _stated(opened)
-    if recorded is None and (opened.record is None or not opened.stated_lines) and not stated:
+    is_said = recorded is not None or (opened.record is not None and opened.stated_lines) or opened.has_changed
+    if not is_said and not stated:
         raise CheckpointError(
             f"{opened.name!r} records no digest (trained, or saved by something else?): give its base to compare with"
         )

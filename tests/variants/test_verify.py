@@ -465,6 +465,15 @@ def test_a_variant_that_was_cast_is_found(small, bases, tmp_path):
     assert [difference.name for difference in found.differences] == sorted(load_file(small / "model.safetensors"))
 
 
+def test_what_changed_says_so_without_any_digest(spoiled, bases):
+    """As one that was cast and trained where the package is not installed."""
+    save_file(load_file(spoiled / "model.safetensors"), spoiled / "model.safetensors", {"format": "pt"})
+    edit_config(spoiled, perturbation={"method": "resample", "changed": True})
+    for given in ((), (bases / "esm1b",)):
+        found = verify_variant(spoiled, *given)
+        assert (found.ok, found.changed, found.recorded) == (False, "resample (seed 42, rules documented)", None)
+
+
 def test_a_kept_tensor_that_changed_is_found(spoiled, bases):
     edit_weights(spoiled, lambda tensors: tensors["embed_tokens.weight"][3, :2].add_(0.5))
     [difference] = verify_variant(spoiled, bases / "esm1b").differences
