@@ -18,6 +18,8 @@ from .sizes import FIRST, NAMES
 
 Value = TypeVar("Value")
 _NAMED = 8  # how many tensors a message names
+# what a configuration says of weights and where they were read, which those of the network decide
+_SAID_OF_WEIGHTS = ("perturbation", "digest", "tie_word_embeddings", "_name_or_path", "torch_version", "architectures")
 _WRAPPERS = re.compile(r"_(fsdp|checkpoint)_wrapped_module\.")
 _WRAPPED = re.compile(r"\.(base_layer|original_module)\b")  # by PEFT
 
@@ -144,15 +146,14 @@ def the_network(model: Any, held: Mapping[str, Any]) -> tuple[str, Any]:
 
 def share_config(model: Any, network: Any) -> None:
     """Give a model and the network that it holds one configuration: both say the same of its weights."""
-    left = ("perturbation", "digest", "tie_word_embeddings")
-    own, theirs = (
-        {key: value for key, value in each.config.to_dict().items() if key not in left} for each in (model, network)
-    )
-    if type(model.config) is not type(network.config) or own != theirs:
+    own, theirs = model.config.to_dict(), network.config.to_dict()
+    other = sorted(key for key in {*own, *theirs} - {*_SAID_OF_WEIGHTS} if own.get(key) != theirs.get(key))
+    if type(model.config) is not type(network.config) or other:
         name = type(network).__name__
         raise UnsupportedModuleError(
             f"{type(model).__name__}: the {name} that it holds was built with another configuration than its own, which"
-            f" is what its config.json tells of; allowed: {name}(self.config)"
+            f" is what its config.json tells of ({listed(other) or type(network.config).__name__}); allowed:"
+            f" {name}(self.config)"
         )
     model.config = network.config
 

@@ -301,8 +301,26 @@ def test_a_model_that_holds_two_networks_or_another_than_it_says_is_refused(fold
                 UnsupportedModuleError, match=rf"{cls.__name__}: holds two networks \({said}\).*allowed"
             ):
                 build()
-    with pytest.raises(UnsupportedModuleError, match=r"built with another configuration.*CarpModel\(self.config\)"):
+    with pytest.raises(UnsupportedModuleError, match=r"built with another .*\(hidden_size\).*CarpModel\(self.config\)"):
         Narrow(config)
+
+
+class Fetches(CarpPreTrainedModel):
+    def __init__(self, config, folder):
+        super().__init__(config)
+        self.carp = CarpModel.from_pretrained(folder)
+        self.post_init()
+
+
+def test_a_model_may_hold_a_network_that_it_loads_itself(folders, tmp_path):
+    folder = folders / "control" / "carp"
+    expected = CarpModel.from_pretrained(folder)
+    for read in ("control", "base"):
+        model = Fetches(CarpConfig.from_pretrained(folders / read / "carp"), folder)
+        assert model.config.perturbation == expected.config.perturbation
+        assert same(model.carp.state_dict(), expected.state_dict())
+    model.save_pretrained(tmp_path)
+    assert hf_perturb.verify_variant(tmp_path, folders / "base" / "carp").ok
 
 
 def test_a_folder_with_two_networks_says_so(folders, tmp_path):
