@@ -137,10 +137,13 @@ class FairEsmPreTrainedModel(EncoderPreTrainedModel):
         if not self.config.tie_word_embeddings or "lm_head.weight" not in chosen:
             return
         self.config.tie_word_embeddings = False
+        # with the configuration, Transformers ties nothing any more, a head of somebody's own neither
+        for name in self.all_tied_weights_keys:
+            owner, _, weight = name.rpartition(".")
+            module = self.get_submodule(owner)
+            tied = getattr(module, weight)
+            setattr(module, weight, nn.Parameter(tied.detach().clone(), requires_grad=tied.requires_grad))
         self.all_tied_weights_keys = {}
-        if isinstance(self, FairEsmForMaskedLM):
-            tied = self.lm_head.weight
-            self.lm_head.weight = nn.Parameter(tied.detach().clone(), requires_grad=tied.requires_grad)
 
     def embed(
         self,

@@ -358,6 +358,24 @@ def test_a_tied_head_is_tied_wherever_the_network_stands(network, folders, tmp_p
         assert same(Boxed.from_pretrained(folder, perturbation=ASKED).box[0].state_dict(), expected.state_dict())
 
 
+class TiedTwice(FairEsmForMaskedLM):
+    _tied_weights_keys = dict.fromkeys(("lm_head.weight", "own_head.weight"), "embed_tokens.weight")
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.own_head = nn.Linear(config.hidden_size, config.vocab_size)
+        self.post_init()
+
+
+def test_a_tied_head_of_one_s_own_is_kept_when_the_network_s_is_untied(folders, tmp_path):
+    model = TiedTwice.from_pretrained(folders / "base" / "esm1b")
+    assert model.own_head.weight is model.embed_tokens.weight
+    model.perturb(ASKED).save_pretrained(tmp_path)
+    found = TiedTwice.from_pretrained(tmp_path, verify=True)
+    assert same(found.state_dict(), model.state_dict())
+    assert torch.equal(found.own_head.weight, found.embed_tokens.weight)
+
+
 @pytest.mark.parametrize(("network", "cls"), CASES)
 def test_the_embedding_is_exchanged_where_the_network_stands(network, cls):
     model = cls(CONFIGS[network]())
