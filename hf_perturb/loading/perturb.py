@@ -59,7 +59,7 @@ def perturb_model(
         raise PerturbationError("perturbation: got None; allowed: a method name, a dict or a Perturbation")
     asked = Perturbation.parse(perturbation)
     is_quantised = getattr(model, "is_quantized", False) or bool(quantised_weights(model))
-    model = model.recorded
+    owner, model = model, model.recorded
     network = network_of(model)
     model.refuse_unknown("perturb", empty=False)
     if not (fresh and model._is_empty):
@@ -77,7 +77,7 @@ def perturb_model(
     network.tell_what_is_kept([asked])
     model._is_torn = True
     if asked.rules == "documented":
-        model.untie(select(network.family, [*tensors, *head], asked))
+        owner.untie(select(network.family, [*tensors, *head], asked))
     own = model.document_names()
     owners = {} if shared else {name: x for name, x in model.named_parameters(remove_duplicate=False) if name in own}
     apply_plan(plan, model.document_tensors(asked.rules), owners)

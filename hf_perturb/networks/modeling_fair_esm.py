@@ -143,7 +143,7 @@ class FairEsmPreTrainedModel(EncoderPreTrainedModel):
             module = self.get_submodule(owner)
             tied = getattr(module, weight)
             setattr(module, weight, nn.Parameter(tied.detach().clone(), requires_grad=tied.requires_grad))
-        self.all_tied_weights_keys = {}
+        self.all_tied_weights_keys = self.recorded.all_tied_weights_keys = {}
 
     def embed(
         self,

@@ -367,13 +367,24 @@ class TiedTwice(FairEsmForMaskedLM):
         self.post_init()
 
 
-def test_a_tied_head_of_one_s_own_is_kept_when_the_network_s_is_untied(folders, tmp_path):
-    model = TiedTwice.from_pretrained(folders / "base" / "esm1b")
-    assert model.own_head.weight is model.embed_tokens.weight
+class TiedBeside(FairEsmPreTrainedModel):
+    _tied_weights_keys = dict.fromkeys(["own_head.weight"], "esm.embed_tokens.weight")
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.esm = FairEsmForMaskedLM(config)
+        self.own_head = nn.Linear(config.hidden_size, config.vocab_size)
+        self.post_init()
+
+
+@pytest.mark.parametrize("cls", [TiedTwice, TiedBeside])
+def test_a_tied_head_of_one_s_own_is_kept_when_the_network_s_is_untied(cls, folders, tmp_path):
+    model = cls.from_pretrained(folders / "base" / "esm1b")
+    assert model.own_head.weight is model.get_input_embeddings().weight
     model.perturb(ASKED).save_pretrained(tmp_path)
-    found = TiedTwice.from_pretrained(tmp_path, verify=True)
+    found = cls.from_pretrained(tmp_path, verify=True)
     assert same(found.state_dict(), model.state_dict())
-    assert torch.equal(found.own_head.weight, found.embed_tokens.weight)
+    assert torch.equal(found.own_head.weight, found.get_input_embeddings().weight)
 
 
 @pytest.mark.parametrize(("network", "cls"), CASES)
