@@ -368,9 +368,9 @@ def _read(place: Place, weights: bool, family: str | None) -> Checkpoint:
             raise ValueError("digest: got one beside a perturbation; a control has its digest inside: take it out")
     except (ValueError, CheckpointError) as error:
         raise CheckpointError(f"{name!r}: its config.json cannot be used: {error}") from error
-    kind = family if family is not None and ours.get("model_type") not in PREFIXES else ours.get("model_type")
-    architecture, unusable = _class_of(written if stock else {**ours, "model_type": kind}, stock, name)
-    network = Network.read({**ours, "model_type": kind}, architecture, name) if architecture else None
+    read_as = ours if family is None or ours.get("model_type") in PREFIXES else {**ours, "model_type": family}
+    architecture, unusable = _class_of(written if stock else read_as, stock, name)
+    network = Network.read(read_as, architecture, name) if architecture else None
     if weights and network is not None:
         refuse_other_alphabet(place, written, network.alphabet)  # before weights are fetched
     tensors, headers = read_files(files := place.weights() if weights else [])

@@ -12,6 +12,8 @@ from torch.nn.modules import module as torch_module
 
 from .inputs import has_values, is_code_of, registered_attention
 
+States = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # queries, keys and values
+
 # what the modules of our layers are made of, and called by
 _OURS = __name__.rpartition(".")[0]
 _CODE_OF_LAYERS = (_OURS, "torch.nn.modules.module", "transformers.activations", "transformers.modeling_layers")
@@ -220,19 +222,13 @@ def packed_attention(
     config: Any = module.config
     if config._attn_implementation == "sdpa" and _has_varlen(query):
         return _varlen_attention(query, key, value, packing, extra)
-    attend = _attention_one_by_one if query.device.type == "cpu" else _padded_attention
-    return attend(partial(interface, module, dropout=0.0, scaling=scaling), query, key, value, packing, extra)
+    run = _attention_one_by_one if query.device.type == "cpu" else _padded_attention
+    return run(partial(interface, module, dropout=0.0, scaling=scaling), (query, key, value), packing, extra)
 
 
-def _attention_one_by_one(
-    attend: Callable[..., Any],
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    packing: Packing,
-    extra: bool,
-) -> torch.Tensor:
+def _attention_one_by_one(attend: Callable[..., Any], states: States, packing: Packing, extra: bool) -> torch.Tensor:
     """Call a function for each sequence, without padding: the CPU loses nothing by that, and works on less."""
+    query, key, value = states
     lengths = list(packing.lengths)
     key_lengths = [length + extra for length in lengths]
     parts = zip(query.split(lengths, 2), key.split(key_lengths, 2), value.split(key_lengths, 2), strict=True)
@@ -241,20 +237,13 @@ def _attention_one_by_one(
     return torch.cat([attend(*part, attention_mask=None)[0] for part in some], dim=1)
 
 
-def _padded_attention(
-    attend: Callable[..., Any],
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    packing: Packing,
-    extra: bool,
-) -> torch.Tensor:
+def _padded_attention(attend: Callable[..., Any], states: States, packing: Packing, extra: bool) -> torch.Tensor:
     """Put the padding back and call a function once: a device that is far away gets as many calls as one sequence."""
-    packing = packing.to(query.device)
+    packing = packing.to(states[0].device)
     (rows, _), (key_rows, mask) = packing.padded, packing.padded_with_extra if extra else packing.padded
     padded = (
         x.squeeze(0).transpose(0, 1).index_select(0, at.flatten()).unflatten(0, at.shape).transpose(1, 2)
-        for x, at in ((query, rows), (key, key_rows), (value, key_rows))
+        for x, at in zip(states, (rows, key_rows, key_rows), strict=True)
     )
     return packing.pack(attend(*padded, attention_mask=mask)[0])
 

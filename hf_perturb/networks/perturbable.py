@@ -22,7 +22,7 @@ from .record import (
     require,
     same_record,
 )
-from .seal import cast, listed, plain_names, record_now, refuse_adapters, share_config, the_network, unread
+from .seal import cast, listed, plainly, record_now, refuse_adapters, share_config, the_network, unread
 from .sizes import NAMES, tensors_of_network
 from .threads import ThreadSafePreTrainedModel
 
@@ -153,7 +153,7 @@ class PerturbablePreTrainedModel(ThreadSafePreTrainedModel):
     def document_names(self) -> dict[str, str]:
         """Return the names of the network's tensors in this model, by document name."""
         prefix, network = self.placed()
-        names = plain_names(network.state_dict())
+        names = plainly({name: name for name in network.state_dict()})
         return {name: prefix + names[name] for name in tensors_of_network(network.config.family, names)}
 
     def recorded_tensors(self, state: Mapping[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:

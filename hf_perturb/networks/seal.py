@@ -8,7 +8,7 @@ installed that is what a digest is made of, elsewhere a checksum, which tells as
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -61,11 +61,6 @@ def readable_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
 def plainly(named: Mapping[str, Value]) -> dict[str, Value]:
     """Return what is named by tensors under the names that these have where PEFT has wrapped nothing."""
     return {_WRAPPED.sub("", name): value for name, value in named.items()}
-
-
-def plain_names(names: Iterable[str]) -> dict[str, str]:
-    """Return names by what they are where PEFT has wrapped nothing."""
-    return plainly({name: name for name in names})
 
 
 def refuse_adapters(what: str, module: Any) -> None:

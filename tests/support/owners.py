@@ -73,15 +73,7 @@ class HoldsEsm(_Scores, FairEsmPreTrainedModel):
         return self.esm(output_hidden_states=True, **kwargs).hidden_states[-1]
 
 
-class ExtendsCarp(_Scores, ModelMixin, CarpPreTrainedModel):
-    def build_head(self, config):
-        self.own_head = nn.Linear(config.hidden_size, 2)
-
-    def states(self, **kwargs):
-        return self.encode(return_dict=True, **kwargs).last_hidden_state
-
-
-class ExtendsCarpLM(_Scores, CarpForMaskedLM):
+class _Extends(_Scores):
     def __init__(self, config):
         super().__init__(config)
         self.own_head = nn.Linear(config.hidden_size, 2)
@@ -91,8 +83,21 @@ class ExtendsCarpLM(_Scores, CarpForMaskedLM):
         return self.encode(return_dict=True, **kwargs).last_hidden_state
 
 
+class ExtendsCarp(_Scores, ModelMixin, CarpPreTrainedModel):
+    states = _Extends.states
+
+    def build_head(self, config):
+        self.own_head = nn.Linear(config.hidden_size, 2)
+
+
+class ExtendsCarpLM(_Extends, CarpForMaskedLM):
+    pass
+
+
 class ExtendsEsm(_Scores, FairEsmModel):
     """It has a module inside the network's layers, too."""
+
+    states = _Extends.states
 
     def __init__(self, config):
         super().__init__(config)
@@ -100,18 +105,9 @@ class ExtendsEsm(_Scores, FairEsmModel):
         self.layers[0].own = nn.Embedding(3, config.hidden_size)
         self.post_init()
 
-    def states(self, **kwargs):
-        return self.encode(return_dict=True, **kwargs).last_hidden_state
 
-
-class ExtendsEsmLM(_Scores, FairEsmForMaskedLM):
-    def __init__(self, config):
-        super().__init__(config)
-        self.own_head = nn.Linear(config.hidden_size, 2)
-        self.post_init()
-
-    def states(self, **kwargs):
-        return self.encode(return_dict=True, **kwargs).last_hidden_state
+class ExtendsEsmLM(_Extends, FairEsmForMaskedLM):
+    pass
 
 
 OWN = {"carp": (HoldsCarp, ExtendsCarp, ExtendsCarpLM)}
