@@ -121,7 +121,7 @@ def test_a_checkpoint_is_opened_without_torch_and_transformers():
         "opened = Checkpoint.open('demo').check()\n"
         "assert opened.digest() == opened.stated_digest\n"
     )
-    assert not {"torch", "transformers", "numpy"} & loaded_by(code)
+    assert not {"torch", "transformers"} & loaded_by(code)
 
 
 def test_the_command_begins_without_the_client_of_the_hub():

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
+from hf_perturb.perturbation.floats import DTYPES as DTYPES, dtype_code as dtype_code
 from hf_perturb.perturbation.parallel import for_each
 
 if TYPE_CHECKING:
@@ -15,35 +16,6 @@ if TYPE_CHECKING:
 PREFIX = "blake3:"
 # as long as a digest, for a header whose length must be known before there is one
 NO_DIGEST = PREFIX + 64 * "0"
-# the names that safetensors headers use, so that a file's digest needs no tensor
-_CODES = {
-    "float64": "F64",
-    "float32": "F32",
-    "float16": "F16",
-    "bfloat16": "BF16",
-    "float8_e4m3fn": "F8_E4M3",
-    "float8_e5m2": "F8_E5M2",
-    "int64": "I64",
-    "int32": "I32",
-    "int16": "I16",
-    "int8": "I8",
-    "uint8": "U8",
-    "bool": "BOOL",
-    "complex64": "C64",
-    "uint64": "U64",
-    "uint32": "U32",
-    "uint16": "U16",
-    "float8_e8m0fnu": "F8_E8M0",
-    "float8_e4m3fnuz": "F8_E4M3FNUZ",
-    "float8_e5m2fnuz": "F8_E5M2FNUZ",
-}
-DTYPES = {code: name for name, code in _CODES.items()}
-
-
-def dtype_code(dtype: torch.dtype | str) -> str:
-    """Return how safetensors headers name a type, `F32` for `torch.float32`, `"torch.float32"` and `"float32"`."""
-    name = str(dtype).removeprefix("torch.")
-    return _CODES.get(name, name)
 
 
 def torch_dtype(code: str) -> torch.dtype:

@@ -1,0 +1,104 @@
+"""Floating-point types as numpy has them, and casts between them that give the same bits everywhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+# the names that safetensors headers use, so that a file's digest needs no tensor
+_CODES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2",
+    "int64": "I64",
+    "int32": "I32",
+    "int16": "I16",
+    "int8": "I8",
+    "uint8": "U8",
+    "bool": "BOOL",
+    "complex64": "C64",
+    "uint64": "U64",
+    "uint32": "U32",
+    "uint16": "U16",
+    "float8_e8m0fnu": "F8_E8M0",
+    "float8_e4m3fnuz": "F8_E4M3FNUZ",
+    "float8_e5m2fnuz": "F8_E5M2FNUZ",
+}
+DTYPES = {code: name for name, code in _CODES.items()}
+_CHUNK = 1 << 16  # entries whose copies stay in the cache
+
+
+def dtype_code(dtype: object) -> str:
+    """Return how safetensors headers name a type of numpy or torch, `F32` for `torch.float32` and `"float32"`."""
+    name = str(dtype).removeprefix("torch.")
+    return _CODES.get(name, name)
+
+
+def numpy_dtype(code: str) -> np.dtype[Any]:
+    """Return the type that a safetensors header names; those that numpy lacks are `ml_dtypes`'.
+
+    Raises:
+        KeyError: if there is no such type, of less than a byte among them.
+    """
+    name = DTYPES[code]
+    if code.startswith(("BF", "F8")):
+        import ml_dtypes
+
+        return np.dtype(getattr(ml_dtypes, name))
+    return np.dtype(name)
+
+
+def as_integers(values: Array) -> Array:
+    """Return the bits of every entry as an unsigned integer, without a copy."""
+    return values.view(np.dtype(f"u{values.dtype.itemsize}"))
+
+
+def is_bfloat16(dtype: np.dtype[Any]) -> bool:
+    """Whether a type is bfloat16, without importing what defines it."""
+    return dtype.name == "bfloat16"
+
+
+def cast(values: Array, dtype: np.dtype[Any]) -> Array:
+    """Return values in another type, rounded to nearest even; the array itself if it is of that type.
+
+    The casts of bfloat16 are integer arithmetic, 20 times as fast as those of the library that defines it.
+    """
+    if values.dtype == dtype:
+        return values
+    if is_bfloat16(values.dtype):
+        return widened(values).astype(dtype, copy=False)
+    if not is_bfloat16(dtype):
+        with np.errstate(over="ignore", invalid="ignore"):
+            return values.astype(dtype)
+    out = np.empty(values.shape, dtype)
+    flat, bits = np.ascontiguousarray(values).reshape(-1), as_integers(out.reshape(-1))
+    for start in range(0, flat.size, _CHUNK):
+        part = slice(start, start + _CHUNK)
+        with np.errstate(over="ignore", invalid="ignore"):
+            bits[part] = _rounded(flat[part].astype(np.float32, copy=False))
+    return out
+
+
+def widened(values: Array) -> Array:
+    """Return bfloat16 values as float32, which holds each of them."""
+    out = np.empty(values.shape, np.uint32)
+    np.left_shift(as_integers(values), np.uint32(16), out=out, dtype=np.uint32)
+    return out.view(np.float32)
+
+
+def _rounded(values: Array) -> Array:
+    """Return the bits of float32 values as bfloat16; every NaN is one, as torch has it."""
+    bits = values.view(np.uint32)
+    up = (bits >> np.uint32(16)) & np.uint32(1)
+    up += np.uint32(0x7FFF)
+    up += bits
+    up >>= np.uint32(16)
+    if (odd := np.isnan(values)).any():
+        up[odd] = 0x7FC0
+    return up.astype(np.uint16)
