@@ -1,18 +1,21 @@
 """Run whole processes side by side, and measure what each takes. Standard library only, and that matters.
 
-The peak memory that the system reports for a child is at least what its parent had when it started it, so whoever
-measures must be small: torch is never imported here.
+The peak resident memory that the system reports for a child is at least what its parent had when it started it, so
+whoever measures must be small: torch is never imported here.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import platform
+import re
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,19 +25,35 @@ from typing import Any
 
 HERE = Path(__file__).parent
 CREATE = [sys.executable, "-m", "hf_perturb", "create"]
-# method and axis by what `--only` calls them; without an axis, the family's default
-VARIANTS = {"reinit": ("reinit", None), "resample": ("resample", None), "resample-all": ("resample", "all")}
-# what a synthetic base of each size takes on disk, in bytes
-SIZES = {"8M": 30e6, "85M": 341e6, "650M": 2610e6, "3B": 11357e6}
+# method and axis by what `--only` calls them
+VARIANTS = {
+    "reinit": ("reinit", None),
+    **{f"resample-{axis}": ("resample", axis) for axis in ("embedding", "rows", "outputs", "all")},
+    "gaussian": ("gaussian", None),
+}
+# what a synthetic base of each size takes on disk, in bytes; one of them has small tensors, but thousands
+MANY = "35M-many"
+SIZES = {"8M": 30e6, "35M": 134e6, MANY: 136e6, "150M": 593e6, "650M": 2610e6, "3B": 11357e6}
 GB, MB = 1e9, 1e6
+# of instruction sets, those that draws and digests are fast with
+_INSTRUCTIONS = r"\b(?:sha_ni|avx2|avx512|sha2|asimd|sve)"
+_POLL = 0.005  # seconds
 
 
 @dataclass(frozen=True)
 class Run:
-    """One whole process: wall time in seconds, peak resident memory in bytes, and what it printed."""
+    """One whole process: wall time in seconds, peak memory in bytes, and what it printed.
+
+    Args:
+        seconds: until it has ended, and what it wrote is on the disk.
+        peak: resident memory, files that it mapped included.
+        anonymous: memory that the system cannot drop and read again; 0 where there is no `/proc`.
+        printed: on stdout.
+    """
 
     seconds: float
     peak: int
+    anonymous: int
     printed: str
 
 
@@ -43,52 +62,73 @@ def say(text: str) -> None:
     print(f"benchmark: {text}", file=sys.stderr, flush=True)
 
 
-def measure(command: list[str]) -> Run:
+def measure(command: list[str], out: Path | None = None) -> Run:
     """Run a command to its end.
+
+    Args:
+        command: what to run.
+        out: a file or folder that it may write, which is to be on the disk at the end.
 
     Raises:
         SystemExit: with the end of what it said, if it failed.
     """
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
+    with tempfile.TemporaryFile("w+") as printed, tempfile.TemporaryFile("w+") as errors:
         begin = time.perf_counter()
-        child = subprocess.Popen(command, stdout=out, stderr=errors, env=environment)
+        child = subprocess.Popen(command, stdout=printed, stderr=errors, env=environment)
+        seen = [0]
+        threading.Thread(target=_watch, args=(child.pid, seen), daemon=True).start()
         try:
             _, status, usage = os.wait4(child.pid, 0)  # its own usage; getrusage has the largest of all children so far
         except BaseException:
             child.kill()
             child.wait()
             raise
+        if out is not None:
+            sync(out)
         seconds = time.perf_counter() - begin
         child.returncode = os.waitstatus_to_exitcode(status)
-        out.seek(0)
+        printed.seek(0)
         errors.seek(0)
         if child.returncode:
             said = errors.read()[-2000:].strip()
             raise SystemExit(f"benchmark: exit code {child.returncode} from {' '.join(command)}\n{said}")
         unit = 1 if sys.platform == "darwin" else 1024
-        return Run(seconds, usage.ru_maxrss * unit, out.read())
+        return Run(seconds, usage.ru_maxrss * unit, max(seen), printed.read())
+
+
+def _watch(process: int, seen: list[int]) -> None:
+    """Note the anonymous memory of a process, again and again until it ends."""
+    status = Path(f"/proc/{process}/status")
+    try:
+        while found := re.search(r"^RssAnon:\s+(\d+) kB", status.read_text(encoding="utf-8"), re.MULTILINE):
+            seen.append(int(found[1]) * 1024)
+            time.sleep(_POLL)
+    except OSError:
+        return
 
 
 def alternate(
-    sides: dict[str, list[str]], repeat: int, before: Callable[[], None], after: Callable[[], None]
+    sides: dict[str, list[str]], repeat: int, before: Callable[[str], object], out: Path | None = None
 ) -> dict[str, list[Run]]:
     """Run the sides in turn, `repeat` times over.
 
     Args:
         sides: commands by name.
         repeat: how often each is run.
-        before: called before each round.
-        after: called after each run, to remove what it wrote.
+        before: called with the name before each run.
+        out: what any of them may write; it is synced to the disk, and removed after each run.
     """
     runs: dict[str, list[Run]] = {name: [] for name in sides}
     for _ in range(repeat):
-        before()
         for name, command in sides.items():
-            runs[name].append(measure(command))
-            after()
-            os.sync()  # the next one shall not wait for what this one left to write
-            say(f"  {name}: {runs[name][-1].seconds:.2f} s, {runs[name][-1].peak / MB:.0f} MB")
+            before(name)
+            os.sync()  # it shall not wait for what another one left to write
+            run = measure(command, out)
+            if out is not None:
+                remove(out)
+            runs[name].append(run)
+            say(f"  {name}: {run.seconds:.2f} s, {run.peak / MB:.0f} MB, {run.anonymous / MB:.0f} of them anonymous")
     return runs
 
 
@@ -100,6 +140,7 @@ def figures(runs: list[Run]) -> dict[str, Any]:
         "best_seconds": min(seconds),
         "median_seconds": statistics.median(seconds),
         "peak_bytes": max(run.peak for run in runs),
+        "anonymous_bytes": max(run.anonymous for run in runs),
     }
 
 
@@ -120,6 +161,21 @@ def warm(path: Path) -> None:
     with path.open("rb", buffering=0) as file:
         while file.read(1 << 24):
             pass
+
+
+def cold(path: Path) -> None:
+    """Drop a file from the page cache, so that the next process reads it from the disk."""
+    sync(path)  # what is still to be written stays there
+    with path.open("rb", buffering=0) as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or all files of a folder, are on the disk; nothing need be there."""
+    for file in (path, *path.rglob("*")):
+        if file.is_file():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
 
 
 def remove(path: Path) -> None:
@@ -156,12 +212,24 @@ def memory() -> int:
 def machine() -> dict[str, Any]:
     """Return what the figures depend on."""
     versions = {}
-    for name in ("hf-perturb", "torch", "transformers", "safetensors", "fair-esm"):
+    for name in ("hf-perturb", "numpy", "torch", "transformers", "safetensors", "fair-esm"):
         try:
             versions[name] = version(name)
         except PackageNotFoundError:
             versions[name] = None
-    return {"cores": os.cpu_count(), "memory_bytes": memory(), "versions": versions}
+    return {**processor(), "cores": os.cpu_count(), "memory_bytes": memory(), "versions": versions}
+
+
+def processor() -> dict[str, Any]:
+    """Return the name of the processor, and those of its instruction sets that matter here."""
+    try:
+        said = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        said = ""
+    name = re.search(r"^model name\s*: (.+)$", said, re.MULTILINE)
+    flags = re.search(r"^(?:flags|Features)\s*: (.+)$", said, re.MULTILINE)
+    sets = re.findall(_INSTRUCTIONS, flags[1]) if flags else []
+    return {"processor": name[1] if name else platform.machine(), "instructions": sorted({*sets})}
 
 
 def write_json(data: dict[str, Any], path: Path | None) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from benchmarking import (
     demand_room,
     figures,
     measure,
-    peer_fits,
     remove,
     say,
     warm,
@@ -56,6 +55,17 @@ def base_folder(given: Path | None, size: str, work: Path | None, outputs: int) 
         yield base, folder
 
 
+def known(only: Iterable[str] | None) -> list[str]:
+    """Return those of `VARIANTS` that are asked for and that `hf-perturb create` knows; the others are named."""
+    groups = re.findall(r"\{([\w,-]+)\}", measure([*CREATE, "-h"]).printed)
+    choices = {None, *",".join(groups).split(",")}
+    asked = [name for name in VARIANTS if only is None or name in only]
+    for name in asked:
+        if not choices.issuperset(VARIANTS[name]):
+            say(f"{name} is left out: hf-perturb create does not know it")
+    return [name for name in asked if choices.issuperset(VARIANTS[name])]
+
+
 def create_command(base: Path, out: Path, method: str, axis: str | None) -> list[str]:
     """Return the command that builds a variant."""
     return [*CREATE, str(base), str(out), "--method", method, *(["--axis", axis] if axis else [])]
@@ -64,41 +74,6 @@ def create_command(base: Path, out: Path, method: str, axis: str | None) -> list
 def title(method: str, axis: str | None) -> str:
     """Return what a table calls a variant."""
     return f"{method} --axis {axis}" if axis else method
-
-
-def compare_create(
-    base: Path, folder: Path, repeat: int, only: Sequence[str] = tuple(VARIANTS)
-) -> list[dict[str, Any]]:
-    """Run the study's procedure and `hf-perturb create` in turn on the same file, both as whole processes.
-
-    Returns:
-        A row a variant; the study's side and the ratios are `None` where it does not fit the memory.
-    """
-    weights, rows = weights_of(base), []
-    with_study = peer_fits(weights.stat().st_size)
-    if not with_study:
-        say("the study's procedure is left out: three times the file is more than this machine's memory")
-    study_out, our_out = folder / "study.safetensors", folder / "variant"
-    for method, axis in map(VARIANTS.__getitem__, only):
-        say(f"create {title(method, axis)}, {repeat} of each")
-        study = [sys.executable, str(HERE / "study_procedure.py"), method, str(weights), str(study_out)]
-        sides = {"study": study} if with_study else {}
-        sides["ours"] = create_command(base, our_out, method, axis)
-        runs = alternate(sides, repeat, partial(warm, weights), lambda: (remove(study_out), remove(our_out)))
-        row = {"method": method, "axis": axis, "study": None, **{side: figures(runs[side]) for side in sides}}
-        rows.append({**row, **_ratios(row["study"], row["ours"])})
-    return rows
-
-
-def _ratios(study: dict[str, Any] | None, ours: dict[str, Any]) -> dict[str, float | None]:
-    """Return how many times as fast we are, and which share of the study's peak memory we take."""
-    if study is None:
-        return {"speedup": None, "median_speedup": None, "memory_share": None}
-    return {
-        "speedup": study["best_seconds"] / ours["best_seconds"],
-        "median_speedup": study["median_seconds"] / ours["median_seconds"],
-        "memory_share": ours["peak_bytes"] / study["peak_bytes"],
-    }
 
 
 def compare_load(base: Path, folder: Path, repeat: int) -> dict[str, Any]:
@@ -113,12 +88,12 @@ def compare_load(base: Path, folder: Path, repeat: int) -> dict[str, Any]:
     measure([sys.executable, "-m", "hf_perturb", "convert", "--to", "transformers", str(ours), str(stock)])
     say(f"loading, {repeat} of each")
 
-    def both_warm() -> None:
+    def both_warm(_: str) -> None:
         warm(weights_of(ours))
         warm(weights_of(stock))
 
     sides = {"transformers": [*LOAD, "transformers", str(stock)], "ours": [*LOAD, "hf_perturb", str(ours)]}
-    runs = alternate(sides, repeat, both_warm, lambda: None)
+    runs = alternate(sides, repeat, both_warm)
     sizes = {"transformers": weights_of(stock).stat().st_size, "ours": weights_of(ours).stat().st_size}
     remove(ours)
     remove(stock)
@@ -132,18 +107,16 @@ def _seconds(runs: dict[str, list[Run]], what: str) -> dict[str, Any]:
     return {"seconds": seconds, **best, "ratio": best["best_ours"] / best["best_transformers"]}
 
 
-def compare_recipe(
-    base: Path, folder: Path, repeat: int, only: Sequence[str] = tuple(VARIANTS)
-) -> list[dict[str, Any]]:
+def compare_recipe(base: Path, folder: Path, repeat: int, only: Iterable[str]) -> list[dict[str, Any]]:
     """Build a variant with `create` and load its recipe in turn, both as whole processes; return a row a variant."""
     rows = []
     out, recipe = folder / "variant", folder / "recipe"
-    for method, axis in map(VARIANTS.__getitem__, only):
+    for method, axis in map(VARIANTS.__getitem__, known(only)):
         say(f"recipe of {title(method, axis)}, {repeat} of each")
         create = create_command(base.resolve(), out, method, axis)
         measure([*create_command(base.resolve(), recipe, method, axis), "--recipe"])
         sides = {"create": create, "recipe": [*LOAD, "hf_perturb", str(recipe)]}
-        runs = alternate(sides, repeat, partial(warm, weights_of(base)), partial(remove, out))
+        runs = alternate(sides, repeat, lambda _: warm(weights_of(base)), out)
         remove(recipe)
         row = {"method": method, "axis": axis, **{side: figures(runs[side]) for side in sides}}
         rows.append({**row, "ratio": row["recipe"]["best_seconds"] / row["create"]["best_seconds"]})

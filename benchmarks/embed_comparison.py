@@ -72,16 +72,15 @@ def compare(base: Path, fasta: Path, folder: Path, facts: dict[str, Any], option
     peer = PEERS[facts["network"]]
     commands = commands_of(base, fasta, folder, peer, options)
 
-    def clear() -> None:
-        for name in commands:
-            remove(folder / name)
+    def clear(name: str) -> None:
+        remove(folder / name)
 
     say(f"embeddings by {facts['size']}, {options.repeat} of each")
-    runs = alternate(commands, 1, clear, lambda: None)
+    runs = alternate(commands, 1, clear)
     agreement = {name: agreement_of(folder / name, folder / peer) for name in commands if name != peer}
     for name, found in agreement.items():
         demand_agreement(name, peer, found, exact=name == "ours float32", device=options.device)
-    more = alternate(commands, options.repeat - 1, clear, lambda: None)
+    more = alternate(commands, options.repeat - 1, clear)
     peaks = {
         dtype: json.loads(measure(script("matmul_peak.py", dtype, "--device", options.device)).printed)["flops"]
         for dtype in {"float32", *options.dtype}

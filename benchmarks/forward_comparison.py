@@ -113,14 +113,14 @@ def compare(
     peaks = {dtype: f"matrices {dtype}" for dtype in dict.fromkeys(side.dtype for side in sides)}
     commands |= {name: script("matmul_peak.py", dtype, "--device", options.device) for dtype, name in peaks.items()}
 
-    def before() -> None:
+    def before(_: str) -> None:
         for path in {weights_of(side.folder) for side in sides}:
             warm(path)
 
     say(f"forward passes of {facts['size']}, {options.repeat} of each")
     runs = {
         name: [(run, json.loads(run.printed)) for run in taken]
-        for name, taken in alternate(commands, options.repeat, before, lambda: None).items()
+        for name, taken in alternate(commands, options.repeat, before).items()
     }
     flops = {dtype: max(printed["flops"] for _, printed in runs[name]) for dtype, name in peaks.items()}
     lengths, rows = [len(sequence) for _, sequence in records], []

@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 
 import torch
+from benchmarking import MANY
 
 from hf_perturb import FairEsmConfig, FairEsmForMaskedLM
 from hf_perturb.checkpoints.catalog import CATALOG
@@ -18,12 +19,18 @@ from hf_perturb.checkpoints.tokenizers import save_tokenizer
 from hf_perturb.perturbation.digest import digest_of_lines
 from hf_perturb.variants.stream import write_weights
 
-# networks of all three generations, smallest first
-NETWORKS = {
+NAMES = {
     "8M": "esm2_t6_8M_UR50D",
-    "85M": "esm1_t12_85M_UR50S",
+    "35M": "esm2_t12_35M_UR50D",
+    "150M": "esm2_t30_150M_UR50D",
     "650M": "esm1b_t33_650M_UR50S",
     "3B": "esm2_t36_3B_UR50D",
+}
+# the one with many small tensors has as many parameters as the 35M
+_MANY = {"num_hidden_layers": 670, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 256}
+NETWORKS = {
+    **{size: CATALOG[name].sizes for size, name in NAMES.items()},
+    MANY: {"model_version": "ESM-2", **_MANY},
 }
 
 
@@ -70,7 +77,7 @@ def main() -> None:
     parser.add_argument("size", choices=NETWORKS)
     parser.add_argument("out", type=Path)
     options = parser.parse_args()
-    write_base(FairEsmConfig(**CATALOG[NETWORKS[options.size]].sizes), options.out)
+    write_base(FairEsmConfig(**NETWORKS[options.size]), options.out)
 
 
 if __name__ == "__main__":
