@@ -330,18 +330,20 @@ class Network:
 
     def named_and_kept(self, perturbation: Perturbation) -> list[str]:
         """Return the parameters that the globs of `include` name and the rules keep, the language head's among them."""
-        from hf_perturb.perturbation.plan import named  # takes torch, which few need who open a checkpoint
+        from hf_perturb.perturbation.plan import named  # takes numpy, which few need who open a checkpoint
 
         found = named(self.family, [*self.shapes, *self.language_head], perturbation) if perturbation.include else ()
-        return [name for name in found if is_parameter(name) and rule_of(self.family, name).reinit is None]
+        also = perturbation.also
+        return [name for name in found if is_parameter(name) and rule_of(self.family, name).is_kept(also)]
 
     def tell_what_is_kept(self, perturbations: Iterable[Perturbation]) -> None:
         """Log a note, once, if `include` names parameters that the rules keep: to name them does not perturb them."""
         told = {each.include: names for each in perturbations if (names := self.named_and_kept(each))}
         for globs, names in told.items():
             _LOG.warning(
-                "include %s also names %d parameters that the rules keep, and that stay as they are: %s; narrower globs"
-                " name what is perturbed alone (hf-perturb list BASE shows which that is)",
+                "include %s also names %d parameters that the rules keep, and that stay as they are: %s; `also`"
+                " perturbs embeddings and heads all the same, and narrower globs name what is perturbed alone (hf-perturb list"
+                " BASE shows which that is)",
                 list(globs),
                 len(names),
                 listed(names),

@@ -9,8 +9,6 @@ from typing import Any
 
 import torch
 
-from hf_perturb.perturbation.kernels import as_integers
-
 BINS = 201  # odd, so that one is about zero
 _TAIL, _BULK, _SPREAD = 0.9999, 0.9, 15.0
 _NO_SPREAD = 1e-13  # of the norm: less is what rounding leaves of equal values
@@ -236,3 +234,10 @@ def bin_counts(values: torch.Tensor, width: float) -> torch.Tensor:
     # three times as fast as torch.histc; a NaN counts as beyond
     bins = (values.double() / width).add_(BINS / 2 + 1).nan_to_num_(nan=0.0).clamp_(0, BINS + 1)
     return torch.bincount(bins.int(), minlength=BINS + 2)
+
+
+def as_integers(tensor: Any) -> Any:
+    """Return the bits of every entry as an integer, without a copy."""
+    import torch
+
+    return tensor.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])

@@ -8,6 +8,7 @@ from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from hf_perturb.checkpoints.checkpoint import Checkpoint
@@ -19,15 +20,10 @@ from hf_perturb.errors import DigestError, PerturbationError
 from hf_perturb.loading.auto import import_models
 from hf_perturb.networks.seal import fingerprints, is_plain, plainly, record_now as record_now, refuse_adapters
 from hf_perturb.networks.sizes import is_of_network
-from hf_perturb.perturbation import Perturbation, apply_plan, check_values, make_plan, select
-from hf_perturb.perturbation.digest import (
-    digest_line,
-    digest_of_lines,
-    distinct,
-    dtype_code,
-    lines_of,
-    torch_dtype,
-)
+from hf_perturb.perturbation import Perturbation, Plan, Step, make_plan, select
+from hf_perturb.perturbation.digest import digest_line, digest_of_lines, distinct, lines_of, torch_dtype
+from hf_perturb.perturbation.floats import Array, array_of, dtype_code, numpy_dtype
+from hf_perturb.perturbation.parallel import for_each
 
 if TYPE_CHECKING:
     from hf_perturb.networks.perturbable import PerturbablePreTrainedModel
@@ -83,6 +79,54 @@ def perturb_model(
     apply_plan(plan, model.document_tensors(asked.rules), owners)
     _tell(model, asked.with_record(None, None))
     return model
+
+
+def check_values(plan: Plan, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raise a `PerturbationError` if a tensor of the plan has no values, being on the meta device."""
+    for step in plan.steps:
+        if tensors[step.name].is_meta:
+            raise PerturbationError(
+                f"tensor {step.name!r} has no values here (it is on the meta device, or offloaded to disk or CPU);"
+                " build the variant first (hf-perturb create) and load that, or load the model whole on one device"
+            )
+
+
+@torch.no_grad()
+def apply_plan(
+    plan: Plan, tensors: Mapping[str, torch.Tensor], owners: Mapping[str, torch.nn.Parameter] | None = None
+) -> None:
+    """Run a plan on tensors, in place, on all processors where every step has a stream of its own.
+
+    Args:
+        plan: from `make_plan` over the same names.
+        tensors: the tensors by document name; see `check_values`.
+        owners: parameters that may be given new memory, faster than changing mapped pages; none that others may hold.
+    """
+    generator = plan.generator()
+
+    @torch.no_grad()
+    def run(step: Step) -> None:
+        tensor, owner = tensors[step.name], owners.get(step.name) if owners else None
+        is_view = owner is None and not step.reads and tensor.device.type == "cpu" and tensor.is_contiguous()
+        values = array_of(tensor) if step.reads or is_view else None
+        made = step.run(
+            values if step.reads else None,
+            numpy_dtype(dtype_code(tensor.dtype)),
+            generator,
+            values if is_view else None,
+        )
+        if owner is not None:
+            owner.data = tensor_of(made).to(tensor.device)
+        elif not is_view:
+            tensor.copy_(tensor_of(made))
+
+    for_each(run, plan.steps, None if generator is None else 1)
+
+
+def tensor_of(values: Array) -> torch.Tensor:
+    """Return an array as a tensor, of the same memory."""
+    bits = torch.from_numpy(values.view(np.dtype(f"i{values.dtype.itemsize}")))
+    return bits.view(torch_dtype(dtype_code(values.dtype)))
 
 
 def refuse_untied(what: str, model: PerturbablePreTrainedModel, tensors: Mapping[str, torch.Tensor]) -> None:

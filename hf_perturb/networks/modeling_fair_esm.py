@@ -134,7 +134,7 @@ class FairEsmPreTrainedModel(EncoderPreTrainedModel):
 
     def untie(self, chosen: set[str]) -> None:
         """Give the tied head a weight of its own: the document keeps the embedding and perturbs the head."""
-        if not self.config.tie_word_embeddings or "lm_head.weight" not in chosen:
+        if not self.config.tie_word_embeddings or not {"lm_head.weight", "embed_tokens.weight"} & chosen:
             return
         self.config.tie_word_embeddings = False
         # with the configuration, Transformers ties nothing any more, a head of somebody's own neither

@@ -1,4 +1,4 @@
-"""What a perturbation is: its specification, the rules, and the plan that they give. Needs torch alone."""
+"""What a perturbation is: its specification, the rules, and the plan that they give. Needs numpy alone."""
 
 import lazy_loader
 

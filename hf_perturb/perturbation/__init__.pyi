@@ -3,8 +3,6 @@ from .digest import digest_of as digest_of
 from .plan import (
     Plan as Plan,
     Step as Step,
-    apply_plan as apply_plan,
-    check_values as check_values,
     make_plan as make_plan,
     named as named,
     select as select,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import torch
 
 Array = np.ndarray[Any, Any]
 
@@ -102,3 +105,14 @@ def _rounded(values: Array) -> Array:
     if (odd := np.isnan(values)).any():
         up[odd] = 0x7FC0
     return up.astype(np.uint16)
+
+
+def array_of(tensor: torch.Tensor) -> Array:
+    """Return a tensor's values as an array: its memory where it is on the CPU, a copy of it elsewhere."""
+    import torch
+
+    values = tensor.detach().cpu()
+    if (values.dtype.itemsize == 2 and values.is_floating_point()) or values.dtype.itemsize == 1:
+        bits = values.view(torch.int16 if values.dtype.itemsize == 2 else torch.uint8)
+        return bits.numpy().view(numpy_dtype(dtype_code(values.dtype)))
+    return values.numpy()

@@ -1,113 +1,206 @@
-"""Pure functions on one tensor with an explicit generator; nothing reads or changes global random state.
+"""Pure functions that fill one array from a stream of its own; nothing reads or changes global random state.
 
-The initialisers draw the bits of `torch.nn.init`, on the CPU in float32. The shuffles never look at values.
-Whoever builds models without initialising them replaces functions of `torch.nn.init`, methods of `torch.Tensor`, or
-constructors of tensors; so what is drawn with here are torch's operators themselves.
+Each is called with the array to fill, of any floating-point type and contiguous, and the stream; those of `READERS`
+also take the trained values. What is drawn is float32, rounded to the type once. A shuffle never looks at values.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
 
-import torch
+import numpy as np
 
-Shape = tuple[int, ...]
+from hf_perturb.errors import PerturbationError
+from hf_perturb.perturbation import normals
+from hf_perturb.perturbation.floats import Array, as_integers, cast, is_bfloat16, widened
+from hf_perturb.perturbation.streams import Stream
 
-# looked up by the dispatcher, so that they are torch's own wherever this file is imported
-_ATEN: Any = torch.ops.aten
-_EMPTY, _FULL, _RANDPERM = _ATEN.empty.memory_format, _ATEN.full.default, _ATEN.randperm.generator
-_UNIFORM, _NORMAL, _RANDOM = _ATEN.uniform_.default, _ATEN.normal_.default, _ATEN.random_.default
-_CPU = torch.device("cpu")
-_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-def constant(shape: Shape, generator: torch.Generator, *, value: float) -> torch.Tensor:
-    """Return a tensor of one value; the generator is not used."""
-    made: torch.Tensor = _FULL(shape, value, dtype=torch.float32, device=_CPU)
-    return made
+_CHUNK = 1 << 15  # entries at a time, which stay in the cache; even, so that no word is cut
+_NETWORK = 8  # rows of up to so many are sorted by exchanges of columns
+_BITS = 46  # of an entry, or of a square, in a sum: many thousands of them still fit into 63
 
 
-def uniform(shape: Shape, generator: torch.Generator, *, bound: float) -> torch.Tensor:
-    """Draw from U(-bound, bound). Source: `torch.nn.Linear.reset_parameters`, for its bias."""
-    drawn: torch.Tensor = _UNIFORM(_empty(shape), -bound, bound, generator=generator)
-    return drawn
+def constant(out: Array, stream: Stream, *, value: float) -> None:
+    """Fill with one value; the stream is not used."""
+    out.fill(value)
 
 
-def normal(shape: Shape, generator: torch.Generator, *, zero_row: int | None = None) -> torch.Tensor:
-    """Draw from N(0, 1), then zero one row. Source: `torch.nn.Embedding.reset_parameters`."""
-    tensor = _normal(shape, generator, 1.0)
+def uniform(out: Array, stream: Stream, *, bound: float) -> None:
+    """Draw from U(-bound, bound)."""
+    # (u - 1/2) * 2 * bound for u of 24 bits: all but the last product is exact
+    scale = np.float32(bound) * np.float32(2**-23)
+    for part in _parts(out):
+        bits = stream.halves(part.size)
+        bits >>= np.uint32(8)
+        bits -= np.uint32(1 << 23)
+        drawn = part if part.dtype == np.float32 else np.empty(part.size, np.float32)
+        drawn[...] = bits.view(np.int32)
+        drawn *= scale
+        if drawn is not part:
+            part[...] = cast(drawn, part.dtype)
+
+
+def normal(out: Array, stream: Stream, *, std: float = 1.0, mean: float = 0.0, zero_row: int | None = None) -> None:
+    """Draw from N(mean, std**2), then zero one row."""
+    for part in _parts(out, normals.CHUNK):
+        drawn = normals.normals(stream.words(part.size))
+        drawn *= std
+        drawn += mean
+        part[...] = cast(drawn.astype(np.float32), part.dtype)
     if zero_row is not None:
-        tensor[zero_row] = 0
-    return tensor
+        out[zero_row] = 0
 
 
-def xavier_uniform(shape: Shape, generator: torch.Generator, *, gain: float) -> torch.Tensor:
-    """Draw Glorot's uniform. Source: `esm.multihead_attention.MultiheadAttention.reset_parameters`."""
-    return uniform(shape, generator, bound=math.sqrt(3.0) * (gain * math.sqrt(2.0 / sum(_fans(shape)))))
+def _parts(values: Array, size: int = _CHUNK) -> Iterator[Array]:
+    """Cut an array into vectors that stay in the cache."""
+    flat = values.reshape(-1)
+    for start in range(0, flat.size, size):
+        yield flat[start : start + size]
 
 
-def xavier_normal(shape: Shape, generator: torch.Generator) -> torch.Tensor:
-    """Draw Glorot's normal. Source: `esm.multihead_attention.MultiheadAttention.reset_parameters`."""
-    return _normal(shape, generator, math.sqrt(2.0 / sum(_fans(shape))))
+def gaussian(out: Array, stream: Stream, values: Array) -> None:
+    """Draw from a normal distribution with the mean and deviation of the trained values; a constant stays.
+
+    Source: Raghu et al., "Transfusion", 2019, their "mean-var" initialisation.
+
+    Raises:
+        PerturbationError: if a value is not finite.
+    """
+    mean, std = moments(values)
+    if std == 0:
+        out[...] = values
+    else:
+        normal(out, stream, std=std, mean=mean)
 
 
-def kaiming_uniform(shape: Shape, generator: torch.Generator, *, a: float) -> torch.Tensor:
-    """Draw He's uniform. Source: `torch.nn.Linear.reset_parameters` and `torch.nn.Conv1d.reset_parameters`."""
-    std = math.sqrt(2.0 / (1 + a**2)) / math.sqrt(_fans(shape)[0])
-    return uniform(shape, generator, bound=math.sqrt(3.0) * std)
+def moments(values: Array) -> tuple[float, float]:
+    """Return mean and standard deviation (of the population) of values, the same in whatever order they are summed.
+
+    Sums are of integers: entries in units of the power of two that bounds them, and squares of deviations likewise,
+    rounded to 46 bits.
+
+    Raises:
+        PerturbationError: if a value is not finite.
+    """
+    bounds = [(part.min(), part.max()) for part in map(_widened, _parts(values))]
+    low, high = float(np.min(bounds)), float(np.max(bounds))
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise PerturbationError("values that are not finite have no mean and deviation; repair the base, or exclude it")
+    if low == high:
+        return low, 0.0
+    unit = math.frexp(max(-low, high))[1]
+    mean = math.ldexp(sum(_sum(part, unit) for part in _doubles(values)) / values.size, unit - _BITS)
+    unit = math.frexp(max(high - mean, mean - low))[1]
+    squares = 0
+    for part in _doubles(values):
+        part -= mean
+        _scale(part, -unit)
+        part *= part
+        squares += _sum(part, 0)
+    return mean, math.ldexp(math.sqrt(math.ldexp(squares / values.size, -_BITS)), unit)
 
 
-def _normal(shape: Shape, generator: torch.Generator, std: float) -> torch.Tensor:
-    drawn: torch.Tensor = _NORMAL(_empty(shape), 0.0, std, generator=generator)
-    return drawn
+def _widened(values: Array) -> Array:
+    return widened(values) if is_bfloat16(values.dtype) else values
 
 
-def _fans(shape: Shape) -> tuple[int, int]:
-    """Return fan-in and fan-out of a weight. Source: `torch.nn.init`, which works bounds out in the same order."""
-    taps = math.prod(shape[2:])
-    return shape[1] * taps, shape[0] * taps
+def _doubles(values: Array) -> Iterator[Array]:
+    """Cut an array into vectors of float64 in memory of their own."""
+    return (_widened(part).astype(np.float64) for part in _parts(values, normals.CHUNK))
 
 
-def _empty(shape: Shape, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    made: torch.Tensor = _EMPTY(shape, dtype=dtype, device=_CPU)
-    return made
+def _sum(part: Array, unit: int) -> int:
+    """Return the sum of a vector in units of `2**(unit - _BITS)`; overwrites the vector."""
+    _scale(part, _BITS - unit)
+    return int(np.rint(part, out=part).astype(np.int64).sum())
 
 
-INITIALISERS: dict[str, Callable[..., torch.Tensor]] = {
-    kernel.__name__: kernel for kernel in (constant, uniform, normal, xavier_uniform, xavier_normal, kaiming_uniform)
-}
+def _scale(part: Array, exponent: int) -> None:
+    """Multiply a vector by a power of two, in two steps, for the power may be no float64."""
+    part *= math.ldexp(1.0, exponent // 2)
+    part *= math.ldexp(1.0, exponent - exponent // 2)
 
 
-def shuffle(tensor: torch.Tensor, generator: torch.Generator, *, axis: str) -> torch.Tensor:
-    """Return a new tensor with the same entries, of any shape `(..., n)`, in another order.
+def shuffle(out: Array, stream: Stream, values: Array, *, axis: str) -> None:
+    """Fill with the same entries as `values`, of any shape `(..., n)`, in another order.
 
     Axis `"embedding"` applies one permutation of the last dimension to every row, `"rows"` draws one for every row,
-    `"all"` permutes all entries. For a vector the first and the last are the same.
+    `"outputs"` permutes the first dimension, so that whole rows change places, `"all"` permutes all entries. For a
+    vector all of them are the same.
 
-    Source: the document, "shuffle all weights along non-zero or embedding dimension" and "along all dim".
+    Source: the document, "shuffle all weights along non-zero or embedding dimension" and "along all dim"; `outputs` is
+    what the study's code did when that was written, from commit 67c9e90 to 5b10059.
     """
-    if axis == "embedding":
-        return tensor.index_select(-1, permutation(tensor.shape[-1], generator).to(tensor.device))
+    # as integers: nothing can rewrite a NaN
+    entries, new = as_integers(np.ascontiguousarray(values)), as_integers(out)
+    last = values.shape[-1]
     if axis == "rows":
-        # sorting random keys permutes every row at once; 63-bit keys make a tie as good as impossible
-        keys = _RANDOM(_empty(tuple(tensor.shape), torch.int64), generator=generator)
-        order = keys.argsort(dim=-1, stable=True).to(tensor.device)
-        # as integers: gather takes half types through float32, which rewrites a NaN
-        return as_integers(tensor).gather(-1, order).view(tensor.dtype)
-    flat = tensor.reshape(-1)
-    return flat.index_select(0, permutation(flat.numel(), generator).to(tensor.device)).view(tensor.shape)
+        _shuffle_rows(new.reshape(-1, last), stream, entries.reshape(-1, last))
+    elif axis == "embedding":
+        _take(entries.reshape(-1, last), order(last, stream), new.reshape(-1, last), 1)
+    elif axis == "outputs":
+        _take(entries, order(len(entries), stream), new, 0)
+    else:
+        _take(entries.reshape(-1), order(entries.size, stream), new.reshape(-1), 0)
 
 
-def as_integers(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the bits of every entry as an integer, without a copy."""
-    return tensor.view(_BITS[tensor.element_size()])
+def order(length: int, stream: Stream) -> Array:
+    """Draw a permutation of `0 ... length - 1`: the places of words in their order, told apart by the places."""
+    mask = _mask(length)
+    tags = np.empty(length, np.uint64)
+    for start in range(0, length, _CHUNK):
+        part = tags[start : start + _CHUNK]
+        np.bitwise_and(stream.words(part.size), ~mask, out=part)
+        part |= np.arange(start, start + part.size, dtype=np.uint64)
+    tags.sort()
+    tags &= mask
+    return tags.view(np.int64)
 
 
-def permutation(length: int, generator: torch.Generator) -> torch.Tensor:
-    """Draw a permutation of `0 ... length - 1`."""
-    # the same draws in either type (tested); the small one takes two thirds of the time
-    dtype = torch.int32 if length < 2**31 else torch.int64
-    drawn: torch.Tensor = _RANDPERM(length, generator=generator, dtype=dtype, device=_CPU)
-    return drawn
+def _shuffle_rows(out: Array, stream: Stream, rows: Array) -> None:
+    length = rows.shape[1]
+    mask = _mask(length)
+    at_once = max(1, _CHUNK // length)
+    columns = np.arange(length, dtype=np.uint64)
+    for start in range(0, len(rows), at_once):
+        part = rows[start : start + at_once]
+        tags = stream.words(part.size).reshape(part.shape)
+        tags &= ~mask
+        tags |= columns
+        tags = _sorted_rows(tags)
+        tags &= mask
+        tags += np.arange(0, part.size, length, dtype=np.uint64)[:, None]
+        _take(part.reshape(-1), tags.view(np.int64), out[start : start + at_once], 0)
+
+
+def _sorted_rows(tags: Array) -> Array:
+    """Sort every row; short ones by exchanging columns, which takes all rows at once."""
+    length = tags.shape[1]
+    if length > _NETWORK:
+        tags.sort(axis=-1)
+        return tags
+    columns = [*np.ascontiguousarray(tags.T)]
+    for end in range(length - 1, 0, -1):
+        for i in range(end):
+            low = np.minimum(columns[i], columns[i + 1])
+            np.maximum(columns[i], columns[i + 1], out=columns[i + 1])
+            columns[i] = low
+    return np.stack(columns, axis=1)
+
+
+def _mask(length: int) -> np.uint64:
+    """Return the low bits of a tag, which hold a place among `length`."""
+    return np.uint64((1 << max(1, (length - 1).bit_length())) - 1)
+
+
+def _take(entries: Array, places: Array, out: Array, axis: int) -> None:
+    # no place is out of bounds, and to look for one would cost a copy
+    entries.take(places, axis=axis, out=out, mode="wrap")
+
+
+KERNELS: dict[str, Callable[..., None]] = {
+    kernel.__name__: kernel for kernel in (constant, uniform, normal, gaussian, shuffle)
+}
+# those that need the trained values
+READERS = ("gaussian", "shuffle")

@@ -2,66 +2,84 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 
 from hf_perturb.errors import PerturbationError
-from hf_perturb.perturbation.kernels import INITIALISERS, Shape, constant, shuffle
-from hf_perturb.perturbation.parallel import for_each
-from hf_perturb.perturbation.rules import default_axis, rule_of
+from hf_perturb.perturbation.floats import Array
+from hf_perturb.perturbation.kernels import KERNELS, READERS
+from hf_perturb.perturbation.rules import Shape, default_axis, rule_of
 from hf_perturb.perturbation.scopes import in_scope
 from hf_perturb.perturbation.spec import Perturbation
+from hf_perturb.perturbation.streams import Stream, stream_key
+
+if TYPE_CHECKING:
+    from hf_perturb.perturbation.published import StudyGenerator
 
 _NONE: Mapping[str, Shape] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
 class Step:
-    """What happens to one tensor: `kernel` is a name in `kernels.INITIALISERS`, or `"shuffle"`.
+    """What happens to one tensor: `kernel` is a name in `kernels.KERNELS`.
 
-    `seed` is that of the tensor's own generator, `None` where the plan has one generator for all. Those of `before`,
-    for tensors that the network lacks and the study's class has, are drawn with that one first, and dropped.
+    `key` is that of the tensor's own stream, `None` where the plan has one generator for all. Those of `before`, for
+    tensors that the network lacks and the study's class has, are drawn with that one first, and dropped.
     """
 
     name: str
     shape: Shape
     kernel: str
     arguments: tuple[tuple[str, float | str], ...]
-    seed: int | None
+    key: int | None
     before: tuple[Step, ...] = ()
 
     @property
-    def shuffles(self) -> bool:
-        """Whether the old values are needed; a draw needs none."""
-        return self.kernel == "shuffle"
+    def reads(self) -> bool:
+        """Whether the old values are needed."""
+        return self.kernel in READERS
 
     def can_change(self) -> bool:
-        """Whether there is anything to change: one entry, or a row of one, has only one order."""
-        if not self.shuffles:
+        """Whether there is anything to change: one entry, or a row of one, has only one order, and no deviation."""
+        if not self.reads:
             return True
-        return (math.prod(self.shape) if dict(self.arguments)["axis"] == "all" else self.shape[-1]) > 1
+        axis = dict(self.arguments).get("axis", "all")
+        lengths = {"all": math.prod(self.shape), "outputs": self.shape[0] if self.shape else 1}
+        return lengths.get(str(axis), self.shape[-1] if self.shape else 1) > 1
 
-    def run(self, tensor: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        """Return the perturbed tensor, in the type and on the device of the old one, which only a shuffle reads.
+    def run(
+        self,
+        values: Array | None,
+        dtype: np.dtype[Any],
+        generator: StudyGenerator | None = None,
+        out: Array | None = None,
+    ) -> Array:
+        """Return the perturbed tensor.
 
-        A step without a seed of its own needs the plan's generator.
+        Args:
+            values: the old ones, of the step's shape; they may be left out unless it `reads` them.
+            dtype: the type to make, which is that of old values.
+            generator: what `Plan.generator` returned, for a step without a stream of its own.
+            out: the array to fill, contiguous and not that of `values`; a new one if it is left out.
+
+        Raises:
+            PerturbationError: if the generator is missing, or the values cannot be drawn after.
         """
-        if self.seed is not None:
-            generator = torch.Generator("cpu").manual_seed(self.seed)
-        elif generator is None:
-            raise PerturbationError(f"step {self.name!r} has no seed of its own; give the plan's generator")
-        for missing in self.before:
-            missing.run(constant(missing.shape, generator, value=0), generator)
-        arguments = dict(self.arguments)
-        if self.shuffles:
-            return shuffle(tensor, generator, **arguments)  # type: ignore[arg-type]
-        return INITIALISERS[self.kernel](self.shape, generator, **arguments).to(tensor.device, tensor.dtype)
+        out = np.empty(self.shape, dtype) if out is None else out
+        given = (values,) if self.reads else ()
+        if self.key is not None:
+            KERNELS[self.kernel](out, Stream(self.key), *given, **dict(self.arguments))
+        elif generator is not None:
+            generator.run(self, out, *given)
+        else:
+            raise PerturbationError(f"step {self.name!r} has no stream of its own; give the plan's generator")
+        return out
 
 
 @dataclass(frozen=True)
@@ -74,13 +92,17 @@ class Plan:
     steps: tuple[Step, ...]
     seed: int | None = None
 
-    def generator(self) -> torch.Generator | None:
-        """Return the shared generator, `None` where every step has its own."""
-        return None if self.seed is None else torch.Generator("cpu").manual_seed(self.seed)
+    def generator(self) -> StudyGenerator | None:
+        """Return the shared generator, `None` where every step has a stream of its own."""
+        if self.seed is None:
+            return None
+        from hf_perturb.perturbation.published import StudyGenerator
+
+        return StudyGenerator(self.seed)
 
 
 def select(family: str, names: Iterable[str], perturbation: Perturbation) -> set[str]:
-    """Return the names that `include`, `exclude` and `scope` leave and that the rules do not keep.
+    """Return the names that `include`, `exclude` and `scope` leave and that the rules and `also` perturb.
 
     Args:
         family: `"fair_esm"` or `"carp"`.
@@ -89,21 +111,33 @@ def select(family: str, names: Iterable[str], perturbation: Perturbation) -> set
         perturbation: what to do.
 
     Raises:
-        PerturbationError: if a glob matches no tensor, if `include` names only tensors that the rules keep, or if a
-            scope is not one of this network.
+        PerturbationError: if a glob matches no tensor, if `include` names only tensors that the rules keep, if nothing
+            of a part in `also` is left, or if a scope is not one of this network.
     """
     known = list(dict.fromkeys(names))
-    perturbed = [name for name in known if rule_of(family, name).reinit is not None]
+    rows = {name: rule_of(family, name) for name in known}
+    perturbed = [name for name in known if not rows[name].is_kept(perturbation.also)]
     for key, candidates in (("include", perturbed), ("exclude", known)):
         for glob in getattr(perturbation, key):
-            if not any(fnmatchcase(name, glob) for name in candidates):
-                kept = any(fnmatchcase(name, glob) for name in known)
-                problem = "matches only tensors that the rules keep" if kept else "matches no parameter"
-                raise PerturbationError(
-                    f"perturbation {key}: glob {glob!r} {problem}; allowed: globs over names such as"
-                    f" {', '.join(map(repr, perturbed[:2] + perturbed[-1:]))}"
-                )
-    return set(named(family, known, perturbation)) & set(perturbed)
+            if any(fnmatchcase(name, glob) for name in candidates):
+                continue
+            parts = {rows[name].part for name in known if fnmatchcase(name, glob)}
+            problem = "matches only tensors that the rules keep" if parts else "matches no parameter"
+            if more := ", ".join(repr(part) for part in sorted(filter(None, parts))):
+                problem += f", which also: [{more}] would perturb"
+            raise PerturbationError(
+                f"perturbation {key}: glob {glob!r} {problem}; allowed: globs over names such as"
+                f" {', '.join(map(repr, perturbed[:2] + perturbed[-1:]))}"
+            )
+    chosen = set(named(family, known, perturbation)) & set(perturbed)
+    for part in perturbation.also:
+        named_so = {name for name in known if rows[name].part == part}
+        if named_so and not named_so & chosen:
+            raise PerturbationError(
+                f"perturbation also: got {part!r}, and scope, include or exclude leave none of its tensors"
+                f" ({', '.join(sorted(named_so))}); allowed: tensors that these name as well"
+            )
+    return chosen
 
 
 def named(family: str, names: Iterable[str], perturbation: Perturbation) -> list[str]:
@@ -142,7 +176,7 @@ def make_plan(
     missing: list[Step] = []
     for name, shape in every.items():
         if name in chosen and (kernel := _kernel(family, name, every, perturbation)) is not None:
-            step = Step(name, tuple(shape), *kernel, tensor_seed(perturbation.seed, name) if documented else None)
+            step = Step(name, tuple(shape), *kernel, stream_key(perturbation.seed, name) if documented else None)
             if name not in shapes:
                 missing.append(step)
                 continue
@@ -159,54 +193,13 @@ def make_plan(
 def _kernel(
     family: str, name: str, shapes: Mapping[str, Shape], perturbation: Perturbation
 ) -> tuple[str, tuple[tuple[str, float | str], ...]] | None:
+    if perturbation.method == "gaussian":
+        return "gaussian", ()
     if perturbation.method == "resample":
         axis = "all" if perturbation.rules == "published" else perturbation.axis or default_axis(family)
         return "shuffle", (("axis", axis),)
     initialiser = rule_of(family, name).initialiser(perturbation.rules)
     if initialiser is None:
         return None
-    if not initialiser.fan_in:
-        return initialiser.kernel, initialiser.arguments
-    weight = shapes[name.removesuffix("bias") + "weight"]
-    return initialiser.kernel, (("bound", 1 / math.sqrt(math.prod(weight[1:]))),)
-
-
-def tensor_seed(seed: int, name: str) -> int:
-    """Return the seed of a tensor's own generator: no other tensor and no order can change its draw."""
-    digest = hashlib.sha256(f"hf_perturb/1/{seed}/{name}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") & (2**63 - 1)
-
-
-def check_values(plan: Plan, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Raise a `PerturbationError` if a tensor of the plan has no values, being on the meta device."""
-    for step in plan.steps:
-        if tensors[step.name].is_meta:
-            raise PerturbationError(
-                f"tensor {step.name!r} has no values here (it is on the meta device, or offloaded to disk or CPU);"
-                " build the variant first (hf-perturb create) and load that, or load the model whole on one device"
-            )
-
-
-def apply_plan(
-    plan: Plan, tensors: Mapping[str, torch.Tensor], owners: Mapping[str, torch.nn.Parameter] | None = None
-) -> None:
-    """Run a plan on tensors, in place, on all processors where every step has a generator of its own.
-
-    Args:
-        plan: from `make_plan` over the same names.
-        tensors: the tensors by document name; none on the meta device, which is an error before anything is changed.
-        owners: parameters that may be given new memory, faster than changing mapped pages; none that others may hold.
-    """
-    check_values(plan, tensors)
-    generator = plan.generator()
-
-    @torch.no_grad()
-    def run(step: Step) -> None:
-        new = step.run(tensors[step.name], generator)
-        owner = owners.get(step.name) if owners else None
-        if owner is None:
-            tensors[step.name].copy_(new)
-        else:
-            owner.data = new
-
-    for_each(run, plan.steps, None if generator is None else 1)
+    weight = shapes.get(name.removesuffix("bias") + "weight", shapes[name])
+    return initialiser.kernel, initialiser.for_shape(shapes[name], weight)

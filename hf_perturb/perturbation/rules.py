@@ -10,11 +10,19 @@ sequence-models 1.8.0, *torch* is `torch.nn`.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
 
 from hf_perturb.errors import PerturbationError, RuleError
+
+Shape = tuple[int, ...]
+
+# what a method does that needs the trained values
+_ACTIONS = {"resample": "shuffle", "gaussian": "normal of its mean and deviation"}
+# what the document keeps, and `also` names
+PARTS = ("embeddings", "head")
 
 
 @dataclass(frozen=True)
@@ -25,13 +33,34 @@ class Initialiser:
         kernel: name of a function in `kernels.py`.
         text: how the tables of the README name it.
         arguments: constants for the kernel.
-        fan_in: whether the bound comes from the fan-in of the weight beside this bias.
+        scale: for the bound of `uniform` or the deviation of `normal`, a function of the shape of the tensor and of
+            that of the weight beside it, itself if it is one.
     """
 
     kernel: str
     text: str
     arguments: tuple[tuple[str, float], ...] = ()
-    fan_in: bool = False
+    scale: Callable[[Shape, Shape], float] | None = None
+
+    def for_shape(self, shape: Shape, weight: Shape) -> tuple[tuple[str, float], ...]:
+        """Return what the kernel is called with for a tensor of a shape, beside a weight of another."""
+        if self.scale is None:
+            return self.arguments
+        return (*self.arguments, ("bound" if self.kernel == "uniform" else "std", self.scale(shape, weight)))
+
+
+def _fans(shape: Shape) -> tuple[int, int]:
+    """Return fan-in and fan-out of a weight. Source: `torch.nn.init`, which works scales out in the same order."""
+    taps = math.prod(shape[2:])
+    return shape[1] * taps, shape[0] * taps
+
+
+def _xavier(shape: Shape, gain: float) -> float:
+    return gain * math.sqrt(2.0 / sum(_fans(shape)))
+
+
+def _kaiming(shape: Shape, a: float) -> float:
+    return math.sqrt(2.0 / (1 + a**2)) / math.sqrt(_fans(shape)[0])
 
 
 @dataclass(frozen=True)
@@ -43,16 +72,22 @@ class Row:
         reinit: initialiser, `None` to keep.
         source: where the rule comes from.
         published: initialiser under the rules `"published"`; `"same"` where study and document agree.
+        part: what `also` names it by, where the rules keep it and it can be perturbed all the same.
     """
 
     pattern: str
     reinit: Initialiser | None
     source: str
     published: Initialiser | str | None = "same"
+    part: str | None = None
 
     def names(self, name: str) -> bool:
         """Whether this row is the rule of a tensor."""
         return any(fnmatchcase(name, glob) for glob in expand(self.pattern))
+
+    def is_kept(self, also: Collection[str] = ()) -> bool:
+        """Whether the tensors stay as they are, with what is perturbed beside what the rules name."""
+        return self.reinit is None or (self.part is not None and self.part not in also)
 
     def initialiser(self, rules: str) -> Initialiser | None:
         """Return the initialiser under a set of rules."""
@@ -60,12 +95,12 @@ class Row:
             return self.published
         return self.reinit
 
-    def action(self, method: str, rules: str = "documented") -> str:
-        """Return how tables name what a method does: an initialiser, `shuffle` or `keep`."""
-        initialiser = self.reinit if method == "resample" else self.initialiser(rules)
-        if initialiser is None:
+    def action(self, method: str, rules: str = "documented", also: Collection[str] = ()) -> str:
+        """Return how tables name what a method does: an initialiser, `shuffle`, `normal of its moments` or `keep`."""
+        initialiser = self.initialiser(rules) if method == "reinit" else self.reinit
+        if initialiser is None or self.is_kept(also):
             return "keep"
-        return "shuffle" if method == "resample" else initialiser.text
+        return _ACTIONS.get(method, initialiser.text)
 
 
 @cache
@@ -78,16 +113,28 @@ def expand(pattern: str) -> tuple[str, ...]:
     return tuple(glob for choice in choices.split(",") for glob in expand(head + choice + tail))
 
 
-XAVIER = Initialiser("xavier_uniform", "`xavier_uniform_()`", (("gain", 1.0),))
-XAVIER_QKV = Initialiser("xavier_uniform", "`xavier_uniform_(gain=1/sqrt(2))`", (("gain", 1 / math.sqrt(2)),))
-XAVIER_NORMAL = Initialiser("xavier_normal", "`xavier_normal_()`")
-KAIMING = Initialiser("kaiming_uniform", "`kaiming_uniform_(a=sqrt(5))`", (("a", math.sqrt(5)),))
-FAN_IN = Initialiser("uniform", "U(-b, b), b = 1/sqrt(fan_in) of the weight beside it", fan_in=True)
+XAVIER = Initialiser("uniform", "`xavier_uniform_()`", scale=lambda shape, _: math.sqrt(3.0) * _xavier(shape, 1.0))
+XAVIER_QKV = Initialiser(
+    "uniform",
+    "`xavier_uniform_(gain=1/sqrt(2))`",
+    scale=lambda shape, _: math.sqrt(3.0) * _xavier(shape, 1 / math.sqrt(2)),
+)
+XAVIER_NORMAL = Initialiser("normal", "`xavier_normal_()`", scale=lambda shape, _: _xavier(shape, 1.0))
+KAIMING = Initialiser(
+    "uniform", "`kaiming_uniform_(a=sqrt(5))`", scale=lambda shape, _: math.sqrt(3.0) * _kaiming(shape, math.sqrt(5))
+)
+FAN_IN = Initialiser(
+    "uniform",
+    "U(-b, b), b = 1/sqrt(fan_in) of the weight beside it",
+    scale=lambda _, weight: 1 / math.sqrt(math.prod(weight[1:])),
+)
 ONE = Initialiser("constant", "1", (("value", 1.0),))
 ZERO = Initialiser("constant", "0", (("value", 0.0),))
 NORMAL = Initialiser("normal", "`normal_()`")
 # every fair-esm alphabet pads with id 1, and the row of the padding id is the padding row
 NORMAL_PADDED = Initialiser("normal", "`normal_()`, then 0 in the padding row", (("zero_row", 1),))
+# sequence-models names CARP's mask as the padding of its embedding
+NORMAL_MASKED = Initialiser("normal", "`normal_()`, then 0 in the row of the mask", (("zero_row", 28),))
 
 _ATTENTION = "document; fair-esm MultiheadAttention.reset_parameters"
 _LINEAR_BIAS = "document; torch Linear.reset_parameters"
@@ -97,8 +144,8 @@ _NORM = "document; fair-esm ESM1LayerNorm and ESM1bLayerNorm; the study builds o
 _LM_HEAD = "document; fair-esm RobertaLMHead"
 
 FAIR_ESM = (
-    Row("embed_tokens.weight", None, "document: no bracket; fair-esm ProteinBertModel"),
-    Row("{embed_out,embed_out_bias}", None, "document: no bracket; fair-esm ESM-1 output projection"),
+    Row("embed_tokens.weight", NORMAL_PADDED, "document: no bracket; fair-esm ProteinBertModel", part="embeddings"),
+    Row("{embed_out,embed_out_bias}", ZERO, "document: no bracket; fair-esm ESM-1 output projection", part="head"),
     Row("embed_positions._float_tensor", None, "document: 'leave untouched'; a buffer without values"),
     Row("layers.*.self_attn.rot_emb.inv_freq", None, "buffer of rotary positions (ESM-2); fair-esm"),
     Row("classifier.*", None, "a downstream head, no part of the studied network"),
@@ -124,12 +171,16 @@ FAIR_ESM = (
     Row("lm_head.dense.bias", FAN_IN, _LM_HEAD),
 )
 
+_BYTENET = "document: no bracket; sequence-models ByteNet"
 _BLOCK = "model.embedder.layers.*."
 CARP = (
-    Row("model.embedder.embedder.*", None, "document: no bracket; sequence-models ByteNet"),
-    Row("model.embedder.up_embedder.*", None, "document: no bracket; sequence-models ByteNet"),
-    Row("model.decoder.*", None, "document: no bracket; sequence-models ByteNetLM"),
-    Row("model.last_norm.*", None, "document: no bracket; sequence-models ByteNetLM"),
+    Row("model.embedder.embedder.weight", NORMAL_MASKED, _BYTENET, part="embeddings"),
+    Row("model.embedder.up_embedder.conv.weight", KAIMING, _BYTENET, part="embeddings"),
+    Row("model.embedder.up_embedder.conv.bias", FAN_IN, _BYTENET, part="embeddings"),
+    Row("model.decoder.conv.weight", KAIMING, _BYTENET + "LM", part="head"),
+    Row("model.decoder.conv.bias", FAN_IN, _BYTENET + "LM", part="head"),
+    Row("model.last_norm.weight", ONE, _BYTENET + "LM", part="head"),
+    Row("model.last_norm.bias", ZERO, _BYTENET + "LM", part="head"),
     Row("classifier.*", None, "a downstream head, no part of the studied network"),
     Row(_BLOCK + "{conv,sequence1.2.conv,sequence2.2.conv}.weight", KAIMING, _CONV),
     Row(_BLOCK + "{conv,sequence1.2.conv,sequence2.2.conv}.bias", FAN_IN, _CONV),
@@ -150,6 +201,7 @@ def rows_of(family: str) -> tuple[Row, ...]:
     return FAMILIES[family]
 
 
+@cache
 def rule_of(family: str, name: str) -> Row:
     """Return the one row that names a tensor.
 

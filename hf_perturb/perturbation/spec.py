@@ -9,11 +9,12 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from hf_perturb.errors import PerturbationError
+from hf_perturb.perturbation.rules import PARTS
 from hf_perturb.perturbation.scopes import parse_scope
 
-METHODS = ("reinit", "resample")
+METHODS = ("reinit", "resample", "gaussian")
 RULES = ("documented", "published")
-AXES = ("embedding", "rows", "all")
+AXES = ("embedding", "rows", "outputs", "all")
 MAX_SEED = 2**63 - 1
 PUBLISHED_MAX_SEED = 2**32 - 1  # the study's generator reads 32 bits of a seed
 DEFAULT_SEED = 42  # the study's first, of 42, 0 and 12345
@@ -74,14 +75,17 @@ class Perturbation:
     Two perturbations are equal when all keys but `base`, `digest` and `changed`, which are provenance, are.
 
     Args:
-        method: `"reinit"` draws weights anew, `"resample"` shuffles the trained ones within each tensor.
+        method: `"reinit"` draws weights anew, `"resample"` shuffles the trained ones within each tensor, `"gaussian"`
+            draws from a normal distribution with the mean and deviation of each trained tensor.
         seed: 0 to 2**63 - 1; with rules `"published"` 0 to 2**32 - 1, which is all that the study's generator sees.
         rules: `"documented"`, or `"published"` for what the study's own code did.
         axis: for resample, what is shuffled: `"embedding"` applies one permutation of the last dimension to every
-            row, `"rows"` permutes every row on its own, `"all"` permutes all entries; `None` is the family's default.
+            row, `"rows"` permutes every row on its own, `"outputs"` lets whole rows change places, `"all"` permutes all
+            entries; `None` is the family's default.
         include: globs over parameter names; empty for everything that the rules name.
         exclude: globs over parameter names that stay as they are.
         scope: names of scopes (see `scopes.py`); only what is in every one of them is perturbed.
+        also: parts that the rules keep, and that are perturbed all the same: `"embeddings"`, `"head"`.
         base: where the weights came from.
         digest: digest of the weights that result; `None` in the record of a model that was cast.
         changed: whether the weights are no longer these: trained further, edited or merged.
@@ -97,6 +101,7 @@ class Perturbation:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     scope: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
     base: Base | None = field(default=None, compare=False)
     digest: str | None = field(default=None, compare=False)
     changed: bool = field(default=False, compare=False)
@@ -111,12 +116,17 @@ class Perturbation:
         for key in ("include", "exclude"):
             object.__setattr__(self, key, self._globs(key))
         object.__setattr__(self, "scope", parse_scope(self.scope))
+        object.__setattr__(self, "also", self._parts())
         if self.axis is not None:
             _choose("axis", self.axis, AXES)
             if self.method != "resample":
                 raise _refuse("axis", self.axis, f"nothing with method {self.method!r}; an axis is for 'resample'")
         if self.rules == "published":
-            for key in ("axis", "include", "exclude", "scope"):
+            if self.method == "gaussian":
+                raise _refuse(
+                    "method", self.method, "reinit and resample with rules 'published', which repeat the study"
+                )
+            for key in ("axis", "include", "exclude", "scope", "also"):
                 if getattr(self, key):
                     raise _refuse(key, getattr(self, key), "nothing with rules 'published', which repeat the study")
             if self.seed > PUBLISHED_MAX_SEED:
@@ -148,6 +158,15 @@ class Perturbation:
         # the order and repeats of globs change nothing, so they must not make two perturbations differ
         return tuple(sorted(set(value)))
 
+    def _parts(self) -> tuple[str, ...]:
+        value = self.also
+        names = [value] if isinstance(value, str) else () if value is None else value
+        if not isinstance(names, list | tuple):
+            raise _refuse("also", value, "a list of " + " and ".join(map(repr, PARTS)))
+        for name in names:
+            _choose("also", name, PARTS)
+        return tuple(sorted(set(names)))
+
     @classmethod
     def parse(cls, value: object) -> Perturbation:
         """Read a perturbation from a method name, a dict or a `Perturbation`.
@@ -171,7 +190,7 @@ class Perturbation:
         output: dict[str, Any] = {"method": self.method, "seed": self.seed, "rules": self.rules}
         if self.axis is not None:
             output["axis"] = self.axis
-        for key in ("include", "exclude", "scope"):
+        for key in ("include", "exclude", "scope", "also"):
             if getattr(self, key):
                 output[key] = list(getattr(self, key))
         if self.base is not None:

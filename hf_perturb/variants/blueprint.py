@@ -50,7 +50,7 @@ def make_blueprint(base: Checkpoint, asked: Perturbation) -> Blueprint:
     """
     network, ties = base.network, base.network.tied
     chosen = select(network.family, [*network.shapes, *network.language_head], asked)
-    if asked.rules == "documented" and ties.keys() & chosen:
+    if asked.rules == "documented" and {*ties, *ties.values()} & chosen:
         # the document keeps the embedding and perturbs the head, which start from the same values
         network = network.with_sizes(tie_word_embeddings=False)
     plan = plan_for(network, asked)

@@ -7,6 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import torch
 
@@ -14,6 +15,7 @@ from hf_perturb.checkpoints.checkpoint import Checkpoint
 from hf_perturb.checkpoints.tensors import Tensor, bytes_of, is_finite
 from hf_perturb.perturbation import Perturbation, Step
 from hf_perturb.perturbation.digest import NO_DIGEST, digest_of_lines, tensor_digest, torch_dtype
+from hf_perturb.perturbation.floats import array_of, dtype_code, numpy_dtype
 from hf_perturb.perturbation.parallel import for_each
 from hf_perturb.variants.blueprint import Blueprint, Output, document_shapes
 from hf_perturb.variants.shards import Shards
@@ -83,7 +85,7 @@ class Target:
 
     outputs: Mapping[str, Output]
     sink: Sink | None
-    generator: torch.Generator | None = None
+    generator: Any = None
     digests: dict[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -188,9 +190,9 @@ def _jobs(sources: Sources, targets: Sequence[Target]) -> Iterator[_Job]:
             step, generator = use.step, use.target.generator
             drawn = None
             if step is not None and generator is not None:
-                if values is None and step.shuffles:
+                if values is None and step.reads:
                     values = sources.values(source)
-                drawn = step.run(sources.no_values(source) if values is None else values, generator)
+                drawn = _made(step, sources.no_values(source) if values is None else values, generator)
             ready.append(replace(use, drawn=drawn))
         yield source, values, ready
 
@@ -200,7 +202,7 @@ def _run(sources: Sources, job: _Job, count: Callable[[int], None]) -> None:
     stored = sources.tensors[name]
     # a tensor that is kept is copied by the kernel, and a draw needs no values: those are only hashed as they pass
     is_cast = stored.region is None or stored.dtype != sources.dtypes[name]
-    shuffled = any(use.step is not None and use.step.shuffles and use.drawn is None for use in uses)
+    shuffled = any(use.step is not None and use.step.reads and use.drawn is None for use in uses)
     if values is None and (is_cast or shuffled or sources.look):
         values = sources.values(name)
     if values is None:
@@ -215,9 +217,15 @@ def _run(sources: Sources, job: _Job, count: Callable[[int], None]) -> None:
     for use in uses:
         made, made_digest = kept, digest
         if use.step is not None:
-            new = use.step.run(values) if use.drawn is None else use.drawn
+            new = _made(use.step, values) if use.drawn is None else use.drawn
             made, made_digest = Tensor.of(new), tensor_digest(new)
         use.target.digests[use.name] = made_digest
         if use.target.sink is not None:
             use.target.sink(use.name, made)
         count(sources.size(name))
+
+
+def _made(step: Step, values: torch.Tensor, generator: Any = None) -> torch.Tensor:
+    kind = numpy_dtype(dtype_code(values.dtype))
+    made = step.run(array_of(values) if step.reads else None, kind, generator)
+    return torch.from_numpy(made.view(f"i{kind.itemsize}")).view(values.dtype)

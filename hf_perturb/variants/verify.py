@@ -19,7 +19,6 @@ from hf_perturb.errors import CheckpointError
 from hf_perturb.networks.sizes import is_of_network
 from hf_perturb.perturbation import Perturbation
 from hf_perturb.perturbation.digest import digest_of_lines, tensor_digest, torch_dtype
-from hf_perturb.perturbation.kernels import as_integers
 from hf_perturb.variants.blueprint import Blueprint, make_blueprint
 from hf_perturb.variants.matrix import folders_of
 from hf_perturb.variants.stream import Progress, Sources, Target, stream
@@ -267,3 +266,10 @@ def _stated(opened: Checkpoint) -> list[str]:
         stated, stored = torch_dtype(str(opened.stated_dtype)), torch_dtype(kinds.pop())
         problems.append(f"config.json: dtype is {stated}, the weights are {stored}")
     return problems
+
+
+def as_integers(tensor: Any) -> Any:
+    """Return the bits of every entry as an integer, without a copy."""
+    import torch
+
+    return tensor.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
