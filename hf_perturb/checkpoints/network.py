@@ -342,8 +342,8 @@ class Network:
         for globs, names in told.items():
             _LOG.warning(
                 "include %s also names %d parameters that the rules keep, and that stay as they are: %s; `also`"
-                " perturbs embeddings and heads all the same, and narrower globs name what is perturbed alone (hf-perturb list"
-                " BASE shows which that is)",
+                " perturbs embeddings and heads all the same, and narrower globs name what is perturbed alone"
+                " (hf-perturb list BASE shows which that is)",
                 list(globs),
                 len(names),
                 listed(names),

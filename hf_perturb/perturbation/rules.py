@@ -201,7 +201,6 @@ def rows_of(family: str) -> tuple[Row, ...]:
     return FAMILIES[family]
 
 
-@cache
 def rule_of(family: str, name: str) -> Row:
     """Return the one row that names a tensor.
 

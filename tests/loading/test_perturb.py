@@ -237,7 +237,7 @@ def test_what_was_asked_for_on_the_meta_device_can_still_be_done():
 
 def test_a_perturbation_cut_short_is_not_passed_over(tmp_path, monkeypatch):
     model = small_model("carp")
-    kernels = hf_perturb.perturbation.plan.INITIALISERS
+    kernels = hf_perturb.perturbation.plan.KERNELS
 
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt

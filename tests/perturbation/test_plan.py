@@ -1,30 +1,33 @@
-"""Plans: which tensors, in which order and from which seed, and how globs choose among them."""
+"""Plans: which tensors, in which order and from which stream, and how globs choose among them."""
 
 from __future__ import annotations
+
+import hashlib
 
 import pytest
 from hypothesis import given, settings, strategies as st
 from support.models import small_model
-from support.spec_table import DEFAULT_AXIS, own_generator, rule, shapes_of
+from support.spec_table import DEFAULT_AXIS, rule, shapes_of
 
 from hf_perturb import Perturbation, PerturbationError
 from hf_perturb.loading import network_of
 from hf_perturb.perturbation import make_plan
-from hf_perturb.perturbation.plan import tensor_seed
+from hf_perturb.perturbation.streams import stream_key
 
-METHODS = ("reinit", "resample")
+METHODS = ("reinit", "resample", "gaussian")
 
 
 @settings(deadline=None)
 @given(st.integers(0, 2**63 - 1), st.text(max_size=40))
-def test_tensor_seed_is_the_contract_s_formula(seed, name):
-    assert tensor_seed(seed, name) == own_generator(seed, name).initial_seed()
+def test_the_key_of_a_stream_is_the_contract_s_formula(seed, name):
+    text = hashlib.sha256(f"hf_perturb/2/{seed}/{name}".encode()).hexdigest()
+    assert f"{stream_key(seed, name):032x}" == text[:32]
 
 
-def test_tensor_seed_in_numbers():
-    """From `printf hf_perturb/1/42/lm_head.weight | sha256sum`; the first is b964..., its top bit cleared."""
-    assert tensor_seed(42, "lm_head.weight") == 0x3964FD18F5A99FDC
-    assert tensor_seed(0, "model.embedder.layers.0.conv.weight") == 0x1481D97348A3644A
+def test_the_key_of_a_stream_in_numbers():
+    """From `printf hf_perturb/2/42/lm_head.weight | sha256sum`."""
+    assert stream_key(42, "lm_head.weight") == 0x404696023F5701E85824C85E4650E3A8
+    assert stream_key(0, "model.embedder.layers.0.conv.weight") == 0xF87F9DCB5C2D85A65CC8098FFF87364D
 
 
 def test_include_and_exclude_choose_the_steps(network):
@@ -113,7 +116,7 @@ def test_to_name_what_is_kept_is_told_and_no_warning(recwarn, caplog):
     assert note.startswith(
         "include ['*.bias'] also names 3 parameters that the rules keep, and that stay as they are: "
     )
-    assert "model.last_norm.bias; narrower globs" in note
+    assert "model.last_norm.bias; `also` perturbs embeddings and heads all the same, and narrower globs" in note
     model = small_model("carp")
     model.perturb({"method": "reinit", "include": ["*.layers.*.bias"]})
     assert caplog.messages == [note]

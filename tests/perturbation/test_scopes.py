@@ -18,7 +18,8 @@ from hf_perturb.cards.card import variant_card
 from hf_perturb.checkpoints.checkpoint import Checkpoint
 from hf_perturb.checkpoints.tensors import Tensor
 from hf_perturb.loading import network_of
-from hf_perturb.perturbation import apply_plan, cascade, depth_of, make_plan, scope_text
+from hf_perturb.loading.perturb import apply_plan
+from hf_perturb.perturbation import cascade, depth_of, make_plan, scope_text
 from hf_perturb.perturbation.scopes import PARTS, SPANS, in_scope
 from hf_perturb.variants.blueprint import make_blueprint
 
