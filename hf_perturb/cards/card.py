@@ -22,6 +22,7 @@ from hf_perturb import demo
 from hf_perturb.checkpoints.catalog import CATALOG, LICENCES, YANG_2022, Entry, published
 from hf_perturb.checkpoints.checkpoint import Checkpoint
 from hf_perturb.checkpoints.network import Network
+from hf_perturb.checkpoints.recipe import torch_version
 from hf_perturb.checkpoints.shapes import AUTO_CLASSES, PREFIXES, is_parameter
 from hf_perturb.perturbation import Perturbation, Step, scope_text
 from hf_perturb.perturbation.rules import rows_of, rule_of
@@ -106,7 +107,7 @@ def render(
     """Fill a template of `model_cards/` with what every card says, and with the facts that this one names besides."""
     stored = _stored_facts(network, stock)
     card_data = _metadata(stored, origin, record).to_yaml()
-    common = {"network": stored, "origin": origin, "record": record, "study": STUDY, "versions": _versions()}
+    common = {"network": stored, "origin": origin, "record": record, "study": STUDY, "versions": _versions(record)}
     return _templates().get_template(template).render({**facts, **common, "card_data": card_data}).rstrip() + "\n"
 
 
@@ -238,8 +239,9 @@ def _base_name(record: Perturbation) -> str | None:
     return Path(name).name if name and Path(name).is_absolute() else name
 
 
-def _versions() -> str:
-    """Return the libraries that wrote a card, with their versions."""
-    # the top module is above this one, and torch says more than its package does
-    ours = [f"{name} {import_module(name).__version__}" for name in ("hf_perturb", "torch")]
-    return ", ".join([*ours, *(f"{name} {metadata.version(name)}" for name in ("transformers", "safetensors"))])
+def _versions(record: Perturbation | None) -> str:
+    """Return the libraries that made what a card tells of, with their versions."""
+    libraries = ["numpy"] if record is None or torch_version(record) is None else ["numpy", "torch"]
+    # the top module is above this one
+    ours = import_module("hf_perturb").__version__
+    return ", ".join([f"hf_perturb {ours}", *(f"{name} {metadata.version(name)}" for name in libraries)])

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hf_perturb.checkpoints.catalog import CATALOG
 from hf_perturb.checkpoints.evidence import check_record
@@ -23,11 +23,9 @@ from hf_perturb.checkpoints.tokenizers import refuse_other_alphabet
 from hf_perturb.demo import located
 from hf_perturb.errors import CheckpointError, ModelInputError, StackedPerturbationError
 from hf_perturb.perturbation.digest import DTYPES, digest_of_lines, dtype_code
+from hf_perturb.perturbation.floats import Array
 from hf_perturb.perturbation.parallel import for_each
 from hf_perturb.perturbation.spec import Perturbation, check_digest
-
-if TYPE_CHECKING:
-    import torch
 
 _LOOKS = 10  # at files that somebody replaces meanwhile
 _ROTARY = ".rot_emb.inv_freq"  # stays float32 at least, as it does in the model
@@ -221,7 +219,7 @@ class Checkpoint:
         """The types of its weights, as stored or as its package has them; rotary tables have one of their own."""
         return {kind for name, kind in self.dtypes().items() if not name.endswith(_ROTARY)}
 
-    def values(self, name: str) -> torch.Tensor:
+    def values(self, name: str) -> Array:
         """Return the values of a tensor, in the type and shape that they are stored in."""
         return self.tensors[name].values()
 
@@ -323,7 +321,7 @@ class Checkpoint:
             digest: of a base's weights.
             dtype: of its weights, `F32`.
             published_as: name of the published checkpoint that the weights, or those of the base, are.
-            torch_version: that drew them, for a variant.
+            torch_version: that drew them, where it did.
         """
         left = ("perturbation", "digest", "torch_dtype", "torch_version", "_name_or_path", "num_labels", "published_as")
         kept = {key: value for key, value in self.stored.items() if key not in left}

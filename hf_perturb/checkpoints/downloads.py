@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlparse
 
-import torch
 from filelock import FileLock
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.file_download import http_get
@@ -36,10 +36,18 @@ def download(entry: Entry) -> Path:
         CheckpointError: if a file cannot be had, or is not what its publisher or the catalogue says. What came of it is
             kept, and the next call goes on from there.
     """
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    folder = _folder()
     if entry.regression_url is not None:
         _fetch(entry.regression_url, folder, None)
     return _fetch(entry.url, folder, entry.sha256)
+
+
+def _folder() -> Path:
+    """Return where torch keeps checkpoints. Source: `torch.hub.get_dir`, which is asked where torch is there."""
+    if (torch := sys.modules.get("torch")) is not None:
+        return Path(torch.hub.get_dir(), "checkpoints")
+    cache = os.getenv("XDG_CACHE_HOME", "~/.cache")
+    return Path(os.getenv("TORCH_HOME", os.path.join(cache, "torch")), "hub", "checkpoints").expanduser()
 
 
 def _fetch(url: str, folder: Path, sha256: str | None) -> Path:

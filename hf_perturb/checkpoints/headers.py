@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_perturb.checkpoints.shapes import Shape, listed
-from hf_perturb.checkpoints.tensors import BITS, OpenFile, Region, Tensor, check_state, elements_of, unpickle
+from hf_perturb.checkpoints.tensors import BITS, OpenFile, Region, Tensor, elements_of
 from hf_perturb.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -31,6 +31,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str] | None]:
     """
     if path.suffix == ".safetensors":
         return _read_header(OpenFile(path))
+    # only who opens such a file pays for torch
+    from hf_perturb.checkpoints.of_torch import check_state, unpickle
+
     state = unpickle(path)
     check_state(path, state)
     return {name: Tensor.of(tensor) for name, tensor in state.items()}, None

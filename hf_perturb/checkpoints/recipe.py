@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -87,10 +88,8 @@ class Recipe:
             base_digest: returns that of the base as it is now; called only where it decides something.
 
         Raises:
-            DigestError: naming the digests and the versions of torch.
+            DigestError: naming the digests, and the versions of torch where that draws.
         """
-        import torch
-
         # a digest of the weights says all; without one, that of the base is the next best
         if self.record.digest is not None and self.record.digest == digest:
             return
@@ -101,12 +100,19 @@ class Recipe:
         if found != known:
             why = f"its base {self.base_name!r} has digest {found}, the record says {known}: it has changed"
         else:
-            why = "its base is as recorded, so the record was edited, or torch draws differently here"
-        then = self.checkpoint.stored.get("torch_version") or "unknown"
+            why = "its base is as recorded, so the record was edited"
+        if (here := torch_version(self.record)) is not None:
+            then = self.checkpoint.stored.get("torch_version") or "unknown"
+            why += f", or torch draws differently here (torch {here} on this processor, torch {then} then)"
         raise DigestError(
             f"the recipe {self.checkpoint.name!r} gives weights with digest {digest}, its record says"
-            f" {self.record.digest}; {why} (torch {torch.__version__} on this processor, torch {then} then)"
+            f" {self.record.digest}; {why}"
         )
+
+
+def torch_version(record: Perturbation) -> str | None:
+    """Return the version of torch here if that is what draws under the rules of a record."""
+    return None if record.rules == "documented" else version("torch")
 
 
 def other_sizes(variant: Checkpoint, base: Checkpoint, *, heads: bool = True) -> list[str]:

@@ -1,23 +1,23 @@
-"""Files of tensors, opened once: what their headers say, and their bytes on request. Needs torch only for values."""
+"""Files of tensors, opened once: what their headers say, and their bytes on request, as arrays of numpy."""
 
 from __future__ import annotations
 
+import math
 import os
-import re
-import warnings
 import weakref
-import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from threading import Lock
+from threading import Lock, local
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from blake3 import blake3
 
 from hf_perturb.checkpoints.shapes import Shape
 from hf_perturb.errors import CheckpointError
-from hf_perturb.perturbation.digest import digest_line, dtype_code, tensor_digest, torch_dtype
+from hf_perturb.perturbation.digest import digest_line, dtype_code, numpy_dtype, tensor_digest
+from hf_perturb.perturbation.floats import Array, array_of, as_integers, cast
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +48,11 @@ BITS = {
     "F4": 4,
 }
 FLOATS = ("F64", "F32", "F16", "BF16")
-_CHUNK = 1 << 20
+# infinity of each, as an integer of the same bits
+_INFINITY = {"F64": 0x7FF << 52, "F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80}
+_CHUNK = 1 << 18  # bytes, which stay in the cache while they are hashed and looked at; a multiple of every width
+_LOOK = 1 << 16  # entries
+_of_thread = local()
 
 
 class OpenFile:
@@ -97,15 +101,6 @@ class OpenFile:
             file.seek(offset)
             return file.readinto(buffer)
 
-    def mapped(self) -> torch.UntypedStorage:
-        """Map the file into memory, which keeps no descriptor open; what is written there stays private."""
-        import torch
-
-        # the descriptor by its name: the path may be another file's by now
-        name = Path(f"/dev/fd/{self.descriptor}")
-        storage: Any = torch.UntypedStorage.from_file(str(name if name.exists() else self.path), False, self.size)
-        return storage
-
 
 @dataclass(frozen=True)
 class Region:
@@ -131,23 +126,24 @@ class Region:
         Raises:
             CheckpointError: if somebody has written into the file since it was opened.
         """
-        buffer = memoryview(bytearray(min(_CHUNK, self.size)))
-        for done in range(0, self.size, _CHUNK):
-            chunk = buffer[: min(_CHUNK, self.size - done)]
-            self.file.read_into(chunk, self.begin + done)
-            yield chunk
+        # the thread's own, which it keeps; who asks while it is in use has another
+        buffer = _of_thread.__dict__.pop("buffer", None) or memoryview(bytearray(_CHUNK))
+        try:
+            for done in range(0, self.size, _CHUNK):
+                chunk = buffer[: min(_CHUNK, self.size - done)]
+                self.file.read_into(chunk, self.begin + done)
+                yield chunk
+        finally:
+            _of_thread.buffer = buffer
 
-    def read(self) -> torch.Tensor:
-        """Read the bytes into memory, `(size,)`.
+    def read(self) -> Array:
+        """Read the bytes into memory, `(size,)` of uint8.
 
         Raises:
             CheckpointError: if somebody has written into the file since it was opened.
         """
-        import torch
-
-        with torch.inference_mode(False):  # whoever is in that mode must be able to train what was loaded
-            values = torch.empty(self.size, dtype=torch.uint8, device="cpu")
-        self.file.read_into(values.numpy().data, self.begin)
+        values = np.empty(self.size, np.uint8)
+        self.file.read_into(values.data, self.begin)
         return values
 
 
@@ -158,19 +154,20 @@ class Tensor:
     Args:
         dtype: of its elements, as in a safetensors header (`F32`).
         shape: of it.
-        source: its bytes in a file of safetensors, or itself, in memory or mapped by torch.
+        source: its bytes in a file of safetensors, or itself: an array, or a tensor of torch, mapped by it perhaps.
         stated: what the header of its file says that the BLAKE3 of its bytes is, `None` where it says nothing.
     """
 
     dtype: str
     shape: Shape
-    source: Region | torch.Tensor = field(repr=False)
+    source: Region | Array | torch.Tensor = field(repr=False)
     stated: str | None = field(default=None, repr=False, compare=False)
 
     @classmethod
-    def of(cls, tensor: torch.Tensor) -> Tensor:
-        """Describe a tensor that is at hand."""
-        return cls(dtype_code(tensor.dtype), tuple(tensor.shape), tensor.detach())
+    def of(cls, values: Array | torch.Tensor) -> Tensor:
+        """Describe a tensor that is at hand, of numpy or torch; its memory is not copied."""
+        values = values if isinstance(values, np.ndarray) else values.detach()
+        return cls(dtype_code(values.dtype), tuple(values.shape), values)
 
     @property
     def region(self) -> Region | None:
@@ -187,31 +184,27 @@ class Tensor:
         """Its size in bytes."""
         return bytes_of(self.dtype, self.shape)
 
-    def values(self) -> torch.Tensor:
+    def values(self) -> Array:
         """Return the values; those in a file are read, so that its pages stay out of memory.
 
         Raises:
-            CheckpointError: if somebody has written into the file since it was opened.
+            CheckpointError: if somebody has written into the file since it was opened, or if numpy has no such type.
         """
         if not isinstance(self.source, Region):
-            return self.source
-        import torch
-
-        values = self.source.read()
-        with torch.inference_mode(False):
-            return values.view(self.torch_dtype).view(self.shape)
+            return array_of(self.source)
+        return self.source.read().view(self.numpy_dtype).reshape(self.shape)
 
     @property
-    def torch_dtype(self) -> torch.dtype:
-        """Its type, as torch has it.
+    def numpy_dtype(self) -> np.dtype[Any]:
+        """Its type, as numpy has it.
 
         Raises:
-            CheckpointError: if torch has no such type.
+            CheckpointError: if numpy has no such type.
         """
         try:
-            return torch_dtype(self.dtype)
-        except (KeyError, AttributeError) as error:
-            raise CheckpointError(f"tensors of type {self.dtype} are none that this torch has") from error
+            return numpy_dtype(self.dtype)
+        except KeyError as error:
+            raise CheckpointError(f"tensors of type {self.dtype} are none that numpy has") from error
 
     @property
     def stated_line(self) -> str | None:
@@ -220,20 +213,26 @@ class Tensor:
 
     def digest(self) -> str:
         """Return `dtype shape blake3`, what a digest says of one tensor; see `digest_of`."""
+        return self.examine()[0]
+
+    def examine(self, look: bool = False) -> tuple[str, bool]:
+        """Return its digest, and whether no entry is NaN or infinite; bytes in a file are read once, as they pass.
+
+        Args:
+            look: false to take the entries for finite.
+        """
         if not isinstance(self.source, Region):
-            return tensor_digest(self.source)
-        content = blake3()
+            return tensor_digest(self.source), not look or is_finite(self.values())
+        content, dtype, finite = blake3(), self.numpy_dtype if look else None, True
         for chunk in self.source.chunks():
             content.update(chunk)
-        return digest_line(self.dtype, self.shape, content.hexdigest())
+            finite = finite and (dtype is None or is_finite(np.frombuffer(chunk, dtype)))
+        return digest_line(self.dtype, self.shape, content.hexdigest()), finite
 
 
 def elements_of(shape: Shape) -> int:
     """Return the number of elements of a shape."""
-    count = 1
-    for size in shape:
-        count *= size
-    return count
+    return math.prod(shape)
 
 
 def bytes_of(dtype: str, shape: Shape) -> int:
@@ -243,91 +242,25 @@ def bytes_of(dtype: str, shape: Shape) -> int:
 
 def same_values(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors hold the same numbers, NaN for NaN, in whatever types."""
-    import torch
-
     if one.shape != other.shape:
         return False
-    return torch.allclose(one.values().double(), other.values().double(), rtol=0, atol=0, equal_nan=True)
+    a, b, double = one.values().reshape(-1), other.values().reshape(-1), np.dtype(np.float64)
+    parts = [slice(start, start + _LOOK) for start in range(0, one.elements, _LOOK)]
+    return all(np.array_equal(cast(a[part], double), cast(b[part], double), equal_nan=True) for part in parts)
 
 
-def mapped(tensors: Mapping[str, Tensor]) -> dict[str, torch.Tensor]:
-    """Return the values of tensors, those in files mapped into memory rather than read."""
-    import torch
+def is_finite(values: Array) -> bool:
+    """Whether no entry is NaN or infinite.
 
-    files: dict[OpenFile, torch.UntypedStorage] = {}
-    made: dict[str, torch.Tensor] = {}
-    used: set[Region | int] = set()
-    for name, tensor in tensors.items():
-        region = tensor.region if tensor.nbytes else None
-        with torch.inference_mode(False):
-            if region is None:
-                values = tensor.values()
-            else:
-                if region.file not in files:
-                    files[region.file] = region.file.mapped()
-                part = files[region.file][region.begin : region.begin + region.size]
-                values = torch.empty(0, dtype=tensor.torch_dtype, device="cpu").set_(part).view(tensor.shape)
-            # what goes by two names is two tensors: a model that shares them by accident could not be saved
-            key = region or id(tensor.source)
-            made[name] = values.clone() if key in used else values
-        used.add(key)
-    return made
-
-
-def check_state(what: Any, state: Any) -> None:
-    """Raise if something is no dict of tensors with values.
-
-    Raises:
-        CheckpointError: naming the tensors that are sparse, quantised or without values.
+    Read as integers, such entries are the largest of their sign; to look for the largest takes no memory, and is as
+    fast in the types that numpy works out through others.
     """
-    import torch
-
-    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        nested = isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping)
-        where = "; it has one inside, by the name 'state_dict': save that alone" if nested else ""
-        raise CheckpointError(f"{what} is not a state_dict: a {type(state).__name__}, or not all of it tensors{where}")
-    odd = [
-        name
-        for name, x in state.items()
-        if x.layout != torch.strided or x.device.type != "cpu" or x.is_quantized or x.is_nested
-    ]
-    if odd:
-        raise CheckpointError(f"{what}: tensors that are sparse, quantised or without values: {', '.join(odd[:8])}")
-
-
-def unpickle(path: Path, allowed: Sequence[type] = ()) -> Any:
-    """Read a file of `torch.save` without running anything in it; a zip's tensors are mapped, not read.
-
-    Args:
-        path: a file in torch's zip format or the older one.
-        allowed: classes that it may hold beside tensors and plain containers.
-
-    Raises:
-        CheckpointError: if it is damaged, holds anything else, or is no such file.
-    """
-    import torch
-
-    if not path.exists():
-        raise CheckpointError(f"{path}: no such file")
-    try:
-        with warnings.catch_warnings(), torch.inference_mode(False), torch.serialization.safe_globals(list(allowed)):
-            warnings.simplefilter("ignore")  # about the pickle protocol
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # a file made to do harm can provoke any
-        if foreign := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            kinds = ", ".join(["tensors", "plain containers", *(f"{cls.__module__}.{cls.__name__}" for cls in allowed)])
-            raise CheckpointError(
-                f"{path} holds {foreign.group(1)}, so it was not opened and nothing in it was run; allowed: {kinds}"
-            ) from error
-        said = str(error).partition("WeightsUnpickler error: ")[2] or str(error)
-        reason = f"{type(error).__name__}: " + said.strip().partition("\n")[0].partition(". ")[0]
-        raise CheckpointError(
-            f"{path} is damaged, or no checkpoint that torch saved ({reason}); nothing in it was run"
-        ) from error
-
-
-def is_finite(tensor: torch.Tensor) -> bool:
-    """Whether no entry is NaN or infinite; its bounds tell, 30 times as fast as looking at every entry."""
-    import torch
-
-    return tensor.numel() == 0 or all(bool(bound.isfinite()) for bound in torch.aminmax(tensor))
+    limit = _INFINITY.get(dtype_code(values.dtype))
+    if limit is None:  # a type of whole numbers, or one that nobody draws in
+        return bool(np.isfinite(values).all())
+    bits = as_integers(np.ascontiguousarray(values).reshape(-1))
+    signed, sign = bits.view(f"i{bits.itemsize}"), 1 << 8 * bits.itemsize - 1
+    return all(
+        signed[start : start + _LOOK].max() < limit and bits[start : start + _LOOK].max() < sign + limit
+        for start in range(0, bits.size, _LOOK)
+    )

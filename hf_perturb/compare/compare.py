@@ -13,12 +13,13 @@ from typing import Any
 import torch
 
 from hf_perturb.checkpoints.checkpoint import Checkpoint
+from hf_perturb.checkpoints.of_torch import tensor_of, torch_dtype
 from hf_perturb.checkpoints.shapes import Shape, is_parameter, listed
 from hf_perturb.checkpoints.tensors import Tensor
 from hf_perturb.compare.statistics import BINS, Histogram, Likeness, PairStatistics, bin_counts, bin_width
 from hf_perturb.errors import CheckpointError
 from hf_perturb.perturbation import Perturbation
-from hf_perturb.perturbation.digest import DTYPES, torch_dtype
+from hf_perturb.perturbation.digest import DTYPES
 from hf_perturb.perturbation.parallel import for_each
 from hf_perturb.variants.matrix import folders_of
 from hf_perturb.variants.stream import Progress, counter
@@ -367,8 +368,8 @@ def _reader(tensor: Tensor) -> Callable[[int, int], torch.Tensor]:
     """Return what reads so many elements from one on, as a vector; of a file no page stays in memory."""
     region = tensor.region
     if region is None:
-        flat = tensor.values().reshape(-1)
+        flat = tensor_of(tensor.values()).reshape(-1)
         return lambda start, size: flat[start : start + size]
     dtype = torch_dtype(tensor.dtype)
     width = dtype.itemsize
-    return lambda start, size: region.part(start * width, size * width).read().view(dtype)
+    return lambda start, size: tensor_of(region.part(start * width, size * width).read()).view(dtype)

@@ -16,10 +16,11 @@ from hf_perturb import loading
 from hf_perturb.checkpoints.checkpoint import Checkpoint
 from hf_perturb.checkpoints.formats import DTYPES
 from hf_perturb.checkpoints.network import Network
+from hf_perturb.checkpoints.of_torch import torch_dtype
 from hf_perturb.checkpoints.shapes import PREFIXES
 from hf_perturb.errors import EmbeddingsError, ModelInputError, StackedPerturbationError, UnsupportedModuleError
 from hf_perturb.perturbation import Perturbation
-from hf_perturb.perturbation.digest import digest_of, torch_dtype
+from hf_perturb.perturbation.digest import digest_of
 from hf_perturb.variants.blueprint import plan_for
 
 if TYPE_CHECKING:

@@ -16,12 +16,13 @@ from hf_perturb.checkpoints.checkpoint import Checkpoint
 from hf_perturb.checkpoints.evidence import check_record, differences
 from hf_perturb.checkpoints.headers import read_files
 from hf_perturb.checkpoints.network import Network
+from hf_perturb.checkpoints.of_torch import mapped, tensor_of
 from hf_perturb.checkpoints.origins.stock_esm import config_from_stock as config_from_stock
 from hf_perturb.checkpoints.recipe import Recipe
 from hf_perturb.checkpoints.request import Record, decide
 from hf_perturb.checkpoints.shapes import PREFIXES, is_parameter
 from hf_perturb.checkpoints.source import HUB_ARGUMENTS, Place, UndescribedError, read_json
-from hf_perturb.checkpoints.tensors import Tensor, elements_of, mapped
+from hf_perturb.checkpoints.tensors import Tensor, elements_of
 from hf_perturb.errors import CheckpointError, DigestError, ModelInputError, PerturbationError
 from hf_perturb.loading.configuration import described, families_of, family_of, given_config, of_the_hub
 from hf_perturb.loading.perturb import model_of, network_of, perturb_model, quantised, seal_loaded
@@ -278,8 +279,8 @@ def _checked_weights(
     state, lines = dict.fromkeys(tensors, torch.empty(0)), dict.fromkeys(tensors, "")
 
     def read(key: str) -> None:
-        state[key] = tensors[key].values()
-        lines[key] = tensor_digest(state[key])
+        values = tensors[key].values()
+        state[key], lines[key] = tensor_of(values), tensor_digest(values)
 
     for_each(read, tensors)
     tied = opened.network.tied if opened.described is not None else {}

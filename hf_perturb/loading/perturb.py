@@ -8,21 +8,21 @@ from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from hf_perturb.checkpoints.checkpoint import Checkpoint
 from hf_perturb.checkpoints.network import Network
+from hf_perturb.checkpoints.of_torch import mapped, tensor_of, torch_dtype
 from hf_perturb.checkpoints.request import Record, decide
 from hf_perturb.checkpoints.shapes import PREFIXES, listed
-from hf_perturb.checkpoints.tensors import FLOATS, mapped
+from hf_perturb.checkpoints.tensors import FLOATS
 from hf_perturb.errors import DigestError, PerturbationError
 from hf_perturb.loading.auto import import_models
 from hf_perturb.networks.seal import fingerprints, is_plain, plainly, record_now as record_now, refuse_adapters
 from hf_perturb.networks.sizes import is_of_network
 from hf_perturb.perturbation import Perturbation, Plan, Step, make_plan, select
-from hf_perturb.perturbation.digest import digest_line, digest_of_lines, distinct, lines_of, torch_dtype
-from hf_perturb.perturbation.floats import Array, array_of, dtype_code, numpy_dtype
+from hf_perturb.perturbation.digest import digest_line, digest_of_lines, distinct, lines_of
+from hf_perturb.perturbation.floats import array_of, dtype_code, numpy_dtype
 from hf_perturb.perturbation.parallel import for_each
 
 if TYPE_CHECKING:
@@ -121,12 +121,6 @@ def apply_plan(
             tensor.copy_(tensor_of(made))
 
     for_each(run, plan.steps, None if generator is None else 1)
-
-
-def tensor_of(values: Array) -> torch.Tensor:
-    """Return an array as a tensor, of the same memory."""
-    bits = torch.from_numpy(values.view(np.dtype(f"i{values.dtype.itemsize}")))
-    return bits.view(torch_dtype(dtype_code(values.dtype)))
 
 
 def refuse_untied(what: str, model: PerturbablePreTrainedModel, tensors: Mapping[str, torch.Tensor]) -> None:

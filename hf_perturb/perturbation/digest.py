@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+import numpy as np
 from blake3 import blake3
 
-from hf_perturb.perturbation.floats import DTYPES as DTYPES, dtype_code as dtype_code
+from hf_perturb.perturbation.floats import (
+    DTYPES as DTYPES,
+    Array,
+    array_of,
+    dtype_code as dtype_code,
+    numpy_dtype as numpy_dtype,
+)
 from hf_perturb.perturbation.parallel import for_each
 
 if TYPE_CHECKING:
     import torch
+
+Values = TypeVar("Values", bound="Array | torch.Tensor")
 
 PREFIX = "blake3:"
 # as long as a digest, for a header whose length must be known before there is one
 NO_DIGEST = PREFIX + 64 * "0"
 
 
-def torch_dtype(code: str) -> torch.dtype:
-    """Return the type that a safetensors header names."""
-    import torch
-
-    dtype: torch.dtype = getattr(torch, DTYPES[code])
-    return dtype
-
-
-def digest_of(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Digest tensors by name.
+def digest_of(tensors: Mapping[str, Values]) -> str:
+    """Digest tensors by name, arrays of numpy or tensors of torch.
 
     The BLAKE3 of the lines `name dtype shape blake3-of-the-bytes`, in the order of the names, with dtype and shape as
     in a safetensors header (`F32`, `[2, 3]`). A tensor that goes by several names counts once, under the first.
@@ -41,7 +42,7 @@ def digest_of(tensors: Mapping[str, torch.Tensor]) -> str:
     return digest_of_lines(lines_of(distinct(tensors)))
 
 
-def lines_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+def lines_of(tensors: Mapping[str, Values]) -> dict[str, str]:
     """Return what `tensor_digest` says of every tensor; what goes by several names is read once."""
     first: dict[object, str] = {}
     same = {name: first.setdefault(_memory(name, tensor), name) for name, tensor in tensors.items()}
@@ -60,15 +61,11 @@ def digest_of_lines(lines: Mapping[str, str]) -> str:
     return PREFIX + blake3(text.encode()).hexdigest()
 
 
-def tensor_digest(tensor: torch.Tensor) -> str:
+def tensor_digest(values: Array | torch.Tensor) -> str:
     """Return `dtype shape blake3` of one tensor."""
-    import torch
-
-    values = tensor.detach()
-    if hasattr(values, "full_tensor"):  # spread over devices
-        values = values.full_tensor()
-    data = values.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return digest_line(dtype_code(tensor.dtype), tensor.shape, blake3(data.data).hexdigest())
+    whole = values.full_tensor() if hasattr(values, "full_tensor") else values  # spread over devices
+    content = blake3(bytes_of_values(array_of(whole))).hexdigest()
+    return digest_line(dtype_code(values.dtype), values.shape, content)
 
 
 def digest_line(dtype: str, shape: Iterable[int], content: str) -> str:
@@ -76,16 +73,23 @@ def digest_line(dtype: str, shape: Iterable[int], content: str) -> str:
     return f"{dtype} {[*shape]} {content}"
 
 
-def distinct(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def bytes_of_values(values: Array) -> memoryview:
+    """Return the bytes of an array, those of a contiguous one without a copy."""
+    return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
+
+
+def distinct(tensors: Mapping[str, Values]) -> dict[str, Values]:
     """Return the tensors without the later names of those that share their memory."""
-    kept: dict[object, tuple[str, torch.Tensor]] = {}
+    kept: dict[object, tuple[str, Values]] = {}
     for name, tensor in tensors.items():
         kept.setdefault(_memory(name, tensor), (name, tensor))
     return dict(kept.values())
 
 
-def _memory(name: str, tensor: torch.Tensor) -> object:
+def _memory(name: str, values: Array | torch.Tensor) -> object:
     """Return what tells the memory of a tensor; one that has none is its own by its name."""
-    if tensor.is_meta or not tensor.numel():
+    if isinstance(values, np.ndarray):
+        return (values.ctypes.data, values.dtype, values.shape, values.strides) if values.size else name
+    if values.is_meta or not values.numel():
         return name
-    return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+    return values.device, values.data_ptr(), values.dtype, values.shape, values.stride()

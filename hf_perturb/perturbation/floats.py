@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -74,11 +75,10 @@ def cast(values: Array, dtype: np.dtype[Any]) -> Array:
     """
     if values.dtype == dtype:
         return values
-    if is_bfloat16(values.dtype):
-        return widened(values).astype(dtype, copy=False)
     if not is_bfloat16(dtype):
+        plain = widened(values) if is_bfloat16(values.dtype) else values
         with np.errstate(over="ignore", invalid="ignore"):
-            return values.astype(dtype)
+            return plain.astype(dtype, copy=False)
     out = np.empty(values.shape, dtype)
     flat, bits = np.ascontiguousarray(values).reshape(-1), as_integers(out.reshape(-1))
     for start in range(0, flat.size, _CHUNK):
@@ -107,12 +107,19 @@ def _rounded(values: Array) -> Array:
     return up.astype(np.uint16)
 
 
-def array_of(tensor: torch.Tensor) -> Array:
-    """Return a tensor's values as an array: its memory where it is on the CPU, a copy of it elsewhere."""
-    import torch
+def array_of(values: Array | torch.Tensor) -> Array:
+    """Return a tensor's values as an array: its memory where it is on the CPU, a copy of it elsewhere.
 
-    values = tensor.detach().cpu()
-    if (values.dtype.itemsize == 2 and values.is_floating_point()) or values.dtype.itemsize == 1:
-        bits = values.view(torch.int16 if values.dtype.itemsize == 2 else torch.uint8)
-        return bits.numpy().view(numpy_dtype(dtype_code(values.dtype)))
-    return values.numpy()
+    Where numpy has no such type it is that of the same bits.
+    """
+    if isinstance(values, np.ndarray):
+        return values
+    torch: Any = sys.modules["torch"]  # which made the tensor
+    here: Any = values.detach().cpu()
+    try:
+        array: Array = here.numpy()
+    except TypeError:  # numpy has no such type of its own
+        bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[here.element_size()]
+        array = here.view(bits).numpy()
+    code = dtype_code(here.dtype)
+    return array.view(numpy_dtype(code)) if code in DTYPES else array

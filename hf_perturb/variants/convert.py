@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from hf_perturb.cards.card import base_card, variant_card
 from hf_perturb.checkpoints.catalog import CATALOG, published_name
 from hf_perturb.checkpoints.checkpoint import Checkpoint, write_configuration
@@ -14,7 +16,7 @@ from hf_perturb.checkpoints.evidence import differences, other_records
 from hf_perturb.checkpoints.formats import DTYPES, FORMATS
 from hf_perturb.checkpoints.origins.stock_esm import config_to_stock, stock_names
 from hf_perturb.checkpoints.shapes import listed
-from hf_perturb.checkpoints.tensors import Tensor, is_finite
+from hf_perturb.checkpoints.tensors import Tensor
 from hf_perturb.checkpoints.tokenizers import save_tokenizer
 from hf_perturb.demo import located
 from hf_perturb.errors import CheckpointError, DigestError
@@ -157,10 +159,9 @@ def export_checkpoint(
         raise CheckpointError(f"to: got {to!r}; allowed: {', '.join(FORMATS)}")
     refuse_existing(Path(out))
     checkpoint = _checked(Checkpoint.open(source))
-    if not allow_nonfinite:
-        odd = [name for name, tensor in checkpoint.tensors.items() if not is_finite(tensor.values())]
-        _refuse_nonfinite(checkpoint, odd)
-    _check_weights(checkpoint)
+    looked = {name: tensor.examine(look=not allow_nonfinite) for name, tensor in checkpoint.tensors.items()}
+    _refuse_nonfinite(checkpoint, [name for name, (_, finite) in looked.items() if not finite])
+    _check_weights(checkpoint, {name: line for name, (line, _) in looked.items()})
     for note in checkpoint.notes:
         on_note(note)
     with nothing_written(out, (OSError, RuntimeError)):  # torch.save gives a full disk as a RuntimeError
@@ -177,8 +178,6 @@ def export_checkpoint(
 
 def _write_stock_esm(checkpoint: Checkpoint, out: Path) -> tuple[Path, ...]:
     """Write what `transformers.EsmForMaskedLM` or `EsmModel` loads."""
-    import torch
-
     from hf_perturb.checkpoints.origins.original import Original, cannot, check_class
 
     network, record = checkpoint.network, checkpoint.record
@@ -192,7 +191,7 @@ def _write_stock_esm(checkpoint: Checkpoint, out: Path) -> tuple[Path, ...]:
     # a head cannot be left out there; zeros predict 0.5 everywhere, drawn weights would look like a prediction
     whole = network.with_sizes(contact_head=True)
     for name in whole.shapes.keys() - network.shapes.keys():
-        tensors[name], dtypes[name] = Tensor.of(torch.zeros(whole.shapes[name], device="cpu")), kind
+        tensors[name], dtypes[name] = Tensor.of(np.zeros(whole.shapes[name], np.float32)), kind
     names = stock_names(tensors)
     if network.architecture == "FairEsmModel":
         names = {ours: theirs.removeprefix("esm.") for ours, theirs in names.items()}

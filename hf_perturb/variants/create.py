@@ -9,13 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from hf_perturb import demo
 from hf_perturb.cards.card import variant_card
 from hf_perturb.checkpoints.catalog import published_name
 from hf_perturb.checkpoints.checkpoint import Checkpoint, write_configuration
-from hf_perturb.checkpoints.recipe import Recipe, other_sizes
+from hf_perturb.checkpoints.recipe import Recipe, other_sizes, torch_version
 from hf_perturb.checkpoints.tokenizers import save_tokenizer
 from hf_perturb.demo import located
 from hf_perturb.errors import (
@@ -27,7 +25,7 @@ from hf_perturb.errors import (
     PerturbationError,
 )
 from hf_perturb.perturbation import Base, Perturbation
-from hf_perturb.perturbation.digest import NO_DIGEST, torch_dtype
+from hf_perturb.perturbation.digest import DTYPES, NO_DIGEST
 from hf_perturb.storage.folders import (
     allow_open_files,
     nothing_written,
@@ -260,7 +258,7 @@ class _Builder:
         published = published_name(self.name, checkpoint.network) or checkpoint.published_as
         dtype = next(iter(sources.dtypes.values()))
         content = checkpoint.configuration(
-            network, record, dtype=dtype, published_as=published, torch_version=torch.__version__
+            network, record, dtype=dtype, published_as=published, torch_version=torch_version(record)
         )
         write_configuration(variant.folder, content)
         save_tokenizer(network.alphabet, variant.folder)
@@ -295,7 +293,7 @@ def _refuse_recipe(checkpoint: Checkpoint) -> None:
         kinds.add(checkpoint.stated_dtype)
     if len(kinds) > 1:
         raise CheckpointError(
-            f"{checkpoint.name} mixes {', '.join(sorted(map(str, map(torch_dtype, kinds))))} in its weights and its"
+            f"{checkpoint.name} mixes {', '.join(sorted(DTYPES[kind] for kind in kinds))} in its weights and its"
             " config.json; from_pretrained loads it as one type, so a recipe would give other weights; leave --recipe"
             " out, or convert the base to one --dtype"
         )

@@ -14,14 +14,13 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 
 from hf_perturb.checkpoints.headers import header_metadata
 from hf_perturb.checkpoints.shapes import Shape
 from hf_perturb.checkpoints.tensors import Region, Tensor, bytes_of
 from hf_perturb.perturbation import Perturbation
-from hf_perturb.perturbation.digest import NO_DIGEST, digest_of_lines
+from hf_perturb.perturbation.digest import NO_DIGEST, bytes_of_values, digest_of_lines
 
 MAX_SHARD_SIZE = "50GB"  # Transformers' own
 _LARGE = 1 << 20  # bytes
@@ -75,7 +74,7 @@ class Shards:
         file, offset = self._places[name]
         region = tensor.region
         if region is None:
-            _write(file, _bytes_of(tensor.values()), offset)
+            _write(file, bytes_of_values(tensor.values()), offset)
         else:
             done = _copy_in_kernel(file, region, offset)
             # another kernel, or two file systems that cannot
@@ -108,11 +107,6 @@ class Shards:
             files = dict(sorted(self._split.tensor_to_filename.items()))
             index = {"metadata": self._split.metadata, "weight_map": files}
             (self.folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-def _bytes_of(values: torch.Tensor) -> memoryview:
-    """Return the bytes of a tensor in memory, those of a contiguous one without a copy."""
-    return values.contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _encode(header: Mapping[str, Any]) -> bytes:

@@ -9,13 +9,13 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-import torch
+import numpy as np
 
 from hf_perturb.checkpoints.checkpoint import Checkpoint
-from hf_perturb.checkpoints.tensors import Tensor, bytes_of, is_finite
+from hf_perturb.checkpoints.tensors import Tensor, bytes_of
 from hf_perturb.perturbation import Perturbation, Step
-from hf_perturb.perturbation.digest import NO_DIGEST, digest_of_lines, tensor_digest, torch_dtype
-from hf_perturb.perturbation.floats import array_of, dtype_code, numpy_dtype
+from hf_perturb.perturbation.digest import NO_DIGEST, digest_of_lines, numpy_dtype, tensor_digest
+from hf_perturb.perturbation.floats import Array, cast
 from hf_perturb.perturbation.parallel import for_each
 from hf_perturb.variants.blueprint import Blueprint, Output, document_shapes
 from hf_perturb.variants.shards import Shards
@@ -63,13 +63,13 @@ class Sources:
         """Return the bytes of a tensor, cast."""
         return bytes_of(self.dtypes[name], self.tensors[name].shape)
 
-    def values(self, name: str) -> torch.Tensor:
-        """Return a tensor in memory, cast."""
-        return self.tensors[name].values().to(torch_dtype(self.dtypes[name]))
+    def dtype(self, name: str) -> np.dtype[Any]:
+        """Return the type that a tensor is cast to."""
+        return numpy_dtype(self.dtypes[name])
 
-    def no_values(self, name: str) -> torch.Tensor:
-        """Return what tells a draw the type to draw in."""
-        return torch.empty(0, dtype=torch_dtype(self.dtypes[name]), device="cpu")
+    def values(self, name: str) -> Array:
+        """Return a tensor in memory, cast."""
+        return cast(self.tensors[name].values(), self.dtype(name))
 
 
 @dataclass
@@ -171,11 +171,16 @@ class _Use:
     target: Target
     name: str
     step: Step | None
-    drawn: torch.Tensor | None = None
+    drawn: Array | None = None
+
+    @property
+    def reads(self) -> bool:
+        """Whether values are needed for it still."""
+        return self.step is not None and self.step.reads and self.drawn is None
 
 
 # the name of a source, its values if they were read already, and what comes from it
-_Job = tuple[str, torch.Tensor | None, list[_Use]]
+_Job = tuple[str, Array | None, list[_Use]]
 
 
 def _jobs(sources: Sources, targets: Sequence[Target]) -> Iterator[_Job]:
@@ -192,7 +197,7 @@ def _jobs(sources: Sources, targets: Sequence[Target]) -> Iterator[_Job]:
             if step is not None and generator is not None:
                 if values is None and step.reads:
                     values = sources.values(source)
-                drawn = _made(step, sources.no_values(source) if values is None else values, generator)
+                drawn = step.run(values, sources.dtype(source), generator)
             ready.append(replace(use, drawn=drawn))
         yield source, values, ready
 
@@ -200,32 +205,22 @@ def _jobs(sources: Sources, targets: Sequence[Target]) -> Iterator[_Job]:
 def _run(sources: Sources, job: _Job, count: Callable[[int], None]) -> None:
     name, values, uses = job
     stored = sources.tensors[name]
-    # a tensor that is kept is copied by the kernel, and a draw needs no values: those are only hashed as they pass
+    # a tensor that is kept is copied by the kernel, and a draw needs no values: those are only looked at as they pass
     is_cast = stored.region is None or stored.dtype != sources.dtypes[name]
-    shuffled = any(use.step is not None and use.step.reads and use.drawn is None for use in uses)
-    if values is None and (is_cast or shuffled or sources.look):
+    if values is None and (is_cast or any(use.reads for use in uses)):
         values = sources.values(name)
-    if values is None:
-        values, digest = sources.no_values(name), stored.digest()
-    else:
-        digest = tensor_digest(values)
-        if sources.look and not is_finite(values):
-            sources.nonfinite.append(name)
+    digest, finite = (stored if values is None else Tensor.of(values)).examine(sources.look)
+    if not finite:
+        sources.nonfinite.append(name)
     sources.digests[name] = digest
     count(sources.size(name))
-    kept = Tensor.of(values) if is_cast else stored
+    kept = Tensor.of(values) if is_cast and values is not None else stored
     for use in uses:
         made, made_digest = kept, digest
         if use.step is not None:
-            new = _made(use.step, values) if use.drawn is None else use.drawn
+            new = use.step.run(values, sources.dtype(name)) if use.drawn is None else use.drawn
             made, made_digest = Tensor.of(new), tensor_digest(new)
         use.target.digests[use.name] = made_digest
         if use.target.sink is not None:
             use.target.sink(use.name, made)
         count(sources.size(name))
-
-
-def _made(step: Step, values: torch.Tensor, generator: Any = None) -> torch.Tensor:
-    kind = numpy_dtype(dtype_code(values.dtype))
-    made = step.run(array_of(values) if step.reads else None, kind, generator)
-    return torch.from_numpy(made.view(f"i{kind.itemsize}")).view(values.dtype)

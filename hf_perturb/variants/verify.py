@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hf_perturb.checkpoints.checkpoint import Checkpoint
 from hf_perturb.checkpoints.evidence import differences, other_records
 from hf_perturb.checkpoints.recipe import Recipe, other_sizes
@@ -18,7 +20,8 @@ from hf_perturb.demo import located
 from hf_perturb.errors import CheckpointError
 from hf_perturb.networks.sizes import is_of_network
 from hf_perturb.perturbation import Perturbation
-from hf_perturb.perturbation.digest import digest_of_lines, tensor_digest, torch_dtype
+from hf_perturb.perturbation.digest import DTYPES, digest_of_lines, tensor_digest
+from hf_perturb.perturbation.floats import as_integers, cast
 from hf_perturb.variants.blueprint import Blueprint, make_blueprint
 from hf_perturb.variants.matrix import folders_of
 from hf_perturb.variants.stream import Progress, Sources, Target, stream
@@ -196,13 +199,15 @@ class _Stored:
             self.heads[name] = self.digests[name] == tensor_digest(made)
             return
         if self.is_cast:
-            made = made.to(stored.dtype)
+            made = cast(made, stored.dtype)
         if stored.dtype != made.dtype:
-            self.differences[name] = Difference(name, made.numel(), None)
+            self.differences[name] = Difference(name, made.size, None)
             return
         differs = as_integers(stored) != as_integers(made)
-        if count := int(differs.sum()):
-            largest = (stored[differs].double() - made[differs].double()).abs().max().item()
+        if count := int(np.count_nonzero(differs)):
+            one, other = (cast(values[differs], np.dtype(np.float64)) for values in (stored, made))
+            with np.errstate(invalid="ignore"):  # infinity from infinity
+                largest = float(np.abs(one - other).max())
             self.differences[name] = Difference(name, count, largest if math.isfinite(largest) else None)
 
 
@@ -263,13 +268,6 @@ def _stated(opened: Checkpoint) -> list[str]:
     kinds = opened.kinds
     # a file of several types has none that could be stated, and a recipe has no file
     if len(kinds) == 1 and opened.stated_dtype not in (None, *kinds):
-        stated, stored = torch_dtype(str(opened.stated_dtype)), torch_dtype(kinds.pop())
+        stated, stored = DTYPES[str(opened.stated_dtype)], DTYPES[kinds.pop()]
         problems.append(f"config.json: dtype is {stated}, the weights are {stored}")
     return problems
-
-
-def as_integers(tensor: Any) -> Any:
-    """Return the bits of every entry as an integer, without a copy."""
-    import torch
-
-    return tensor.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])

@@ -11,6 +11,7 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -119,8 +120,9 @@ def test_the_card_of_a_variant_says_what_was_done(base, network, name, tmp_path)
     assert sum(named for _, _, named in rows.values()) == len(stored)
     assert perturbed == len(changed) + alike_in(text)
     assert all((action != "keep") == (count > 0) for action, count, _ in rows.values())
-    for said in (STUDY, f"torch {torch.__version__}", f"hf_perturb {hf_perturb.__version__}", "not a predictor"):
+    for said in (STUDY, f"hf_perturb {hf_perturb.__version__}, numpy {np.__version__}", "not a predictor"):
         assert said in text
+    assert (f"torch {torch.__version__}" in text) == (record.rules == "published"), "where torch drew"
     assert str(tmp_path) not in text
 
 

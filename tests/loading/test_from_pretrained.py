@@ -143,9 +143,7 @@ def test_recipe_of_a_base_that_changed(folders, tmp_path):
     shutil.copytree(base, tmp_path / "base")
     create_variant(tmp_path / "base", tmp_path / "recipe", P, recipe=True)
     small_model("carp", seed=1).save_pretrained(tmp_path / "base")
-    with pytest.raises(
-        hf_perturb.DigestError, match=r"blake3:.*blake3:.*has changed \(torch 2\..* on this processor, torch 2"
-    ):
+    with pytest.raises(hf_perturb.DigestError, match=r"blake3:.*blake3:.*has changed$"):
         AutoModel.from_pretrained(tmp_path / "recipe")
 
 

@@ -16,7 +16,8 @@ from transformers import AutoModelForMaskedLM
 import hf_perturb
 from hf_perturb import demo
 from hf_perturb.checkpoints.checkpoint import Checkpoint
-from hf_perturb.checkpoints.tensors import OpenFile, mapped
+from hf_perturb.checkpoints.of_torch import mapped
+from hf_perturb.checkpoints.tensors import OpenFile
 from hf_perturb.perturbation import digest_of
 from hf_perturb.variants.create import create_variant
 

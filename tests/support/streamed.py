@@ -162,7 +162,7 @@ def in_hub_cache(cache: Path, name: str, folder: Path, commit: str) -> None:
 
 def counted_reads(monkeypatch) -> dict[tuple[str, int], int]:
     """Return how often each stored tensor is read from now on, by file and place."""
-    values, digest = Tensor.values, Tensor.digest
+    values, examine = Tensor.values, Tensor.examine
     counts: dict[tuple[str, int], int] = {}
 
     def count(tensor: Tensor) -> None:
@@ -170,14 +170,14 @@ def counted_reads(monkeypatch) -> dict[tuple[str, int], int]:
             place = tensor.region.file.path.name, tensor.region.begin
             counts[place] = counts.get(place, 0) + 1
 
-    def counted_values(self: Tensor) -> torch.Tensor:
+    def counted_values(self: Tensor) -> Any:
         count(self)
         return values(self)
 
-    def counted_digest(self: Tensor) -> str:
+    def counted_examine(self: Tensor, look: bool = False) -> Any:
         count(self)
-        return digest(self)
+        return examine(self, look)
 
     monkeypatch.setattr(Tensor, "values", counted_values)
-    monkeypatch.setattr(Tensor, "digest", counted_digest)
+    monkeypatch.setattr(Tensor, "examine", counted_examine)
     return counts

@@ -19,10 +19,11 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 import hf_perturb
+from hf_perturb.checkpoints.of_torch import torch_dtype
 from hf_perturb.loading.perturb import counted
 from hf_perturb.networks.seal import fingerprints, judged
 from hf_perturb.perturbation import Perturbation, digest_of
-from hf_perturb.perturbation.digest import digest_of_lines, lines_of, torch_dtype
+from hf_perturb.perturbation.digest import digest_of_lines, lines_of
 from hf_perturb.perturbation.rules import default_axis
 from support.models import CONFIGS, small_model
 from support.owners import OWN_CLASSES

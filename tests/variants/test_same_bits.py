@@ -11,7 +11,8 @@ from support.spec_table import copied, differing, fans, own_generator, rule, sam
 from torch.nn import init
 
 from hf_perturb import Perturbation
-from hf_perturb.loading.perturb import apply_plan, tensor_of
+from hf_perturb.checkpoints.of_torch import tensor_of
+from hf_perturb.loading.perturb import apply_plan
 from hf_perturb.perturbation import make_plan
 from hf_perturb.perturbation.floats import array_of
 

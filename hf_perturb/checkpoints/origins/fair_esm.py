@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from hf_perturb.checkpoints.network import Network
+from hf_perturb.checkpoints.of_torch import check_state, mapped
 from hf_perturb.checkpoints.origins.original import (
     ALLOWED,
     Original,
@@ -21,7 +22,7 @@ from hf_perturb.checkpoints.origins.original import (
     write_pickle,
 )
 from hf_perturb.checkpoints.shapes import without_prefix
-from hf_perturb.checkpoints.tensors import Tensor, check_state, is_finite, mapped, same_values
+from hf_perturb.checkpoints.tensors import Tensor, same_values
 from hf_perturb.errors import CheckpointError
 from hf_perturb.storage.folders import whole_files
 
@@ -59,7 +60,7 @@ def read_esm_1(path: Path, data: dict[str, Any]) -> Original:
     if version == "ESM-1":
         config["final_bias"] = bool(arguments.get("final_bias", "embed_out_bias" in tensors))
         # a buffer without meaning, which fair-esm leaves as it finds the memory: perhaps with what no type can hold
-        if not is_finite(tensors.get(_WITHOUT_MEANING, torch.tensor(torch.nan, device="cpu")).half()):
+        if not tensors.get(_WITHOUT_MEANING, torch.tensor(torch.nan, device="cpu")).half().isfinite().all():
             tensors[_WITHOUT_MEANING] = torch.zeros(1, device="cpu")
     else:
         config["emb_layer_norm_before"] = any(name.startswith("emb_layer_norm_before") for name in tensors)

@@ -8,11 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from hf_perturb.checkpoints.network import Network
 from hf_perturb.checkpoints.shapes import listed
-from hf_perturb.checkpoints.tensors import Tensor, unpickle
+from hf_perturb.checkpoints.tensors import Tensor
 from hf_perturb.errors import CheckpointError
 from hf_perturb.perturbation.spec import Perturbation
 
@@ -51,7 +49,7 @@ def kind_of(data: Any) -> str:
     """Say what a file holds that is no checkpoint of a kind that we know."""
     if not isinstance(data, dict):
         return f"it holds a {type(data).__name__}"
-    if data and all(isinstance(value, torch.Tensor) for value in data.values()):
+    if data and all(hasattr(value, "untyped_storage") for value in data.values()):
         return (
             "it is a bare state_dict, which does not say its sizes; load it into the original class, wrap that"
             " (hf_perturb.wrap) and save_pretrained"
@@ -74,6 +72,8 @@ def read_pickle(path: Path, allowed: Sequence[type] = ()) -> Any:
     """
     if problem := damage(path):
         raise CheckpointError(f"{path}: {problem}")
+    from hf_perturb.checkpoints.of_torch import unpickle  # of which only who opens such a file has need
+
     return unpickle(path, allowed)
 
 
@@ -115,6 +115,8 @@ def strange(path: Path) -> str:
 
 def write_pickle(data: dict[str, Any], record: Perturbation | None, path: Path) -> None:
     """Save in torch's zip format, with the record; a part of a larger memory would otherwise bring all of it along."""
+    import torch
+
     key = "model_state_dict" if "model_state_dict" in data else "model"
     data[key] = {name: tensor.clone() if _is_part(tensor) else tensor for name, tensor in data[key].items()}
     if record is not None:
@@ -128,8 +130,8 @@ def write_pickle(data: dict[str, Any], record: Perturbation | None, path: Path) 
             raise
 
 
-def _is_part(tensor: torch.Tensor) -> bool:
-    return tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size()
+def _is_part(tensor: Any) -> bool:
+    return bool(tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size())
 
 
 def check_suffix(out: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from hf_perturb.checkpoints.network import Network
+from hf_perturb.checkpoints.of_torch import check_state, mapped
 from hf_perturb.checkpoints.origins.original import (
     ALLOWED,
     Original,
@@ -23,7 +24,7 @@ from hf_perturb.checkpoints.origins.original import (
     write_pickle,
 )
 from hf_perturb.checkpoints.shapes import listed, without_prefix
-from hf_perturb.checkpoints.tensors import Tensor, check_state, mapped
+from hf_perturb.checkpoints.tensors import Tensor
 from hf_perturb.errors import CheckpointError
 from hf_perturb.storage.folders import whole_files
 
