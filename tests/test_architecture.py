@@ -124,6 +124,16 @@ def test_a_checkpoint_is_opened_without_torch_and_transformers():
     assert not {"torch", "transformers"} & loaded_by(code)
 
 
+@pytest.mark.parametrize("options", ["", "--json", "--per tensor", "--plot"])
+def test_compare_needs_neither_torch_nor_transformers(tmp_path, options):
+    given = ["compare", "demo", "demo", *options.split()]
+    if options == "--plot":
+        pytest.importorskip("matplotlib")
+        given.append(str(tmp_path / "out.png"))
+    loaded = loaded_by(f"from hf_perturb.cli import main\nassert main({given}) == 0\n")
+    assert {"torch", "transformers", "matplotlib"} & loaded == ({"matplotlib"} if options == "--plot" else set())
+
+
 def test_the_command_begins_without_the_client_of_the_hub():
     assert not {"huggingface_hub", "torch", "transformers", "numpy"} & loaded_by("import hf_perturb.cli.main")
 

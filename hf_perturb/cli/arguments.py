@@ -44,8 +44,9 @@ further from a control.
 """
 _COMPARE = """\
 Say what differs between two checkpoints of one network, by layer or by tensor, and how much of A is left in the tensors
-that changed: distance is in standard deviations of A (1.41 for a shuffle), correlation 1 for all of it and about 0 for
-nothing. One of the two may be a folder of variants: then a row for each, and with --per their tables too.
+that changed: distance is in standard deviations of A (1.41 for a shuffle, and for values drawn from a normal
+distribution with each tensor's own mean and deviation), correlation 1 for all of it and about 0 for nothing. One of the
+two may be a folder of variants: then a row for each, and with --per their tables too.
 
   hf-perturb compare my-base my-control
   hf-perturb compare my-base my-control --per tensor --json

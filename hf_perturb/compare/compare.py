@@ -10,16 +10,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 
 from hf_perturb.checkpoints.checkpoint import Checkpoint
-from hf_perturb.checkpoints.of_torch import tensor_of, torch_dtype
 from hf_perturb.checkpoints.shapes import Shape, is_parameter, listed
 from hf_perturb.checkpoints.tensors import Tensor
 from hf_perturb.compare.statistics import BINS, Histogram, Likeness, PairStatistics, bin_counts, bin_width
 from hf_perturb.errors import CheckpointError
 from hf_perturb.perturbation import Perturbation
-from hf_perturb.perturbation.digest import DTYPES
+from hf_perturb.perturbation.floats import DTYPES, Array, cast
 from hf_perturb.perturbation.parallel import for_each
 from hf_perturb.variants.matrix import folders_of
 from hf_perturb.variants.stream import Progress, counter
@@ -333,43 +332,56 @@ def _statistics(
     width = bin_width(_sample(tensors) for tensors in zip(*parameters, strict=True))
     count = counter(sum(a.nbytes + b.nbytes for a, b in pairs.values()), progress)
     found: dict[str, PairStatistics] = {}
-    bins: dict[str, torch.Tensor] = {}
+    bins: dict[str, Array] = {}
 
     def compare(name: str) -> None:
-        statistics, counts = PairStatistics(), torch.zeros(2, BINS + 2, dtype=torch.int64, device="cpu")
-        for part in chunks(*pairs[name]):
-            statistics += PairStatistics.of(*part)
+        statistics, counts = PairStatistics(), np.zeros((2, BINS + 2), np.int64)
+        for a, b in chunks(*pairs[name]):
+            part = PairStatistics.of(a, b)
+            statistics += part
             if is_parameter(name):
-                counts += torch.stack([bin_counts(values, width) for values in part])
-            count(sum(values.nbytes for values in part))
+                counted = bin_counts(a, width)
+                counts += counted, bin_counts(b, width) if part.differing else counted
+            count(a.nbytes + b.nbytes)
         found[name], bins[name] = statistics, counts
 
     for_each(compare, pairs, jobs)
-    return found, Histogram.of(width, *torch.stack(list(bins.values())).sum(0))
+    return found, Histogram.of(width, *np.sum(list(bins.values()), axis=0))
 
 
-def chunks(a: Tensor, b: Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Read two tensors of one shape, of any types, as pairs of vectors of at most `CHUNK` elements."""
-    readers = (_reader(a), _reader(b))
+def chunks(a: Tensor, b: Tensor) -> Iterator[tuple[Array, Array]]:
+    """Read two tensors of one shape, of any types, as pairs of vectors of at most `CHUNK` elements.
+
+    A pair is good until the next one.
+    """
+    readers = _reader(a, CHUNK), _reader(b, CHUNK)
     for start in range(0, a.elements, CHUNK):
         first, second = (read(start, min(CHUNK, a.elements - start)) for read in readers)
         yield first, second
 
 
-def _sample(tensors: Sequence[Tensor]) -> torch.Tensor:
+def _sample(tensors: Sequence[Tensor]) -> Array:
     """Read the middle of each tensor, as much as is its share in the network: some `SAMPLE` elements in all."""
     share = min(1.0, SAMPLE / sum(tensor.elements for tensor in tensors))
-    sizes = [math.ceil(share * tensor.elements) for tensor in tensors]
-    parts = [_reader(tensor)((tensor.elements - size) // 2, size) for tensor, size in zip(tensors, sizes, strict=True)]
-    return torch.cat([part.float() for part in parts])
+    parts = []
+    for tensor in tensors:
+        size = math.ceil(share * tensor.elements)
+        parts.append(cast(_reader(tensor, size)((tensor.elements - size) // 2, size), np.dtype(np.float32)))
+    return np.concatenate(parts)
 
 
-def _reader(tensor: Tensor) -> Callable[[int, int], torch.Tensor]:
-    """Return what reads so many elements from one on, as a vector; of a file no page stays in memory."""
+def _reader(tensor: Tensor, most: int) -> Callable[[int, int], Array]:
+    """Return what reads at most so many elements, from one on, as a vector that is good until the next."""
     region = tensor.region
     if region is None:
-        flat = tensor_of(tensor.values()).reshape(-1)
+        flat = tensor.values().reshape(-1)
         return lambda start, size: flat[start : start + size]
-    dtype = torch_dtype(tensor.dtype)
-    width = dtype.itemsize
-    return lambda start, size: tensor_of(region.part(start * width, size * width).read()).view(dtype)
+    # read and not mapped, so that no page stays in memory
+    vector = np.empty(min(most, tensor.elements), tensor.numpy_dtype)
+
+    def read(start: int, size: int) -> Array:
+        part = vector[:size]
+        region.file.read_into(part.view(np.uint8).data, region.begin + start * part.itemsize)
+        return part
+
+    return read

@@ -5,13 +5,37 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from threading import local
 from typing import Any
 
-import torch
+import numpy as np
+
+from hf_perturb.perturbation.floats import Array, as_integers, is_bfloat16, widened
 
 BINS = 201  # odd, so that one is about zero
 _TAIL, _BULK, _SPREAD = 0.9999, 0.9, 15.0
 _NO_SPREAD = 1e-13  # of the norm: less is what rounding leaves of equal values
+_ROW = 8192  # elements of a dot product, for which no BLAS starts threads of its own
+_kept = local()
+
+
+def _buffers(size: int) -> Array:
+    """Return float64 vectors of a size, `(3, size)`; a thread keeps them, for new memory costs more than a sum."""
+    if getattr(_kept, "buffers", np.empty((3, 0))).shape[1] < size:
+        _kept.buffers = np.empty((3, size))
+    found: Array = _kept.buffers[:, :size]
+    return found
+
+
+def _double(values: Array, out: Array) -> Array:
+    np.copyto(out, widened(values) if is_bfloat16(values.dtype) else values)
+    return out
+
+
+def _dot(a: Array, b: Array) -> float:
+    rows = a.size // _ROW * _ROW
+    whole = np.vecdot(a[:rows].reshape(-1, _ROW), b[:rows].reshape(-1, _ROW)).sum()
+    return float(whole + np.dot(a[rows:], b[rows:]))
 
 
 @dataclass(frozen=True)
@@ -29,11 +53,11 @@ class Moments:
     deviations: float = 0.0
 
     @classmethod
-    def of(cls, values: torch.Tensor) -> tuple[Moments, torch.Tensor]:
-        """Return the moments of a non-empty vector in float64, and its deviations from its mean."""
-        mean = values.mean()
-        centred = values - mean
-        return cls(values.numel(), mean.item(), torch.dot(centred, centred).item()), centred
+    def centring(cls, values: Array) -> Moments:
+        """Return the moments of a non-empty vector in float64, and leave its deviations from its mean in it."""
+        mean = float(values.sum()) / values.size
+        values -= mean
+        return cls(values.size, mean, _dot(values, values))
 
     def __add__(self, other: Moments) -> Moments:
         """Return the moments of both sets together. Source: Chan, Golub and LeVeque, 1979."""
@@ -94,7 +118,7 @@ class Likeness:
 
     @property
     def distance(self) -> float:
-        """The root mean square of `b - a` in standard deviations of `a`: `sqrt(2)` for a shuffle of `a`."""
+        """The root mean square of `b - a` in standard deviations of `a`: `sqrt(2)` for unrelated values as spread."""
         if self.squares == 0:
             return 0.0
         return math.sqrt(self.squares / self.spread_a) if self.spread_a else math.nan
@@ -129,14 +153,24 @@ class PairStatistics:
     squares: float = 0.0
 
     @classmethod
-    def of(cls, a: torch.Tensor, b: torch.Tensor) -> PairStatistics:
+    @np.errstate(all="ignore")
+    def of(cls, a: Array, b: Array) -> PairStatistics:
         """Return the statistics of two vectors of one length, not 0, of any floating-point types."""
-        x, y = a.double(), b.double()
-        differ = as_integers(a) != as_integers(b) if a.dtype == b.dtype else (x != y) & ~(x.isnan() & y.isnan())
-        change = y - x
-        (one, from_one), (other, from_other) = Moments.of(x), Moments.of(y)
-        shared, squares = torch.dot(from_one, from_other).item(), torch.dot(change, change).item()
-        return cls(one, other, int(torch.count_nonzero(differ)), shared, squares)
+        x, y, change = _buffers(a.size)
+        _double(a, x)
+        if a.dtype == b.dtype:
+            differing = int(np.count_nonzero(as_integers(a) != as_integers(b)))
+            if not differing:
+                one = Moments.centring(x)
+                # what is no number differs from itself by no number
+                return cls(one, one, 0, one.deviations, math.nan if math.isnan(one.deviations) else 0.0)
+            _double(b, y)
+        else:
+            _double(b, y)
+            differing = int(np.count_nonzero((x != y) & ~(np.isnan(x) & np.isnan(y))))
+        squares = _dot(np.subtract(y, x, out=change), change)
+        one, other = Moments.centring(x), Moments.centring(y)
+        return cls(one, other, differing, _dot(x, y), squares)
 
     def __add__(self, other: PairStatistics) -> PairStatistics:
         a, b = self.a + other.a, self.b + other.b
@@ -203,14 +237,14 @@ class Histogram:
     beyond_b: int
 
     @classmethod
-    def of(cls, width: float, a: torch.Tensor, b: torch.Tensor) -> Histogram:
+    def of(cls, width: float, a: Array, b: Array) -> Histogram:
         """Draw up what `bin_counts` counted over bins of this width."""
         edges = tuple(width * (edge - BINS / 2) for edge in range(BINS + 1))
         (below_a, *shown_a, above_a), (below_b, *shown_b, above_b) = a.tolist(), b.tolist()
         return cls(edges, tuple(shown_a), tuple(shown_b), below_a + above_a, below_b + above_b)
 
 
-def bin_width(samples: Iterable[torch.Tensor]) -> float:
+def bin_width(samples: Iterable[Array]) -> float:
     """Return the width of `BINS` equal bins about zero in which all but a few of the values of each sample lie.
 
     Weights of networks differ by orders of magnitude, so a sample says how far the bins reach: to all but one in ten
@@ -219,25 +253,22 @@ def bin_width(samples: Iterable[torch.Tensor]) -> float:
     """
     reaches = [0.0]
     for sample in samples:
-        sizes = sample.float().abs()
-        sizes = sizes[sizes.isfinite()].sort().values
+        sizes = np.sort(np.abs(sample[np.isfinite(sample)]))
         if count := len(sizes):
-            tail, bulk = (sizes[math.ceil(part * count) - 1].item() for part in (_TAIL, _BULK))
+            tail, bulk = (float(sizes[math.ceil(part * count) - 1]) for part in (_TAIL, _BULK))
             # no bulk to make room for where nine in ten values are zero
             reaches.append(min(tail, _SPREAD * bulk) if bulk else tail)
     # the farthest value is in the middle of the last bin
     return (max(reaches) or 1.0) / (BINS // 2)
 
 
-def bin_counts(values: torch.Tensor, width: float) -> torch.Tensor:
+@np.errstate(all="ignore")
+def bin_counts(values: Array, width: float) -> Array:
     """Count values over `BINS` bins of a width, `(BINS + 2,)`: what is beyond them comes first and last."""
-    # three times as fast as torch.histc; a NaN counts as beyond
-    bins = (values.double() / width).add_(BINS / 2 + 1).nan_to_num_(nan=0.0).clamp_(0, BINS + 1)
-    return torch.bincount(bins.int(), minlength=BINS + 2)
-
-
-def as_integers(tensor: Any) -> Any:
-    """Return the bits of every entry as an integer, without a copy."""
-    import torch
-
-    return tensor.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
+    bins = _double(values, _buffers(values.size)[0])
+    bins /= width
+    bins += BINS / 2 + 1
+    np.clip(bins, 0, BINS + 1, out=bins)
+    if math.isnan(bins.min()):  # counts as beyond
+        bins[np.isnan(bins)] = 0
+    return np.bincount(bins.astype(np.uint8), minlength=BINS + 2)

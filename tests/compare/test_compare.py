@@ -7,7 +7,7 @@ import math
 import re
 import shutil
 
-import numpy
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
@@ -17,12 +17,13 @@ from support.refusals import edited
 
 import hf_perturb
 from hf_perturb import Perturbation
-from hf_perturb.checkpoints.tensors import Region, Tensor
+from hf_perturb.checkpoints.tensors import OpenFile, Tensor
 from hf_perturb.cli import main
-from hf_perturb.compare import compare as comparing
+from hf_perturb.compare import compare as comparing, statistics
 from hf_perturb.compare.compare import chunks, compare_checkpoints, compare_variants
 from hf_perturb.compare.statistics import BINS, Histogram, PairStatistics, bin_counts, bin_width
 from hf_perturb.compare.table import comparison_table
+from hf_perturb.perturbation.floats import cast
 from hf_perturb.variants.create import create_variant
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -41,6 +42,14 @@ def saved(folder, network="esm2", edit=None, head="ForMaskedLM", **config):
 
 def row_of(comparison, name):
     return next(row for row in comparison.tensors if row.name == name)
+
+
+def statistics_of(a, b):
+    return PairStatistics.of(*(Tensor.of(values).values() for values in (a, b)))
+
+
+def in_chunks(a, b):
+    return sum((PairStatistics.of(*part) for part in chunks(Tensor.of(a), Tensor.of(b))), PairStatistics())
 
 
 def expected(a, b):
@@ -82,7 +91,7 @@ def test_chunks_add_up_to_the_whole(size, chunk, dtypes, mean, seed):
     a, b = a.to(dtypes[0]), b.to(dtypes[1])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(comparing, "CHUNK", chunk)
-        found = sum((PairStatistics.of(*part) for part in chunks(Tensor.of(a), Tensor.of(b))), PairStatistics())
+        found = in_chunks(a, b)
     values = {
         **{f"{what}_{side}": getattr(getattr(found, side), what) for what in ("mean", "std", "norm") for side in "ab"},
         "relative_distance": found.distance,
@@ -97,9 +106,7 @@ def test_chunks_add_up_to_the_whole(size, chunk, dtypes, mean, seed):
 def test_a_tensor_in_memory_need_not_be_contiguous(monkeypatch):
     monkeypatch.setattr(comparing, "CHUNK", 5)
     a = torch.randn(4, 6)
-    found = sum(
-        (PairStatistics.of(*part) for part in chunks(Tensor.of(a.T), Tensor.of(a.T.contiguous()))), PairStatistics()
-    )
+    found = in_chunks(a.T, a.T.contiguous())
     assert (found.elements, found.differing, found.distance) == (24, 0, 0.0)
 
 
@@ -115,7 +122,19 @@ def test_a_tensor_in_memory_need_not_be_contiguous(monkeypatch):
     ],
 )
 def test_one_type_is_compared_by_bits_and_two_by_value(a, b, differing):
-    assert PairStatistics.of(a, b).differing == differing
+    assert statistics_of(a, b).differing == differing
+
+
+@pytest.mark.parametrize("odd", [0.5, NAN, math.inf])
+@pytest.mark.parametrize("size", [1, 3, 70_000])
+def test_what_is_bit_for_bit_the_same_takes_less_work_for_the_same_result(monkeypatch, odd, size):
+    a = 3 + torch.randn(size, generator=torch.Generator().manual_seed(size))
+    a[size // 2] = odd
+    summed, done = statistics._dot, []
+    monkeypatch.setattr(statistics, "_dot", lambda x, y: done.append(1) or summed(x, y))
+    # NaN is not equal to itself, its letters are
+    assert repr(statistics_of(a, a.clone())) == repr(statistics_of(a, a.double())), "of two types, by arithmetic"
+    assert len(done) == 1 + 4
 
 
 def test_where_a_statistic_is_not_defined():
@@ -124,11 +143,11 @@ def test_where_a_statistic_is_not_defined():
     assert (nothing.elements, nothing.distance, nothing.differing) == (0, 0.0, 0)
     assert nothing + nothing == nothing
     assert math.isnan(nothing.cosine)
-    assert PairStatistics.of(zero, zero).distance == 0
-    assert math.isnan(PairStatistics.of(zero, one).distance)
-    assert PairStatistics.of(one, zero).distance == 1
-    assert math.isnan(PairStatistics.of(one, zero).cosine)
-    assert math.isnan(PairStatistics.of(torch.tensor([NAN]), one[:1]).cosine)
+    assert statistics_of(zero, zero).distance == 0
+    assert math.isnan(statistics_of(zero, one).distance)
+    assert statistics_of(one, zero).distance == 1
+    assert math.isnan(statistics_of(one, zero).cosine)
+    assert math.isnan(statistics_of(torch.tensor([NAN]), one[:1]).cosine)
 
 
 def test_a_cosine_never_leaves_its_range():
@@ -137,7 +156,7 @@ def test_a_cosine_never_leaves_its_range():
     for trial in range(200):
         a = torch.randn(1 + trial % 5, generator=generator)
         for scale in (3, -3):
-            found = PairStatistics.of(a, a * scale)
+            found = statistics_of(a, a * scale)
             assert abs(found.cosine) <= 1
             assert found.cosine == pytest.approx(math.copysign(1, scale))
 
@@ -372,10 +391,13 @@ def test_jobs_and_chunks_change_nothing(tmp_path, monkeypatch):
 
 def test_no_more_than_a_chunk_is_read_at_a_time(tmp_path, monkeypatch):
     base = saved(tmp_path / "base")
-    read, sizes = Region.read, []
+    read, compared, sizes = OpenFile.read_into, comparing._compared, []
     monkeypatch.setattr(comparing, "CHUNK", 100)
     monkeypatch.setattr(comparing, "SAMPLE", 100)
-    monkeypatch.setattr(Region, "read", lambda region: sizes.append(region.size) or read(region))
+    monkeypatch.setattr(OpenFile, "read_into", lambda file, to, at: sizes.append(len(to)) or read(file, to, at))
+    monkeypatch.setattr(
+        comparing, "_compared", lambda *both: sizes.clear() or compared(*both)
+    )  # headers are read before
     seen = []
     comparison = compare_checkpoints(base, base, jobs=2, progress=lambda done, total: seen.append((done, total)))
     elements = sum(row.elements for row in comparison.tensors)
@@ -465,7 +487,7 @@ def test_of_the_means_nothing_is_taken_for_likeness():
     gains = (1 + 0.05 * torch.randn(500, generator=generator)).double()
     biases = -0.1 + 0.01 * torch.randn(500, generator=generator).double()
     orders = [torch.randperm(500, generator=generator) for _ in range(2)]
-    pairs = [PairStatistics.of(a, a[order]) for a, order in zip((gains, biases), orders, strict=True)]
+    pairs = [statistics_of(a, a[order]) for a, order in zip((gains, biases), orders, strict=True)]
     for found in pairs:
         assert found.cosine > 0.98
         assert abs(found.likeness.correlation) < 0.15
@@ -483,20 +505,31 @@ def test_of_the_means_nothing_is_taken_for_likeness():
 def test_where_a_constant_has_no_spread():
     odd, values = torch.full((100_001,), 0.1), torch.linspace(-1, 1, 100_001)
     halves = [
-        sum((PairStatistics.of(x, y) for x, y in zip(odd.split(999), values.split(999), strict=True)), PairStatistics())
+        sum((statistics_of(x, y) for x, y in zip(odd.split(999), values.split(999), strict=True)), PairStatistics())
     ]
-    for found in (PairStatistics.of(odd, values), *halves):
+    for found in (statistics_of(odd, values), *halves):
         assert found.likeness.correlation == 0
         assert math.isnan(found.likeness.distance), "nothing is known of its scale"
-    found = PairStatistics.of(values, odd).likeness
+    found = statistics_of(values, odd).likeness
     assert (found.correlation, found.distance) == (
         0,
         pytest.approx(math.sqrt(1 + 0.01 / values.double().var().item()), rel=1e-3),
     )
-    assert PairStatistics.of(odd, odd).likeness.to_dict() == {"standardized_distance": 0, "correlation": 1}
-    assert PairStatistics.of(odd, 2 * odd).likeness.to_dict() == {"standardized_distance": None, "correlation": None}
-    assert PairStatistics.of(values, -values).likeness.correlation == pytest.approx(-1)
-    assert PairStatistics.of(values, torch.full_like(values, NAN)).likeness.to_dict()["correlation"] is None
+    assert statistics_of(odd, odd).likeness.to_dict() == {"standardized_distance": 0, "correlation": 1}
+    assert statistics_of(odd, 2 * odd).likeness.to_dict() == {"standardized_distance": None, "correlation": None}
+    assert statistics_of(values, -values).likeness.correlation == pytest.approx(-1)
+    assert statistics_of(values, torch.full_like(values, NAN)).likeness.to_dict()["correlation"] is None
+
+
+def test_a_gaussian_is_as_far_as_a_shuffle_and_its_histogram_is_another(tmp_path):
+    create_variant("demo", tmp_path / "drawn", "gaussian")
+    comparison = compare_checkpoints("demo", tmp_path / "drawn")
+    assert str(comparison.b) == "drawn, gaussian (seed 42)"
+    for part in comparison.total.parts.values():
+        assert part.likeness.distance == pytest.approx(math.sqrt(2), rel=0.05)
+        assert abs(part.likeness.correlation) < 0.05
+        assert part.statistics.b.std == pytest.approx(part.statistics.a.std, rel=0.01)
+    assert comparison.histogram.a != comparison.histogram.b
 
 
 def test_what_was_kept_says_nothing_of_what_changed(tmp_path):
@@ -576,9 +609,10 @@ def test_a_matrix_that_cannot_be_compared(many, tmp_path, capsys):
     assert not (tmp_path / "out.png").exists()
 
 
-def histogram_of(values, sample=None):
-    width = bin_width([values if sample is None else sample])
-    counts = bin_counts(values, width)
+def histogram_of(values):
+    array = Tensor.of(values).values()
+    width = bin_width([cast(array, np.dtype(np.float32))])
+    counts = bin_counts(array, width)
     return Histogram.of(width, counts, counts)
 
 
@@ -593,11 +627,11 @@ def test_a_histogram_is_that_of_numpy(seed, size, scale, dtype):
     generator = torch.Generator().manual_seed(seed)
     values = (scale * torch.randn(size, generator=generator, dtype=torch.float64)).to(dtype)
     histogram = histogram_of(values)
-    assert list(histogram.a) == numpy.histogram(values.numpy(), histogram.edges)[0].tolist()
+    assert list(histogram.a) == np.histogram(values.numpy(), histogram.edges)[0].tolist()
     assert len(histogram.a) == len(histogram.edges) - 1 == BINS
     assert sum(histogram.a) + histogram.beyond_a == size
     assert histogram.beyond_a <= max(1, size / 1000)
-    assert numpy.allclose(histogram.edges, -numpy.flip(histogram.edges), rtol=1e-15, atol=0)
+    assert np.allclose(histogram.edges, -np.flip(histogram.edges), rtol=1e-15, atol=0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:2])
