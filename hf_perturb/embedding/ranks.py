@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from hf_perturb.embedding.manifest import Shard
 from hf_perturb.errors import EmbeddingsError
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+    from torch.distributed import ProcessGroup, Work
 
 # torchrun and `accelerate launch`, and what MPI starts: number of the process, on its machine, and of all
 _NAMES = (
@@ -42,6 +43,7 @@ class Ranks:
 
     def __init__(self, rank: int = 0, size: int = 1, device: str | None = None, group: ProcessGroup | None = None):
         self.rank, self.size, self.device, self._group = rank, size, device, group
+        self._awaited: Work | None = None
 
     def gather(self, value: Any) -> list[Any]:
         """Wait for every process, and return the values of all, by rank.
@@ -55,7 +57,7 @@ class Ranks:
 
         values: list[Any] = [None] * self.size
         try:
-            there = distributed.barrier(group=self._group, async_op=True)
+            self._awaited = there = distributed.barrier(group=self._group, async_op=True)
             # inside a blocking wait, no signal would be heard
             while not there.is_completed():
                 time.sleep(_LOOK)
@@ -91,6 +93,13 @@ class Ranks:
             raise failure
         return cast(Result, outcomes[0][1] if first_only else value)
 
+    def leave(self) -> None:
+        """Let go of the group, and so end its threads: one that frees a tensor as Python ends aborts the process."""
+        if self._awaited is not None and not self._awaited.is_completed():
+            # the end of a group waits for its work, and so for the others; whoever was interrupted has to go
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._group))
+        self._group = None
+
 
 def launched() -> tuple[int, int, int]:
     """Return the number of this process, that on its machine, and how many there are in all."""
@@ -125,7 +134,9 @@ def find_ranks(cpu: bool) -> Ranks:
             " `accelerate launch --multi_gpu` or torchrun (on CPUs too), or start one"
         ) from error
     cpu = cpu or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
-    return Ranks(rank, size, "cpu" if cpu else _own_device(local), group)
+    ranks = Ranks(rank, size, "cpu" if cpu else _own_device(local), group)
+    atexit.register(ranks.leave)
+    return ranks
 
 
 def _own_device(local: int) -> str:

@@ -44,6 +44,19 @@ def noted(store, shard, columns):
 Store.write = noted
 script()
 """
+# says whether a group's threads are there; registered first, it is called last
+LEAVING = """
+import atexit
+from pathlib import Path
+
+@atexit.register
+def tell():
+    print("pt_gloo_runloop" in {path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")})
+
+from hf_perturb.embedding.ranks import find_ranks
+find_ranks(True).gather(None)
+tell()
+"""
 LENGTHS = [1 + 37 * i % 250 for i in range(900)]  # 112,000 residues, 7 shards
 SECONDS = 150
 
@@ -190,6 +203,9 @@ def test_whoever_waits_hears_a_signal(places, tmp_path):
         time.sleep(1)
         assert [process.poll() for process in processes] == [None, None]
         assert not json.loads((out / "_manifest.json").read_text())["complete"]
+        processes[0].terminate()
+        assert processes[0].wait(20) == 143, "whether or not the other one ends"
+        assert processes[1].poll() is None
     finally:
         for process in processes:
             process.terminate()
@@ -197,6 +213,12 @@ def test_whoever_waits_hears_a_signal(places, tmp_path):
     assert [code for code, _, _ in ends(processes)] == [143, 143]
     assert time.monotonic() - begun < 20
     assert ".hf_perturb-lock" not in os.listdir(out)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the names of threads are in /proc")
+def test_no_thread_of_a_group_outlives_python():
+    """One that came late to freeing a tensor would abort a process whose work is done."""
+    assert ends(start("-c", LEAVING)) == [(0, "True\nFalse\n", "")] * 2
 
 
 # without processes
