@@ -18,7 +18,7 @@ that are there already are verified and kept: the same command completes what wa
 
   hf-perturb create demo my-control --method reinit --seed 42
   hf-perturb create ./my-base my-control --method resample --axis all --exclude 'contact_head.*'
-  hf-perturb create ./my-base my-controls --method reinit --method resample --seed 42 --seed 0 --seed 12345
+  hf-perturb create ./my-base my-controls --method reinit --method resample --seed 0-4
   hf-perturb create ./my-base my-control --method reinit --scope top:4 --scope attention
   hf-perturb create ./my-base my-cascade --method reinit --cascade top-down
   hf-perturb create ./my-recipe my-control                       a recipe is given its weights
@@ -164,7 +164,8 @@ def _add_embed(embed: argparse.ArgumentParser) -> None:
 def _add_perturbation(parser: Any) -> None:
     many: dict[str, Any] = {"action": "append", "default": []}
     parser.add_argument("--method", choices=spec.METHODS, help="repeatable", **many)
-    parser.add_argument("--seed", type=int, metavar="N", help=f"repeatable; default: {spec.DEFAULT_SEED}", **many)
+    seeds = f"42, a range 0-4, or several 0-2,7; repeatable; default: {spec.DEFAULT_SEED}"
+    parser.add_argument("--seed", type=_name, metavar="N", help=seeds, **many)
     rules = f"published: as the study's code did, for ESM-1, ESM-1b and CARP; default: {spec.RULES[0]}"
     parser.add_argument("--rules", choices=spec.RULES, help=rules)
     axis = "what resample shuffles, repeatable; default: the family's"

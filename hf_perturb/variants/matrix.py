@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from itertools import product
 from pathlib import Path
@@ -9,12 +10,15 @@ from typing import Any
 
 from hf_perturb.demo import located
 from hf_perturb.errors import CheckpointError, PerturbationError
-from hf_perturb.perturbation.spec import Perturbation
+from hf_perturb.perturbation.spec import MAX_SEED, Perturbation
+
+_MOST_SEEDS = 1000
+_SEEDS = re.compile(r"\s*([0-9]{1,19})(?:-([0-9]{1,19}))?\s*")
 
 
 def matrix(
     methods: Sequence[str],
-    seeds: Sequence[int],
+    seeds: Iterable[int | str],
     axes: Sequence[str] = (),
     scopes: Iterable[Sequence[str]] = ((),),
     **common: Any,
@@ -23,7 +27,7 @@ def matrix(
 
     Args:
         methods: one or more.
-        seeds: one or more.
+        seeds: one or more; also as `"0-4"` or `"0-2,7"`; one that comes twice counts once.
         axes: none for the family's own.
         scopes: lists of scopes, one for each perturbation.
         **common: the other keys of each.
@@ -31,17 +35,35 @@ def matrix(
     Raises:
         PerturbationError: if one is not valid, or comes twice.
     """
-    made = []
-    for method, scope, seed in product(methods, scopes, seeds):
+    made: dict[Perturbation, None] = {}
+    for method, scope, seed in product(methods, scopes, _each_seed(seeds)):
         # axes that no method takes are refused by `Perturbation`
         mixed = method != "resample" and "resample" in methods
         choices: Sequence[str | None] = [None] if mixed or not axes else axes
         for axis in choices:
             perturbation = Perturbation(method, seed, axis=axis, scope=tuple(scope), **common)
             if perturbation in made:
-                raise PerturbationError(f"{perturbation} is asked for twice; give each method, seed and axis once")
-            made.append(perturbation)
-    return made
+                raise PerturbationError(f"{perturbation} is asked for twice; give each method, scope and axis once")
+            made[perturbation] = None
+    return list(made)
+
+
+def _each_seed(seeds: Iterable[int | str]) -> list[int]:
+    """Return each seed once, in the order in which they are named."""
+    found: dict[int, None] = {}
+    for said in seeds:
+        for part in said.split(",") if isinstance(said, str) else ():
+            match = _SEEDS.fullmatch(part)
+            first, last = map(int, (match[1], match[2] or match[1])) if match else (1, 0)
+            if not first <= last <= MAX_SEED:
+                allowed = f"numbers from 0 to {MAX_SEED} and ranges of them, with commas, such as 42, 0-4 or 0-2,7"
+                raise PerturbationError(f"seeds: got {said!r}; allowed: {allowed}")
+            found |= dict.fromkeys(range(first, min(last, first + _MOST_SEEDS) + 1))
+        if not isinstance(said, str):
+            found[said] = None
+        if len(found) > _MOST_SEEDS:
+            raise PerturbationError(f"seeds: with {said!r} these are too many; allowed: {_MOST_SEEDS:,} in one call")
+    return list(found)
 
 
 def folder_name(perturbation: Perturbation) -> str:

@@ -36,6 +36,19 @@ def test_create_with_every_option(tmp_path, capsys):
     assert "reinit (seed 42" in capsys.readouterr().out
 
 
+def test_several_seeds_in_one_word(tmp_path, capsys):
+    out = [str(tmp_path / name) for name in ("two", "one", "embedded")]
+    words = ["--method", "reinit", "--include", "*.layers.1.*", "--recipe"]
+    assert main(["create", "demo", out[0], *words, "--seed", "0-1", "--seed", "1", "--json"]) == 0
+    assert [row["perturbation"]["seed"] for row in json.loads(capsys.readouterr().out)] == [0, 1]
+    assert sorted(os.listdir(out[0])) == ["reinit-seed0", "reinit-seed1"]
+    assert main(["create", "demo", out[1], *words, "--seed", "7,7"]) == 0
+    assert "config.json" in os.listdir(out[1])
+    (tmp_path / "one.fasta").write_text(">a\nMKT\n")
+    assert main(["embed", "demo", str(tmp_path / "one.fasta"), out[2], *words[:-1], "--seed", "0,7"]) == 0
+    assert sorted(os.listdir(out[2])) == ["base", "reinit-seed0", "reinit-seed7"]
+
+
 def test_what_a_glob_names_and_the_rules_keep_is_told_once(tmp_path, capsys):
     words = ["--method", "reinit", "--include", "*", "--include", "*.layers.*"]
     assert main(["create", "demo", str(tmp_path / "out"), *words, "--seed", "1", "--seed", "2", "--json"]) == 0
@@ -90,7 +103,9 @@ def test_what_fails_exits_1_and_writes_nothing(tmp_path, capsys, words, message)
         ["create", "demo", "OUT", "--method", "shuffle"],
         ["create", "demo", "OUT", "--method", "reinit", "--seed", "-1"],
         ["create", "demo", "OUT", "--method", "reinit", "--seed", "one"],
-        ["create", "demo", "OUT", "--method", "reinit", "--seed", "1", "--seed", "1"],
+        ["create", "demo", "OUT", "--method", "reinit", "--seed", "4-0"],
+        ["embed", "demo", "no.fasta", "OUT", "--method", "reinit", "--seed", "1-"],
+        ["create", "demo", "OUT", "--method", "reinit", "--method", "reinit"],
         ["create", "demo", "OUT", "--seed", "1"],
         ["create", "demo", "OUT", "--method", "reinit", "--jobs", "0"],
         ["create", "demo", "OUT", "--method", "reinit", "--scope", "upper:2"],

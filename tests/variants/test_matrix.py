@@ -165,10 +165,41 @@ def test_a_matrix_is_every_combination_and_an_axis_is_for_resample():
 
 
 @pytest.mark.parametrize(
+    ("said", "seeds"),
+    [
+        (["0-4"], [0, 1, 2, 3, 4]),
+        (["0,1,2"], [0, 1, 2]),
+        (["7,0-2", "3"], [7, 0, 1, 2, 3]),
+        (["0-2", 1, "2-3, 2", 0], [0, 1, 2, 3]),
+        (["5-5"], [5]),
+        ([f"{2**63 - 2}-{2**63 - 1}"], [2**63 - 2, 2**63 - 1]),
+        (["0-998", 999, "0-999"], list(range(1000))),
+    ],
+)
+def test_seeds_are_numbers_and_ranges_and_each_counts_once(said, seeds):
+    assert [asked.seed for asked in matrix(["reinit"], said)] == seeds
+
+
+@pytest.mark.parametrize(
+    "said", ["4-0", "1-", "-3", "a", "", "1,,2", "1-2-3", "1.5", "²", str(2**63), "0-" + "9" * 5000]
+)
+def test_what_is_no_seed_is_refused(said):
+    with pytest.raises(
+        PerturbationError, match=rf"seeds: got '{said}'; allowed: numbers from 0 to {2**63 - 1} and ranges"
+    ):
+        matrix(["reinit"], ["1", said])
+
+
+@pytest.mark.parametrize("said", [["0-99999999"], [f"0-{2**63 - 1}"], ["0-999", "1000"], ["0-499,500-999", 1000]])
+def test_more_seeds_than_anybody_means_are_refused(said):
+    with pytest.raises(PerturbationError, match=rf"with '?{said[-1]}'? these are too many; allowed: 1,000 in one call"):
+        matrix(["reinit"], said)
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((["reinit"], [42, 42]), r"reinit \(seed 42, .* is asked for twice"),
-        ((["resample", "resample"], [42]), "asked for twice"),
+        ((["resample", "resample"], [42]), r"resample \(seed 42, .* is asked for twice"),
         ((["resample"], [42], ["all", "all"]), "asked for twice"),
         ((["reinit"], [42], ["all"]), "axis: got 'all'; allowed: nothing with method 'reinit'"),
         ((["reinit"], [42], [], [["top:1"], ["top:1"]]), "asked for twice"),
@@ -235,7 +266,7 @@ def test_a_cascade_of_one_depth_has_a_folder_of_its_own(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--method=reinit", "--seed=1", "--seed=1"], "asked for twice"),
+        (["--method=reinit", "--method=reinit"], "asked for twice"),
         (["--method=reinit", "--axis=all", "--axis=rows"], "an axis is for 'resample'"),
         (["--method=reinit", "--method=resample", "--rules=published", "--axis=all"], "axis: got 'all'"),
         (
