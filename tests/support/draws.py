@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 
 Shape = tuple[int, ...]
+Words = Iterator[int]  # of 64 bits
 WORD = 2**64
 EDITION = "hf_perturb/2"
 
@@ -37,7 +38,7 @@ def key_of(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{EDITION}/{seed}/{name}".encode()).digest()[:16], "big")
 
 
-def words(key: int) -> Iterator[int]:
+def words(key: int) -> Words:
     """Give the words of a stream from the first; the counter, 256 bits of it, begins at 1."""
     count = 0
     while True:
@@ -72,10 +73,9 @@ def encoded(values: list[float], dtype: str) -> bytes:
 # ---- uniform
 
 
-def uniform(key: int, count: int, bound: float) -> list[float]:
+def uniform(stream: Words, count: int, bound: float) -> list[float]:
     """Draw U(-bound, bound): each word gives its low half and then its high one."""
-    width = 2 * rounded(bound, "float32")
-    stream, values = words(key), []
+    width, values = 2 * rounded(bound, "float32"), []
     while len(values) < count:
         word = next(stream)
         for half in (word % 2**32, word >> 32):
@@ -144,9 +144,8 @@ def quantile(p: float) -> float:
     return math.copysign(_polynomial(top, r) / _polynomial(bottom, r), q)
 
 
-def normal(key: int, count: int, mean: float = 0.0, std: float = 1.0) -> list[float]:
+def normal(stream: Words, count: int, mean: float = 0.0, std: float = 1.0) -> list[float]:
     """Draw a normal distribution: a word each."""
-    stream = words(key)
     return [rounded(mean + std * quantile(probability(next(stream))), "float32") for _ in range(count)]
 
 
@@ -159,9 +158,9 @@ def order(tags: list[int]) -> list[int]:
     return [tag % low for tag in sorted(tag - tag % low + place for place, tag in enumerate(tags))]
 
 
-def places(key: int, shape: Shape, axis: str) -> list[int]:
+def places(stream: Words, shape: Shape, axis: str) -> list[int]:
     """Return, for every place of a shuffled tensor, from which place its entry comes."""
-    stream, total, length = words(key), math.prod(shape), shape[-1]
+    total, length = math.prod(shape), shape[-1]
 
     def drawn(count: int) -> list[int]:
         return order([next(stream) for _ in range(count)])
@@ -181,22 +180,32 @@ def places(key: int, shape: Shape, axis: str) -> list[int]:
 
 
 def moments(values: list[float]) -> tuple[float, float]:
-    """Return mean and standard deviation of the population, by sums of integers of 46 bits."""
-    mean = _mean(values)
-    return mean, math.sqrt(_mean([(value - mean) * (value - mean) for value in values]))
+    """Return mean and standard deviation of the population of values that are not all the same.
+
+    The contract says that sums are of integers, and leaves open of which: values, then deviations, are scaled by the
+    power of two that bounds the largest of them, and they and the squares rounded to 46 binary places.
+    """
+    unit = _bound(values)
+    mean = math.ldexp(_mean([math.ldexp(value, -unit) for value in values]), unit)
+    deviations = [value - mean for value in values]
+    unit = _bound(deviations)
+    return mean, math.ldexp(math.sqrt(_mean([math.ldexp(value, -unit) ** 2 for value in deviations])), unit)
+
+
+def _bound(values: list[float]) -> int:
+    return max(math.frexp(value)[1] for value in values if value)
 
 
 def _mean(values: list[float]) -> float:
-    exponent = math.frexp(max(map(abs, values)))[1]
-    total = sum(round(math.ldexp(value, 46 - exponent)) for value in values)
-    return math.ldexp(float(Fraction(total, len(values))), exponent - 46)
+    total = sum(round(math.ldexp(value, 46)) for value in values)
+    return math.ldexp(float(Fraction(total, len(values))), -46)
 
 
-def gaussian(key: int, values: list[float]) -> list[float]:
+def gaussian(stream: Words, values: list[float]) -> list[float]:
     """Draw a tensor anew with the mean and deviation of its values; a constant one stays."""
     if len(set(values)) == 1:
         return values
-    return normal(key, len(values), *moments(values))
+    return normal(stream, len(values), *moments(values))
 
 
 # ---- bounds and deviations, from the shape of a tensor and of the weight beside it
