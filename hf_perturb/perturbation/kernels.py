@@ -20,6 +20,9 @@ _CHUNK = 1 << 15  # entries at a time, which stay in the cache; even, so that no
 _NETWORK = 8  # rows of up to so many are sorted by exchanges of columns
 _BITS = 46  # of an entry, or of a square, in a sum: many thousands of them still fit into 63
 
+# numbers for float64 are drawn as float32, too
+_LARGEST = {"float16": 65504.0, "bfloat16": 3.3895313892515355e38, "float32": 3.4028234663852886e38}
+
 
 def constant(out: Array, stream: Stream, *, value: float) -> None:
     """Fill with one value; the stream is not used."""
@@ -65,28 +68,37 @@ def gaussian(out: Array, stream: Stream, values: Array) -> None:
     Source: Raghu et al., "Transfusion", 2019, their "mean-var" initialisation.
 
     Raises:
-        PerturbationError: if a value is not finite.
+        PerturbationError: if a value is not finite, or a draw might not be.
     """
-    mean, std = moments(values)
+    mean, std = moments(values) if values.size else (0.0, 0.0)
     if std == 0:
         out[...] = values
-    else:
-        normal(out, stream, std=std, mean=mean)
+        return
+    drawn_in = out.dtype.name if out.dtype.name in _LARGEST else "float32"
+    if abs(mean) + normals.LARGEST * std > _LARGEST[drawn_in]:
+        raise PerturbationError(
+            f"a normal number of mean {mean:g} and deviation {std:g} may be more than {drawn_in} holds; repair the"
+            " base, or exclude the tensor"
+        )
+    normal(out, stream, std=std, mean=mean)
 
 
 def moments(values: Array) -> tuple[float, float]:
     """Return mean and standard deviation (of the population) of values, the same in whatever order they are summed.
 
-    Sums are of integers: entries in units of the power of two that bounds them, and squares of deviations likewise,
-    rounded to 46 bits.
+    Sums are of integers of 46 bits: entries over the power of two above the largest, rounded, and squares of what
+    deviations are over the power of two above the largest of those, rounded.
 
     Raises:
         PerturbationError: if a value is not finite.
     """
     bounds = [(part.min(), part.max()) for part in map(_widened, _parts(values))]
     low, high = float(np.min(bounds)), float(np.max(bounds))
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise PerturbationError("values that are not finite have no mean and deviation; repair the base, or exclude it")
+    if not math.isfinite(high - low):
+        raise PerturbationError(
+            "values that are not finite, or too far from each other, have no mean and deviation; repair the base, or"
+            " exclude the tensor"
+        )
     if low == high:
         return low, 0.0
     unit = math.frexp(max(-low, high))[1]
@@ -132,6 +144,9 @@ def shuffle(out: Array, stream: Stream, values: Array, *, axis: str) -> None:
     Source: the document, "shuffle all weights along non-zero or embedding dimension" and "along all dim"; `outputs` is
     what the study's code did when that was written, from commit 67c9e90 to 5b10059.
     """
+    if values.size < 2:
+        out[...] = values
+        return
     # as integers: nothing can rewrite a NaN
     entries, new = as_integers(np.ascontiguousarray(values)), as_integers(out)
     last = values.shape[-1]

@@ -9,6 +9,7 @@ import numpy as np
 
 from hf_perturb.perturbation.floats import Array
 
+LARGEST = 8.3  # no word gives a larger one
 CHUNK = 1 << 14  # numbers whose intermediate results stay in the cache
 
 # numerator and denominator of each region, from the highest coefficient

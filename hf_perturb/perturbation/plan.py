@@ -73,12 +73,15 @@ class Step:
         """
         out = np.empty(self.shape, dtype) if out is None else out
         given = (values,) if self.reads else ()
-        if self.key is not None:
-            KERNELS[self.kernel](out, Stream(self.key), *given, **dict(self.arguments))
-        elif generator is not None:
+        if self.key is None:
+            if generator is None:
+                raise PerturbationError(f"step {self.name!r} has no stream of its own; give the plan's generator")
             generator.run(self, out, *given)
-        else:
-            raise PerturbationError(f"step {self.name!r} has no stream of its own; give the plan's generator")
+            return out
+        try:
+            KERNELS[self.kernel](out, Stream(self.key), *given, **dict(self.arguments))
+        except PerturbationError as error:
+            raise PerturbationError(f"tensor {self.name!r}: {error}") from error
         return out
 
 

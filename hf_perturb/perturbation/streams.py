@@ -36,4 +36,5 @@ class Stream:
 
     def halves(self, count: int) -> Array:
         """Return the next halves of words, `(count,)` of 32 bits, the low one first; what is left of a word goes."""
-        return self.words(-(-count // 2)).astype("<u8", copy=False).view("<u4")[:count]
+        halves = self.words(-(-count // 2)).astype("<u8", copy=False).view("<u4")
+        return halves.astype(np.uint32, copy=False)[:count]

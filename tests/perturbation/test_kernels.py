@@ -285,6 +285,25 @@ def test_values_that_are_not_finite_have_no_moments(wrong, place, code):
         filled(kernels.gaussian, (1,), code, values[place : place + 1])
 
 
+@pytest.mark.parametrize(
+    ("code", "largest"), [("F16", 65504.0), ("BF16", 3e38), ("F32", 3e38), ("F64", 3e38), ("F64", 1.7e308)]
+)
+def test_draws_that_might_be_infinite_are_refused(code, largest):
+    values = np.array([-largest, 0, largest]).astype(numpy_dtype(code))
+    with pytest.raises(PerturbationError, match=r"may be more than b?float\d+ holds|too far from each other"):
+        filled(kernels.gaussian, (3,), code, values)
+    smaller = np.array([-largest, 0, largest]) / 1e280 if largest > 1e300 else np.array([-largest, 0, largest]) / 16
+    assert np.isfinite(filled(kernels.gaussian, (3,), code, smaller.astype(numpy_dtype(code))).astype(np.float64)).all()
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (5, 0), (1, 1)])
+def test_what_has_one_entry_or_none_stays(shape):
+    values = np.full(shape, 3, np.float32)
+    for axis in AXES:
+        assert bits(filled(kernels.shuffle, shape, "F32", values, axis=axis)) == bits(values)
+    assert bits(filled(kernels.gaussian, shape, "F32", values)) == bits(values)
+
+
 def test_moments_of_numbers_that_hardly_differ():
     """Deviations are taken from exact values, so a tensor of two neighbouring numbers is not constant."""
     values = np.array([1.0, np.nextafter(np.float32(1), np.float32(2))], np.float32)
