@@ -12,6 +12,7 @@ from esm.model.esm2 import ESM2
 from scipy.stats import ks_2samp
 from sequence_models.convolutional import ByteNetLM
 from sequence_models.pretrained import CARP
+from support.spec_table import PARTS, part_of
 from transformers.initialization import no_init_weights
 
 import hf_perturb
@@ -68,6 +69,22 @@ def test_equal_in_distribution(pair):
             assert ks_2samp(one.numpy(), other.numpy()).pvalue > 1e-5, name
             compared += 1
     assert compared > 20
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_what_the_rules_keep_is_perturbed_also_as_the_original_draws_it(pair):
+    torch.manual_seed(0)
+    original, model = PAIRS[pair]()
+    drawn = model.perturb({"method": "reinit", "seed": 0, "also": PARTS}).state_dict()
+    parts = [name for name in drawn if part_of(model.config.model_type, name)]
+    assert len(parts) == {"ESM-1": 3, "CARP": 7}.get(pair, 1)
+    for name in parts:
+        theirs, ours = original.state_dict()[name], drawn[name]
+        assert torch.equal(theirs.eq(0).all(-1), ours.eq(0).all(-1)), f"{name}: the same rows are zero"
+        if theirs.min() == theirs.max():
+            assert torch.equal(theirs, ours), f"{name} is a constant"
+        else:
+            assert ks_2samp(theirs.flatten().numpy(), ours.flatten().numpy()).pvalue > 1e-4, name
 
 
 @pytest.mark.parametrize("pair", PAIRS)

@@ -8,7 +8,17 @@ import pytest
 import torch
 from esm.model.esm2 import ESM2
 from support.models import HEADS, model_class, small_model
-from support.spec_table import DEFAULT_AXIS, DOCUMENTED, copied, differing, fans, rule, shapes_of
+from support.spec_table import (
+    DEFAULT_AXIS,
+    DOCUMENTED,
+    PARTS,
+    copied,
+    differing,
+    distribution,
+    part_of,
+    rule,
+    shapes_of,
+)
 
 from hf_perturb import PerturbationError, RuleError
 from hf_perturb.perturbation import FAMILIES, Perturbation, default_axis, make_plan
@@ -22,27 +32,32 @@ def documented_shapes(checkpoint: str, head: str) -> tuple[str, dict[str, tuple[
     return config.model_type, shapes_of(model)
 
 
-def check_plan(family: str, shapes: dict[str, tuple[int, ...]], method: str, rules: str) -> None:
+def check_plan(
+    family: str, shapes: dict[str, tuple[int, ...]], method: str, rules: str = "documented", also: tuple[str, ...] = ()
+) -> None:
     """Hold a plan next to the second reading of the contract, tensor by tensor and in order."""
-    plan = make_plan(family, shapes, Perturbation(method, rules=rules))
+    plan = make_plan(family, shapes, Perturbation(method, rules=rules, also=also))
     expected = {}
     for name in shapes:
         # under the published rules too, everything that the document names is shuffled
-        initialiser = rule(family, name, rules if method == "reinit" else "documented")
+        initialiser = rule(family, name, rules if method == "reinit" else "documented", also)
         if initialiser is None:
             continue
-        kernel, arguments = initialiser
         if method == "resample":
-            axis = "all" if rules == "published" else DEFAULT_AXIS[family]
-            kernel, arguments = "shuffle", {"axis": axis}
-        elif kernel == "uniform":
-            arguments = {"bound": 1 / math.sqrt(fans(shapes[name[: -len("bias")] + "weight"])[0])}
-        expected[name] = (shapes[name], kernel, pytest.approx(arguments) if method == "reinit" else arguments)
+            done = "shuffle", {"axis": "all" if rules == "published" else DEFAULT_AXIS[family]}
+        elif method == "gaussian":
+            done = "gaussian", {}
+        else:
+            kind, parameter = distribution(family, name, shapes, also)
+            named = {"constant": "value", "uniform": "bound", "normal": "std"}[kind]
+            arguments = dict(initialiser[1]) if initialiser[0] == "normal" else {named: parameter}
+            done = kind, arguments
+        expected[name] = (shapes[name], *done)
     assert {step.name: (step.shape, step.kernel, dict(step.arguments)) for step in plan.steps} == expected
     assert [step.name for step in plan.steps] == list(expected)
     # one generator for each tensor, or one for all
     assert (plan.seed is None, plan.generator() is None) == (rules == "documented",) * 2
-    assert all((step.seed is None) == (rules == "published") for step in plan.steps)
+    assert all((step.key is None) == (rules == "published") for step in plan.steps)
 
 
 @pytest.mark.parametrize("checkpoint", DOCUMENTED)
@@ -50,10 +65,12 @@ def test_every_tensor_of_every_documented_network_follows_the_contract(checkpoin
     for head in HEADS:
         family, shapes = documented_shapes(checkpoint, head)
         for name in shapes:
-            rows = [row.pattern for row in FAMILIES[family] if row.names(name)]
-            assert len(rows) == 1, f"{name}: {rows}"
-        for method in ("reinit", "resample"):
-            check_plan(family, shapes, method, "documented")
+            rows = [row for row in FAMILIES[family] if row.names(name)]
+            assert len(rows) == 1, f"{name}: {[row.pattern for row in rows]}"
+            assert rows[0].part == part_of(family, name)
+        for method in ("reinit", "resample", "gaussian"):
+            for also in ((), ("embeddings",), ("head",), PARTS):
+                check_plan(family, shapes, method, also=also)
         if head == "ForMaskedLM":
             check_plan(family, shapes, "reinit", "published")
             check_plan(family, shapes, "resample", "published")
@@ -73,8 +90,8 @@ def test_esm1v_and_esm2_are_covered():
     esm2 = shapes_of(ESM2(num_layers=2, embed_dim=32, attention_heads=4))
     assert "layers.1.self_attn.rot_emb.inv_freq" in esm2
     for shapes in (esm1v, esm2):
-        check_plan("fair_esm", shapes, "reinit", "documented")
-        check_plan("fair_esm", shapes, "resample", "documented")
+        for method in ("reinit", "resample", "gaussian"):
+            check_plan("fair_esm", shapes, method, also=PARTS)
 
 
 def test_default_axes_and_unknown_family():

@@ -5,28 +5,28 @@ Nothing here comes from `hf_perturb/perturbation`, and whoever changes a rule ha
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
+from collections.abc import Collection
 
 import torch
 
 import hf_perturb
+from support import draws
 
 KEEP = None
 XAVIER_QKV = ("xavier_uniform", {"gain": 1 / math.sqrt(2)})
 XAVIER = ("xavier_uniform", {"gain": 1.0})
 XAVIER_NORMAL = ("xavier_normal", {})
-KAIMING = ("kaiming_uniform", {"a": math.sqrt(5)})
+KAIMING = ("kaiming_uniform", {})
 FAN_IN = ("uniform", {})  # the bound is that of the weight beside the bias
 ONE = ("constant", {"value": 1.0})
 ZERO = ("constant", {"value": 0.0})
 NORMAL = ("normal", {})
 NORMAL_PADDED = ("normal", {"zero_row": 1})
+NORMAL_MASKED = ("normal", {"zero_row": 28})
 
 ESM = {
-    r"embed_tokens\.weight": KEEP,
-    r"embed_out|embed_out_bias": KEEP,
     r"embed_positions\._float_tensor": KEEP,
     r"layers\.\d+\.self_attn\.rot_emb\.inv_freq": KEEP,
     r"classifier\..+": KEEP,
@@ -52,8 +52,6 @@ ESM = {
     r"lm_head\.dense\.bias": FAN_IN,
 }
 CARP = {
-    r"model\.embedder\.(embedder|up_embedder)\..+": KEEP,
-    r"model\.(decoder|last_norm)\..+": KEEP,
     r"classifier\..+": KEEP,
     r"model\.embedder\.layers\.\d+\.(conv|sequence[12]\.2\.conv)\.weight": KAIMING,
     r"model\.embedder\.layers\.\d+\.(conv|sequence[12]\.2\.conv)\.bias": FAN_IN,
@@ -61,6 +59,23 @@ CARP = {
     r"model\.embedder\.layers\.\d+\.sequence(1\.0|1\.3|2\.0)\.bias": ZERO,
 }
 TABLES = {"fair_esm": ESM, "carp": CARP}
+# what the rules keep, and `also` names: the part, and the initialiser of the original constructor
+ALSO = {
+    "fair_esm": {
+        r"embed_tokens\.weight": ("embeddings", NORMAL_PADDED),
+        r"embed_out|embed_out_bias": ("head", ZERO),
+    },
+    "carp": {
+        r"model\.embedder\.embedder\.weight": ("embeddings", NORMAL_MASKED),
+        r"model\.embedder\.up_embedder\.conv\.weight": ("embeddings", KAIMING),
+        r"model\.embedder\.up_embedder\.conv\.bias": ("embeddings", FAN_IN),
+        r"model\.decoder\.conv\.weight": ("head", KAIMING),
+        r"model\.decoder\.conv\.bias": ("head", FAN_IN),
+        r"model\.last_norm\.weight": ("head", ONE),
+        r"model\.last_norm\.bias": ("head", ZERO),
+    },
+}
+PARTS = ("embeddings", "head")
 DEFAULT_AXIS = {"fair_esm": "embedding", "carp": "all"}
 
 # rules "published", where they differ: left as it was, or drawn in another way
@@ -73,44 +88,36 @@ PUBLISHED = {
 }
 
 
-def rule(family: str, name: str, rules: str = "documented"):
+def part_of(family: str, name: str) -> str | None:
+    """Return what `also` names a tensor by, `None` where it does not."""
+    parts = [part for pattern, (part, _) in ALSO[family].items() if re.fullmatch(pattern, name)]
+    return parts[0] if parts else None
+
+
+def rule(family: str, name: str, rules: str = "documented", also: Collection[str] = ()):
     """Return `(kernel, arguments)` of a tensor, or `None` for one that is kept."""
     if rules == "published":
         for pattern, initialiser in PUBLISHED[family].items():
             if re.fullmatch(pattern, name):
                 return initialiser
-    (found,) = [initialiser for pattern, initialiser in TABLES[family].items() if re.fullmatch(pattern, name)]
+    table = {pattern: found if found[0] in also else ("", KEEP) for pattern, found in ALSO[family].items()}
+    table |= {pattern: ("", initialiser) for pattern, initialiser in TABLES[family].items()}
+    ((_, found),) = [found for pattern, found in table.items() if re.fullmatch(pattern, name)]
     return found
 
 
-def fans(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Return fan in and fan out as torch's documentation defines them for a weight `(out, in, *kernel)`."""
-    receptive = math.prod(shape[2:])
-    return shape[1] * receptive, shape[0] * receptive
-
-
-def distribution(family: str, name: str, shapes: dict[str, tuple[int, ...]]):
-    """Return what the values of a drawn tensor follow: `("constant" | "uniform" | "normal", parameter)`.
-
-    The formulas are those of the pages of `torch.nn.init`.
-    """
-    kernel, arguments = rule(family, name)
+def distribution(family: str, name: str, shapes: dict[str, tuple[int, ...]], also: Collection[str] = ()):
+    """Return what the values of a drawn tensor follow: `("constant" | "uniform" | "normal", parameter)`."""
+    kernel, arguments = rule(family, name, also=also)
     if kernel in ("constant", "normal"):
         return kernel, arguments.get("value", 1.0)
     if kernel == "uniform":
-        return "uniform", 1 / math.sqrt(fans(shapes[name.removesuffix("bias") + "weight"])[0])
-    fan_in, fan_out = fans(shapes[name])
+        return "uniform", draws.fan_in_bound(shapes[name.removesuffix("bias") + "weight"])
     if kernel == "xavier_normal":
-        return "normal", math.sqrt(2 / (fan_in + fan_out))
+        return "normal", draws.xavier_std(shapes[name])
     if kernel == "xavier_uniform":
-        return "uniform", arguments["gain"] * math.sqrt(6 / (fan_in + fan_out))
-    return "uniform", math.sqrt(2 / (1 + arguments["a"] ** 2)) * math.sqrt(3 / fan_in)
-
-
-def own_generator(seed: int, name: str) -> torch.Generator:
-    """Return the generator that the contract's section 5 gives a tensor."""
-    first = hashlib.sha256(b"hf_perturb/1/" + str(seed).encode() + b"/" + name.encode()).hexdigest()[:16]
-    return torch.Generator("cpu").manual_seed(int(first, 16) % 2**63)
+        return "uniform", draws.xavier_bound(shapes[name], **arguments)
+    return "uniform", draws.kaiming_bound(shapes[name])
 
 
 def _esm1(layers: int, hidden_size: int, heads: int, feed_forward: int):

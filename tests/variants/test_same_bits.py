@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
+from support import draws
 from support.models import HEADS, small_model
-from support.spec_table import copied, differing, fans, own_generator, rule, same_bits
-from torch.nn import init
+from support.spec_table import PARTS, copied, differing, distribution, rule, same_bits, shapes_of
 
 from hf_perturb import Perturbation
 from hf_perturb.checkpoints.of_torch import tensor_of
@@ -16,46 +16,59 @@ from hf_perturb.loading.perturb import apply_plan
 from hf_perturb.perturbation import make_plan
 from hf_perturb.perturbation.floats import array_of
 
-METHODS = ("reinit", "resample")
+METHODS = ("reinit", "resample", "gaussian")
+BY_RULES = [
+    (method, rules) for rules in ("documented", "published") for method in METHODS[: 3 if rules == "documented" else 2]
+]
 
 
 def shapes_of_tensors(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
-@pytest.mark.parametrize("seed", [0, 42, 2**63 - 1])
-def test_every_tensor_is_drawn_by_torch_from_its_own_seed(network, seed):
-    """A second implementation of the documented rules, a line for each initialiser, agrees to the bit."""
-    draw = {
-        "constant": lambda t, g, value: init.constant_(t, value),
-        "normal": lambda t, g, zero_row: init.normal_(t, generator=g)[zero_row].zero_(),
-        "xavier_normal": lambda t, g: init.xavier_normal_(t, generator=g),
-        "xavier_uniform": lambda t, g, gain: init.xavier_uniform_(t, gain, generator=g),
-        "kaiming_uniform": lambda t, g, a: init.kaiming_uniform_(t, a, generator=g),
-    }
+def stream_of(seed: int, name: str) -> draws.Words:
+    return draws.words(draws.key_of(seed, name))
+
+
+@pytest.mark.parametrize("seed", [42, 2**63 - 1])
+def test_every_tensor_is_drawn_from_its_own_seed(network, seed):
+    """The contract's rules and draws, both read a second time, agree to the bit."""
     model = small_model(network)
-    family, expected = model.config.model_type, copied(model)
+    family, expected, shapes = model.config.model_type, copied(model), shapes_of(model)
     for name, tensor in expected.items():
-        if (initialiser := rule(family, name)) is not None:
-            kernel, arguments = initialiser
-            if kernel == "uniform":
-                bound = 1 / math.sqrt(fans(expected[name.removesuffix("bias") + "weight"].shape)[0])
-                init.uniform_(tensor, -bound, bound, generator=own_generator(seed, name))
-            else:
-                draw[kernel](tensor, own_generator(seed, name), **arguments)
-    assert not differing(copied(model.perturb({"method": "reinit", "seed": seed})), expected)
+        if (initialiser := rule(family, name, also=PARTS)) is not None:
+            kind, parameter = distribution(family, name, shapes, PARTS)
+            stream, count = stream_of(seed, name), tensor.numel()
+            values = {
+                "constant": lambda s, n, value: n * [value],
+                "uniform": draws.uniform,
+                "normal": lambda s, n, std: draws.normal(s, n, std=std),
+            }[kind](stream, count, parameter)
+            tensor.copy_(torch.tensor(values).view(tensor.shape))
+            if (row := initialiser[1].get("zero_row")) is not None:
+                tensor[row] = 0
+    assert not differing(copied(model.perturb({"method": "reinit", "seed": seed, "also": PARTS})), expected)
 
 
-@pytest.mark.parametrize("axis", ["embedding", "all"])
-def test_every_tensor_is_shuffled_by_torch_from_its_own_seed(network, axis):
+@pytest.mark.parametrize("axis", ["embedding", "rows", "outputs", "all"])
+def test_every_tensor_is_shuffled_from_its_own_seed(network, axis):
     model = small_model(network)
     expected = copied(model)
     for name, tensor in expected.items():
-        if rule(model.config.model_type, name) is not None:
-            length = tensor.shape[-1] if axis == "embedding" else tensor.numel()
-            order = torch.randperm(length, generator=own_generator(42, name))
-            expected[name] = tensor[..., order] if axis == "embedding" else tensor.flatten()[order].view(tensor.shape)
-    assert not differing(copied(model.perturb({"method": "resample", "axis": axis})), expected)
+        if rule(model.config.model_type, name, also=PARTS) is not None:
+            places = draws.places(stream_of(42, name), tuple(tensor.shape), axis)
+            expected[name] = tensor.flatten()[places].view(tensor.shape)
+    assert not differing(copied(model.perturb({"method": "resample", "axis": axis, "also": PARTS})), expected)
+
+
+def test_every_tensor_is_drawn_after_its_own_mean_and_deviation(network):
+    model = small_model(network)
+    expected = copied(model)
+    for name, tensor in expected.items():
+        if rule(model.config.model_type, name, also=PARTS) is not None:
+            values = draws.gaussian(stream_of(42, name), tensor.double().flatten().tolist())
+            expected[name] = torch.tensor(values).view(tensor.shape)
+    assert not differing(copied(model.perturb({"method": "gaussian", "also": PARTS})), expected)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -70,13 +83,13 @@ def test_neither_order_nor_company_of_the_tensors_counts(network, method):
     # one tensor at a time, as it is streamed from a file; a bias needs the shape of its weight, not its values
     plan = make_plan(family, shapes_of_tensors(base), perturbation)
     for step in plan.steps:
-        for dtype in (torch.float32, torch.bfloat16):
+        # a cast of trained values has another mean and deviation
+        for dtype in (torch.float32, *([torch.bfloat16] if method != "gaussian" else [])):
             values = array_of(base[step.name].to(dtype))
             assert same_bits(tensor_of(step.run(values, values.dtype)), whole[step.name].to(dtype))
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("rules", ["documented", "published"])
+@pytest.mark.parametrize(("method", "rules"), BY_RULES)
 def test_threads_do_not_count(method, rules):
     """Tensors of some 100 000 entries, which torch spreads over threads where it can."""
     shapes = {
@@ -87,7 +100,7 @@ def test_threads_do_not_count(method, rules):
         "layers.0.self_attn.out_proj.weight": (320, 320),
     }
     results, threads = [], torch.get_num_threads()
-    axes = [None] if rules == "published" or method == "reinit" else ["embedding", "rows", "all"]
+    axes = [None] if rules == "published" or method != "resample" else ["embedding", "rows", "outputs", "all"]
     try:
         for number in (1, 2):
             torch.set_num_threads(number)
@@ -132,14 +145,14 @@ def test_the_trunk_is_the_same_with_and_without_a_head(network, method):
 def test_another_seed_gives_other_bits(network):
     results = [copied(small_model(network).perturb({"method": "reinit", "seed": seed})) for seed in (0, 1, 2**62)]
     family = small_model(network).config.model_type
-    drawn = {name for name in results[0] if (rule(family, name) or ("constant",))[0] != "constant"}
+    random = {name for name in results[0] if (rule(family, name) or ("constant",))[0] != "constant"}
     for i, result in enumerate(results):
         for other in results[i + 1 :]:
-            assert differing(result, other) == drawn
+            assert differing(result, other) == random
 
 
 @pytest.mark.parametrize("rules", ["documented", "published"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["reinit", "resample"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
 def test_casting_before_or_after_is_the_same(network, method, rules, dtype):
     perturbation = Perturbation(method, rules=rules)
