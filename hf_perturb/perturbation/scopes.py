@@ -83,7 +83,13 @@ PARTS = {
     "carp": (
         Part("convolution", "conv.*", "the dilated convolutions only, which mix residues", "ByteNetBlock.conv"),
         Part("feed_forward", "sequence{1,2}.2.conv.*", "the pointwise convolutions only", "PositionFeedForward"),
-        Part("keep_layer_norms", "sequence{1.0,1.3,2.0}.*", "all but the layer norms", "ByteNetBlock", keeps=True),
+        Part(
+            "keep_layer_norms",
+            "{sequence1.0,sequence1.3,sequence2.0,model.last_norm}.*",
+            "all but the layer norms, inside layers and out",
+            "ByteNetBlock and ByteNetLM.last_norm",
+            keeps=True,
+        ),
     ),
 }
 

@@ -9,7 +9,7 @@ import pytest
 from esm.model.esm2 import ESM2
 from hypothesis import given, settings, strategies as st
 from support.models import CONFIGS, model_class, small_model
-from support.spec_table import copied, differing, rule, same_bits, shapes_of
+from support.spec_table import PARTS as SPEC_PARTS, copied, differing, rule, same_bits, shapes_of
 from torch import nn
 
 import hf_perturb
@@ -60,9 +60,9 @@ def parts_of(model, name: str) -> list[nn.Module]:
     return [module for layer in layers for module in found(layer)]
 
 
-def expected(model, *names: str) -> list[str]:
+def expected(model, *names: str, also: tuple[str, ...] = ()) -> list[str]:
     """Return what scopes perturb, in order, from the modules of the network."""
-    chosen = {name for name in model.state_dict() if rule(model.config.model_type, name) is not None}
+    chosen = {name for name in model.state_dict() if rule(model.config.model_type, name, also=also) is not None}
     for name in names:
         memory = {id(tensor) for module in parts_of(model, name) for tensor in module.parameters()}
         inside = {n for n, tensor in model.named_parameters(remove_duplicate=False) if id(tensor) in memory}
@@ -83,6 +83,12 @@ def test_a_scope_is_the_modules_that_it_names(network, name, head):
     assert names
     assert steps(model, Perturbation("reinit", scope=[name])) == names
     assert steps(model, Perturbation("resample", scope=[name])) == names
+
+
+def test_layer_norms_are_kept_also_where_they_are_perturbed_also(network):
+    model = small_model(network)
+    names = expected(model, "keep_layer_norms", also=SPEC_PARTS)
+    assert steps(model, Perturbation("gaussian", scope=["keep_layer_norms"], also=SPEC_PARTS)) == names
 
 
 def test_every_scope_of_the_tables_is_tested_above():
@@ -117,10 +123,10 @@ def perturbed(network: str, perturbation: Perturbation):
 @st.composite
 def scoped_networks(draw) -> tuple[str, dict[str, object], list[str]]:
     network = draw(st.sampled_from(sorted(CONFIGS)))
-    method = draw(st.sampled_from(["reinit", "resample"]))
+    method = draw(st.sampled_from(["reinit", "resample", "gaussian"]))
     keys: dict[str, object] = {"method": method, "seed": draw(st.integers(0, 2**63 - 1))}
     if method == "resample":
-        keys["axis"] = draw(st.sampled_from([None, "embedding", "rows", "all"]))
+        keys["axis"] = draw(st.sampled_from([None, "embedding", "rows", "outputs", "all"]))
     allowed = SCOPES["carp" if network == "carp" else "fair_esm"]
     return network, keys, draw(st.lists(st.sampled_from(allowed), min_size=1, max_size=3))
 
