@@ -28,7 +28,7 @@ from hf_perturb.checkpoints.checkpoint import Checkpoint
 from hf_perturb.perturbation import Perturbation
 from hf_perturb.variants.matrix import folders, matrix
 
-_KEYS = {"bases", "methods", "seeds", "axes", "scopes", "rules", "include", "exclude"}
+_KEYS = {"bases", "methods", "seeds", "axes", "scopes", "rules", "include", "exclude", "also"}
 
 
 @dataclass(frozen=True)

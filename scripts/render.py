@@ -34,7 +34,7 @@ def table(family: str) -> str:
     ]
     for row in FAMILIES[family]:
         published = "the same" if row.published == "same" else row.action("reinit", "published")
-        actions = f"{row.action('reinit')} | {row.action('resample')} | {published}"
+        actions = f"{row.summary('reinit')} | {row.summary('resample')} | {published}"
         lines.append(f"| `{row.pattern}` | {actions} | {row.source} |")
     return "\n".join(lines)
 

@@ -35,6 +35,8 @@ STUDY = (
     ' language models", bioRxiv, doi:10.1101/2024.02.05.578959; repository https://github.com/microsoft/protein-transfer,'
     " whose scr/encoding/README.md is the document that cards speak of"
 )
+# one tensor as published, where they are two here
+_TIE = ("lm_head.weight", "embed_tokens.weight")
 _PACKAGES = {"fair_esm": "fair-esm", "carp": "sequence-models"}
 _DEMO_CITATION = f"the demo base that hf_perturb ships, for demonstration alone; its network is that of {YANG_2022}"
 _DEMO_LICENCE = "CC BY 4.0, as UniProtKB, on which the demo base was trained (The UniProt Consortium)"
@@ -211,7 +213,9 @@ def _variant_facts(
         "total": len(steps),
         "rows": _rule_rows(family, record, steps, touched),
         "alike": Counter(re.sub(r"\blayers\.\d+\.", "layers.*.", name) for name in steps if name in alike),
-        "head_split_off": "lm_head.weight" in touched,
+        "also": [part for part in record.also if any(rule_of(family, name).part == part for name in touched)],
+        "tie": [name for name in _TIE if name in touched] if _TIE[0] in steps else [],
+        "silent": record.method == "reinit" and "embed_out" in touched,
         "differing": [row for row in rows_of(family) if row.published != "same" and any(map(row.names, asked))],
     }
 
@@ -226,7 +230,7 @@ def _rule_rows(
             # that of a tensor which is tied to the head is drawn by the rule of the head
             step = next((step for name in names if (step := steps[name]) is not None), None)
             rule = row if step is None else rule_of(family, step.name)
-            action = "keep" if step is None else rule.action(record.method, record.rules)
+            action = "keep" if step is None else rule.action(record.method, record.rules, record.also)
             head = None if step is None or rule is row else step.name
             count = sum(name in touched for name in names)
             rows.append({"rule": row, "action": action, "head": head, "count": count, "named": len(names)})

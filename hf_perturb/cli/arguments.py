@@ -9,17 +9,19 @@ import hf_perturb
 from hf_perturb.checkpoints.formats import DTYPES, FORMATS, PUSH_FORMATS
 from hf_perturb.embedding.options import LONG, POOLS, EmbedOptions
 from hf_perturb.embedding.ranks import launched
-from hf_perturb.perturbation import scopes, spec
+from hf_perturb.perturbation import rules, scopes, spec
 
 _CREATE = """\
-Build a variant of a base: the same network with its weights re-initialised or shuffled. --method, --seed and --axis may
-be repeated: then OUT is a folder of folders, one for each combination, all built in one pass over the base. Those
-that are there already are verified and kept: the same command completes what was interrupted.
+Build a variant of a base: the same network with its weights re-initialised (reinit), shuffled within each tensor
+(resample), or drawn from a normal distribution with the mean and deviation of each tensor (gaussian). --method, --seed
+and --axis may be repeated: then OUT is a folder of folders, one for each combination, all built in one pass over the
+base. Those that are there already are verified and kept: the same command completes what was interrupted.
 
   hf-perturb create demo my-control --method reinit --seed 42
   hf-perturb create ./my-base my-control --method resample --axis all --exclude 'contact_head.*'
   hf-perturb create ./my-base my-controls --method reinit --method resample --seed 0-4
   hf-perturb create ./my-base my-control --method reinit --scope top:4 --scope attention
+  hf-perturb create ./my-base my-control --method gaussian --also embeddings --also head
   hf-perturb create ./my-base my-cascade --method reinit --cascade top-down
   hf-perturb create ./my-recipe my-control                       a recipe is given its weights
 """
@@ -78,8 +80,8 @@ Needs: pip install 'hf-perturb[embed]'
 _BASE = "a folder, a Hub id, an original .pt, or 'demo'"
 _VERIFIED = "a variant, a recipe or a base: a folder or a Hub id"
 _LIST = """\
-Without BASE: the published checkpoints. With BASE: its tensors, and what the rules do to each; of a variant, what was
-done to it is said too.
+Without BASE: the published checkpoints. With BASE: its tensors, what each method does to them by the rules, and
+which part --also names it by, where the rules keep it; of a variant, what was done to it is said too.
 """
 
 
@@ -166,15 +168,17 @@ def _add_perturbation(parser: Any) -> None:
     parser.add_argument("--method", choices=spec.METHODS, help="repeatable", **many)
     seeds = f"42, a range 0-4, or several 0-2,7; repeatable; default: {spec.DEFAULT_SEED}"
     parser.add_argument("--seed", type=_name, metavar="N", help=seeds, **many)
-    rules = f"published: as the study's code did, for ESM-1, ESM-1b and CARP; default: {spec.RULES[0]}"
-    parser.add_argument("--rules", choices=spec.RULES, help=rules)
-    axis = "what resample shuffles, repeatable; default: the family's"
+    published = f"published: as the study's code did, for ESM-1, ESM-1b and CARP; default: {spec.RULES[0]}"
+    parser.add_argument("--rules", choices=spec.RULES, help=published)
+    axis = "what resample shuffles (outputs: whole rows change places), repeatable; default: the family's"
     parser.add_argument("--axis", choices=spec.AXES, help=axis, **many)
     for option, what in (("--include", "perturb only these"), ("--exclude", "leave these as they are")):
         help_text = f"glob over tensor names, repeatable: {what}"
         parser.add_argument(option, metavar="GLOB", help=help_text, **many)
     names = "top:K, bottom:K, layers:I-J, attention, feed_forward, convolution, keep_layer_norms"
     parser.add_argument("--scope", metavar="SCOPE", help=f"perturb only a part, repeatable (all hold): {names}", **many)
+    kept = "perturb a part that the rules keep, too, repeatable"
+    parser.add_argument("--also", choices=rules.PARTS, help=kept, **many)
     depths = "one variant for each depth, from the first layer on that side to all of them"
     parser.add_argument("--cascade", choices=tuple(scopes.DIRECTIONS), help=depths)
 

@@ -187,6 +187,7 @@ def _asked(options: argparse.Namespace, base: str, revision: str | None = None) 
             rules=options.rules or RULES[0],
             include=options.include,
             exclude=options.exclude,
+            also=options.also,
         )
     except hf_perturb.PerturbationError as error:
         raise UsageError(str(error)) from error
@@ -289,7 +290,7 @@ def run_embed(options: argparse.Namespace) -> int:
 
 
 def _refuse_without_method(options: argparse.Namespace, why: str) -> None:
-    for name in ("seed", "rules", "axis", "include", "exclude", "scope", "cascade", "recipe"):
+    for name in ("seed", "rules", "axis", "include", "exclude", "scope", "also", "cascade", "recipe"):
         if getattr(options, name, None):
             raise UsageError(f"argument --{name}: needs --method; without one, {why}")
 

@@ -102,6 +102,12 @@ class Row:
             return "keep"
         return _ACTIONS.get(method, initialiser.text)
 
+    def summary(self, method: str) -> str:
+        """Return the same with and without `also`, for tables that tell of both."""
+        if self.part is None:
+            return self.action(method)
+        return f"{self.action(method)}; also `{self.part}`: {self.action(method, also=(self.part,))}"
+
 
 @cache
 def expand(pattern: str) -> tuple[str, ...]:

@@ -85,7 +85,7 @@ def create_variant(
     opened = Checkpoint.open(source)
     if not opened.is_recipe:
         raise PerturbationError(
-            f"perturbation: got none for {source!r}, which is no recipe; say --method reinit or resample"
+            f"perturbation: got none for {source!r}, which is no recipe; say --method reinit, resample or gaussian"
         )
     given = Recipe.of(opened)
     checkpoint = given.open_base()

@@ -8,6 +8,7 @@ from typing import Any
 from hf_perturb.checkpoints.catalog import CATALOG, Entry
 from hf_perturb.checkpoints.checkpoint import Checkpoint
 from hf_perturb.perturbation import Perturbation, Step, spec
+from hf_perturb.perturbation.rules import rule_of
 from hf_perturb.variants.blueprint import plan_for
 
 _LOG = logging.getLogger("hf_perturb")
@@ -40,7 +41,9 @@ def _row(entry: Entry, everything: bool = False) -> dict[str, Any]:
 
 
 def tensor_rows(base: str) -> list[dict[str, Any]]:
-    """Return a row a tensor of a base, in the order of the original class.
+    """Return a row a tensor of a base, in the order of the original class: what each method does to it by the rules.
+
+    `also` is what a perturbation names it by that is to perturb it all the same, where the rules keep it.
 
     Raises:
         CheckpointError: if the base cannot be used.
@@ -57,6 +60,7 @@ def tensor_rows(base: str) -> list[dict[str, Any]]:
             "tensor": name,
             "shape": "x".join(map(str, shape)),
             **{method: _action(steps[method].get(name)) for method in spec.METHODS},
+            "also": rule_of(network.family, name).part or "",
         }
         for name, shape in network.shapes.items()
     ]
@@ -68,4 +72,4 @@ def _action(step: Step | None) -> str:
     arguments = ", ".join(
         f"{key}={value:.6g}" if isinstance(value, float) else f"{value}" for key, value in step.arguments
     )
-    return f"{step.kernel}({arguments})"
+    return f"{step.kernel}({arguments})" if arguments else step.kernel

@@ -71,7 +71,8 @@ def folder_name(perturbation: Perturbation) -> str:
     scope = [name.replace(":", "").replace("_", "-") for name in perturbation.scope]
     rules = ["published"] if perturbation.rules == "published" else []
     axis = [perturbation.axis] if perturbation.axis is not None else []
-    return "-".join([perturbation.method, *rules, *axis, *scope, f"seed{perturbation.seed}"])
+    also = ["also", *perturbation.also] if perturbation.also else []
+    return "-".join([perturbation.method, *rules, *axis, *scope, *also, f"seed{perturbation.seed}"])
 
 
 def folders(parent: Path, perturbations: Iterable[Perturbation]) -> dict[Path, Perturbation]:

@@ -16,7 +16,8 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard, constants
-from support.models import small_model
+from support.models import batch_of, small_model
+from support.spec_table import PARTS
 from support.streamed import SIZES, in_hub_cache, weights_of, write_base
 
 import hf_perturb
@@ -45,6 +46,10 @@ ASKED = {
     "reinit-published": Perturbation("reinit", rules="published"),
     "resample-published": Perturbation("resample", rules="published"),
     "scope": Perturbation("reinit", scope=["top:1", "feed_forward"]),
+    "outputs": Perturbation("resample", axis="outputs"),
+    "gaussian": Perturbation("gaussian"),
+    "also-embeddings": Perturbation("gaussian", also=["embeddings"]),
+    "also": Perturbation("reinit", also=["embeddings", "head"]),
     "globs": Perturbation("resample", include=["*layers.0.*", "*layers.1.*"], exclude=["*.bias"]),
 }
 HOSTILE = "a | b `c` \\| {{ 7 * 7 }} <b>\n---\n# Heading [x](y)\n| z |"
@@ -110,11 +115,14 @@ def test_the_card_of_a_variant_says_what_was_done(base, network, name, tmp_path)
     assert (facts["base digest"], facts["digest of the weights"]) == (record.base.digest, record.digest)
     perturbed = sum(count for _, count, _ in rows.values())
     assert facts["tensors perturbed"] == f"{perturbed} of {len(stored)}"
-    assert f"\n{perturbed} of its {len(stored)} tensors\n" in text
+    also = " and ".join(part for part in record.also if part == "embeddings" or network in ("esm1", "carp"))
+    assert f"\n{perturbed} of its {len(stored)} tensors{also and f', {also} among them,'}\n" in text
+    assert f", {record.method}{also and f', {also} too'}, seed {record.seed}\n" in text
+    assert ("those of the base" in text) == (perturbed < len(stored))
     parameters = {key: value.numel() for key, value in stored.items() if not key.endswith((".inv_freq", "_tensor"))}
     assert facts["parameters"] == f"{sum(parameters.values()):,}"
     assert ("axis" in facts) == (record.method == "resample")
-    for key in ("include", "exclude", "scope"):
+    for key in ("include", "exclude", "scope", "also"):
         assert (key in facts) == bool(getattr(record, key))
         assert all(f"`{said}`" in facts[key] for said in getattr(record, key))
     assert sum(named for _, _, named in rows.values()) == len(stored)
@@ -170,6 +178,68 @@ def test_a_tied_head_is_explained(rules, tmp_path):
     tied = Perturbation("reinit", exclude=["lm_head.weight"])
     create_variant(base, tmp_path / "tied", tied)
     assert "tie_word_embeddings" not in card_of(tmp_path / "tied")
+
+
+@pytest.mark.parametrize("method", ["reinit", "resample", "gaussian"])
+def test_a_head_that_is_no_longer_tied_is_explained(method, tmp_path):
+    base = write_base(tmp_path / "base", "esm1b")
+    for number, (keys, said) in enumerate(
+        [
+            ({}, "Here the first is perturbed and the second is kept, so"),
+            ({"also": ["embeddings"]}, "Here each is perturbed on its own, so"),
+            (
+                {"also": ["embeddings"], "exclude": ["lm_head.*"]},
+                "Here the second is perturbed and the first is kept, so",
+            ),
+        ]
+    ):
+        create_variant(base, tmp_path / str(number), Perturbation(method, **keys))
+        text = card_of(tmp_path / str(number))
+        assert f"are one tensor in this network. {said} they are two (`tie_word_embeddings` is false)" in text
+        assert {"lm_head.weight", "embed_tokens.weight"} <= weights_of(tmp_path / str(number)).keys()
+
+
+def test_a_network_that_predicts_nothing_says_so(tmp_path):
+    base, said = write_base(tmp_path / "base", "esm1"), "The output weights (`embed_out`) are 0"
+    for method, also, silent in (
+        ("reinit", ["head"], True),
+        ("reinit", ["embeddings"], False),
+        ("resample", ["head"], False),
+        ("gaussian", ["head"], False),
+    ):
+        out = tmp_path / f"{method}-{also[0]}"
+        create_variant(base, out, Perturbation(method, also=also))
+        assert (said in card_of(out)) == ("Such a network predicts nothing" in card_of(out)) == silent
+        logits = FairEsmForMaskedLM.from_pretrained(out)(**batch_of("esm1")).logits
+        assert bool(logits.eq(0).all()) == silent, "as the card has it"
+    create_variant(write_base(tmp_path / "carp", "carp"), tmp_path / "out", Perturbation("reinit", also=["head"]))
+    assert "predicts nothing" not in card_of(tmp_path / "out")
+
+
+def test_what_a_control_leaves_is_what_the_card_says(base, network, tmp_path):
+    """Of each method and axis what is left of a tensor, and of gaussian which tensors stay."""
+    left = {
+        ("reinit", None): "what the base learned in these tensors: the architecture and what was kept are enough.",
+        ("gaussian", None): "beyond their means and deviations: those, the architecture and what was kept are enough.",
+        ("resample", "all"): "arranged these weights: their statistics, the architecture and what was kept are enough.",
+        ("resample", "rows"): "the statistics of their rows, the architecture",
+        ("resample", "outputs"): "the rows of matrices (which moved whole), the architecture",
+        ("resample", "embedding"): "the columns of matrices (which moved whole), the architecture",
+    }
+    for (method, axis), said in left.items():
+        create_variant(base, tmp_path / f"{method}-{axis}", Perturbation(method, axis=axis))
+        text = card_of(tmp_path / f"{method}-{axis}")
+        assert said in text
+        assert ("has no deviation and stays as it is." in text) == (method == "gaussian")
+        assert ("whole rows of matrices changed places, as here" in text) == (axis == "outputs" and network != "carp")
+    drawn = weights_of(tmp_path / "gaussian-None")
+    stay = {"contact_head.regression.bias"}  # of one element
+    assert alike_in(card_of(tmp_path / "gaussian-None")) == len(stay & drawn.keys())
+    everything = {"also": ["embeddings", "head"]}
+    create_variant(base, tmp_path / "everything", Perturbation("gaussian", **everything))
+    assert ("those and the architecture are enough." in card_of(tmp_path / "everything")) == (
+        network in ("esm1b", "carp")
+    )
 
 
 @pytest.mark.parametrize("head", ["Model", "ForSequenceClassification", "ForTokenClassification"])
@@ -392,14 +462,18 @@ def test_the_card_of_a_documented_checkpoint(entry):
         assert fact in text
     assert f"| parameters | {entry.parameters:,} |" in text
     rows = re.findall(r"^\| `\S+` \| (\d+) \| (.+) \| (.+) \| (.+) \|$", text, flags=re.MULTILINE)
+    also = {row[1].split("`")[1] for row in rows if row[1].startswith("keep; also `")}
+    assert also == ({"embeddings", "head"} if entry.sizes.get("model_version") != "ESM-1b" else {"embeddings"})
     shapes = entry.network().shapes
     for column, method in ((1, "reinit"), (2, "resample")):
-        touched = sum(int(row[0]) for row in rows if row[column] != "keep")
+        touched = sum(int(row[0]) for row in rows if not row[column].startswith("keep"))
+        every = sum(int(row[0]) for row in rows if row[column] != "keep")
+        assert every == len(make_plan(entry.family, shapes, Perturbation(method, also=PARTS)).steps)
         assert touched == len(make_plan(entry.family, shapes, Perturbation(method)).steps)
         assert f"each method perturbs {touched} of the {len(shapes)} tensors" in text
     other = len(make_plan(entry.family, shapes, Perturbation("reinit", rules="published")).steps)
     own = [(int(n), old if new == "the same" else new) for n, old, _, new in rows if not new.startswith("as `lm_head")]
-    assert other == sum(n for n, new in own if new != "keep")
+    assert other == sum(n for n, new in own if not new.startswith("keep"))
     assert len(rows) - len(own) == int(entry.sizes.get("model_version") == "ESM-1b")
     assert f"reinit perturbs {other}." in text
 

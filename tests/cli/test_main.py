@@ -74,7 +74,11 @@ def test_what_a_glob_names_and_the_rules_keep_is_told_once(tmp_path, capsys):
         (["create", "no-such-base", "OUT", "--method", "reinit"], "no such file or folder"),
         (["create", "demo", "EXISTS", "--method", "reinit"], "exists already"),
         (["create", "demo", "OUT", "--method", "reinit", "--include", "nothing.*"], "matches no parameter"),
-        (["create", "demo", "OUT", "--method", "reinit", "--include", "model.decoder.*"], "that the rules keep"),
+        (
+            ["create", "demo", "OUT", "--method", "reinit", "--include", "model.decoder.*"],
+            "also: ['head'] would perturb",
+        ),
+        (["create", "demo", "OUT", "--method", "gaussian", "--also", "head", "--scope", "top:1"], "leave none of its"),
         (["create", "demo", "OUT", "--method", "reinit", "--exclude", "*"], "nothing to perturb"),
         (["list", "no-such-base"], "no such file or folder"),
         (["create", "carp_640M", "OUT", "--method", "reinit"], "hf-perturb convert carp_640M OUT"),
@@ -111,6 +115,12 @@ def test_what_fails_exits_1_and_writes_nothing(tmp_path, capsys, words, message)
         ["create", "demo", "OUT", "--method", "reinit", "--scope", "upper:2"],
         ["create", "demo", "OUT", "--method", "reinit", "--axis", "all"],
         ["create", "demo", "OUT", "--method", "resample", "--rules", "published", "--axis", "rows"],
+        ["create", "demo", "OUT", "--method", "gaussian", "--axis", "outputs"],
+        ["create", "demo", "OUT", "--method", "gaussian", "--rules", "published"],
+        ["create", "demo", "OUT", "--method", "reinit", "--also", "heads"],
+        ["create", "demo", "OUT", "--method", "reinit", "--rules", "published", "--also", "head"],
+        ["create", "demo", "OUT", "--also", "head"],
+        ["embed", "demo", "proteins.fasta", "OUT", "--also", "head"],
     ],
 )
 def test_wrong_usage_exits_2(tmp_path, capsys, words):
@@ -147,6 +157,39 @@ def test_list_shows_the_tensors_of_a_base(capsys):
     assert rows["model.decoder.conv.weight"]["reinit"] == "keep"
     assert rows["model.embedder.layers.3.conv.weight"]["resample"] == "shuffle(all)"
     assert rows["model.embedder.layers.3.sequence1.0.weight"]["reinit"] == "constant(value=1)"
+    assert {row["gaussian"] for row in rows.values()} == {"keep", "gaussian"}
+    for row in rows.values():
+        kept = {row[method] == "keep" for method in ("reinit", "resample", "gaussian")}
+        assert kept == {bool(row["also"])}, "all that this network keeps has a name"
+    assert rows["model.decoder.conv.weight"]["also"] == "head"
+    assert rows["model.embedder.up_embedder.conv.bias"]["also"] == "embeddings"
+    assert main(["list", "demo"]) == 0
+    head, *_ = capsys.readouterr().out.splitlines()
+    assert head.split() == ["tensor", "shape", "reinit", "resample", "gaussian", "also"]
+
+
+@pytest.mark.parametrize(
+    ("words", "record"),
+    [
+        (["--method", "gaussian"], "gaussian (seed 42, rules documented)"),
+        (["--method", "resample", "--axis", "outputs"], "resample (seed 42, rules documented, axis outputs)"),
+        (
+            ["--method", "reinit", "--also", "head", "--also", "embeddings"],
+            "reinit (seed 42, rules documented, also ['embeddings', 'head'])",
+        ),
+    ],
+)
+def test_more_controls_are_created_verified_and_rebuilt(words, record, tmp_path, capsys):
+    out, recipe, whole = (str(tmp_path / name) for name in ("out", "recipe", "whole"))
+    assert main(["create", "demo", out, *words]) == 0
+    assert main(["create", "demo", recipe, *words, "--recipe"]) == 0
+    assert main(["create", recipe, whole]) == 0
+    made = capsys.readouterr().out.splitlines()
+    assert made[::2] == [f"{path}: {record}" for path in (out, recipe, whole)]
+    assert len({*made[1::2]}) == 1, "one digest"
+    assert main(["verify", out, "--base", "demo"]) == main(["verify", recipe]) == 0
+    assert main(["create", out, str(tmp_path / "again"), *words]) == 1, "perturbations do not stack"
+    assert "start from its base" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["-h"], ["create", "-h"], ["list", "-h"], ["--version"]])

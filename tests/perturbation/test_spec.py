@@ -19,6 +19,7 @@ BASE = {"name": "facebook/esm1b", "revision": "0" * 40, "digest": DIGEST}
 
 globs = st.lists(st.text(min_size=1), max_size=4)
 scopes = st.lists(st.sampled_from(["top:1", "top:12", "bottom:3", "layers:0-4", "attention", "keep_layer_norms"]))
+parts = st.lists(st.sampled_from(["embeddings", "head"]))
 digests = st.none() | st.text("0123456789abcdef", min_size=64, max_size=64).map("blake3:".__add__)
 texts = st.none() | st.text()
 seeds = st.integers(0, 2**63 - 1)
@@ -26,11 +27,12 @@ bases = st.none() | st.builds(Base, name=texts, revision=texts, digest=digests)
 perturbations = st.one_of(
     st.builds(
         Perturbation,
-        st.just("reinit"),
+        st.sampled_from(["reinit", "gaussian"]),
         seeds,
         include=globs,
         exclude=globs,
         scope=scopes,
+        also=parts,
         base=bases,
         digest=digests,
     ),
@@ -38,10 +40,11 @@ perturbations = st.one_of(
         Perturbation,
         st.just("resample"),
         seeds,
-        axis=st.sampled_from([None, "embedding", "rows", "all"]),
+        axis=st.sampled_from([None, "embedding", "rows", "outputs", "all"]),
         include=globs,
         exclude=globs,
         scope=scopes,
+        also=parts,
         base=bases,
         digest=digests,
     ),
@@ -94,6 +97,11 @@ def test_every_other_key_is_part_of_equality():
         Perturbation("resample", 1, include=["layers.*"]),
         Perturbation("resample", 1, exclude=["layers.*"]),
         Perturbation("resample", 1, scope=["top:1"]),
+        Perturbation("gaussian", 1),
+        Perturbation("resample", 1, axis="outputs"),
+        Perturbation("resample", 1, also=["head"]),
+        Perturbation("resample", 1, also=["embeddings"]),
+        Perturbation("resample", 1, also=["embeddings", "head"]),
     ]
     assert len({base, *others}) == len(others) + 1
 
@@ -118,6 +126,16 @@ def test_globs_are_a_set():
     assert Perturbation("reinit", include=["b", "a", "b"]) == Perturbation("reinit", include=("a", "b"))
 
 
+def test_also_is_a_set_of_parts_and_one_as_shorthand():
+    both = Perturbation("gaussian", also=["head", "embeddings", "head"])
+    assert both == Perturbation("gaussian", also=("embeddings", "head"))
+    assert both.to_dict()["also"] == ["embeddings", "head"]
+    assert str(both) == "gaussian (seed 42, rules documented, also ['embeddings', 'head'])"
+    assert Perturbation("reinit", also="head") == Perturbation("reinit", also=["head"])
+    for nothing in (None, [], ()):
+        assert "also" not in Perturbation("reinit", also=nothing).to_dict()
+
+
 def test_immutable():
     include = ["layers.*"]
     perturbation = Perturbation("reinit", include=include, base=dict(BASE))
@@ -135,12 +153,13 @@ def test_immutable():
         assert (twin, twin.to_dict()) == (perturbation, before[1])
 
 
-METHODS, RULES, AXES = ("'reinit'", "'resample'"), ("'documented'", "'published'"), ("'embedding'", "'rows'", "'all'")
+METHODS, RULES = ("'reinit'", "'resample'", "'gaussian'"), ("'documented'", "'published'")
+AXES, PARTS = ("'embedding'", "'rows'", "'outputs'", "'all'"), ("'embeddings'", "'head'")
 SEEDS = ("0", str(2**63 - 1))
-KEYS = ("method", "seed", "rules", "axis", "include", "exclude", "scope", "base", "digest")
+KEYS = ("method", "seed", "rules", "axis", "include", "exclude", "scope", "also", "base", "digest")
 BAD = [
     # what is given, and what the message must name: key, value, allowed
-    ({}, ("method", "missing", "reinit", "resample")),
+    ({}, ("method", "missing", "reinit", "resample", "gaussian")),
     (None, ("None",)),
     (7, ("7", "dict")),
     (["reinit"], ("['reinit']", "dict")),
@@ -162,7 +181,22 @@ BAD = [
         for rules in ("study", None, ["published"])
     ],
     *[({"method": "resample", "axis": axis}, ("axis", repr(axis), *AXES)) for axis in ("columns", "", 0, ["all"])],
-    *[({"method": "reinit", "axis": axis}, ("axis", repr(axis), "resample")) for axis in ("embedding", "all")],
+    *[
+        ({"method": method, "axis": axis}, ("axis", repr(axis), repr(method), "'resample'"))
+        for method in ("reinit", "gaussian")
+        for axis in ("embedding", "outputs", "all")
+    ],
+    *[
+        ({"method": "gaussian", "also": also}, ("also", repr(value), *PARTS))
+        for also, value in (
+            ("heads", "heads"),
+            (["head", "norms"], "norms"),
+            ([""], ""),
+            ([None], None),
+            (3, 3),
+            (True, True),
+        )
+    ],
     *[
         ({"method": method, key: value}, (key, repr(value), "list of globs"))
         for method in ("reinit", "resample")
@@ -181,6 +215,11 @@ BAD = [
     ({"method": "resample", "rules": "published", "axis": "all"}, ("axis", "'all'", "'published'")),
     ({"method": "reinit", "rules": "published", "include": ["layers.*"]}, ("include", "layers.*", "'published'")),
     ({"method": "reinit", "rules": "published", "exclude": ["layers.*"]}, ("exclude", "layers.*", "'published'")),
+    *[
+        ({"method": "resample", "rules": "published", "also": also}, ("also", "head", "'published'"))
+        for also in ("head", ["embeddings", "head"])
+    ],
+    ({"method": "gaussian", "rules": "published"}, ("method", "'gaussian'", "'published'", "reinit and resample")),
     ({"method": "reinit", "base": "demo"}, ("base", "'demo'", "dict of name, revision and digest")),
     ({"method": "reinit", "base": {"nam": "demo"}}, ("base", "'nam'", "name", "revision", "digest")),
     ({"method": "reinit", "base": {"name": 3}}, ("base.name", "3", "string")),

@@ -8,7 +8,7 @@ from pathlib import Path
 import hf_perturb
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "build_variants.py"
-MATRIX = "bases: [demo]\nmethods: [reinit, resample]\nseeds: [1-1]\n"
+MATRIX = "bases: [demo]\nmethods: [reinit, gaussian]\nseeds: [1-1]\nalso: [head]\n"
 
 
 def build(folder: Path, *options: str) -> tuple[int, dict[str, str]]:

@@ -39,6 +39,9 @@ METHODS = {
     "resample-rows": Perturbation("resample", axis="rows"),
     "resample-all": Perturbation("resample", axis="all"),
     "resample-published": Perturbation("resample", rules="published"),
+    "resample-outputs": Perturbation("resample", axis="outputs", also=["head"]),
+    "reinit-also": Perturbation("reinit", also=["embeddings", "head"]),
+    "gaussian": Perturbation("gaussian", also=["embeddings"]),
 }
 # what `create` knows and a model in memory does not, in config.json and in its perturbation
 _KNOWN_TO_CREATE = ("auto_map", "torch_version")

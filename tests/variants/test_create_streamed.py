@@ -97,7 +97,7 @@ def test_disk_is_as_memory_under_every_head(base_of, network, head, asked, tmp_p
     assert_streamed_as_in_memory(base_of(network, head, torch.bfloat16), tmp_path, asked, network, head)
 
 
-@pytest.mark.parametrize("method", ["reinit", "resample"])
+@pytest.mark.parametrize("method", ["reinit", "resample", "gaussian"])
 @pytest.mark.parametrize(
     ("network", "head", "keys"),
     [
@@ -109,6 +109,13 @@ def test_disk_is_as_memory_under_every_head(base_of, network, head, asked, tmp_p
         ("esm1", "ForMaskedLM", {"include": ["layers.*.bias_[kv]"]}),
         ("esm2", "ForSequenceClassification", {"scope": ["top:1", "attention"]}),
         ("carp", "ForMaskedLM", {"exclude": ["*.conv.weight"], "scope": ["bottom:2"]}),
+        ("esm1b", "ForMaskedLM", {"also": ["embeddings"], "exclude": ["lm_head.weight"]}),
+        ("esm2", "ForMaskedLM", {"also": ["embeddings"], "include": ["embed_tokens.weight"]}),
+        ("esm1b", "Model", {"also": ["embeddings"], "exclude": ["lm_head.*"]}),
+        ("esm1b", "Model", {"also": ["embeddings"]}),
+        ("esm1", "Model", {"also": ["head"]}),
+        ("carp", "ForMaskedLM", {"also": ["head"], "include": ["model.decoder.*", "model.last_norm.*"]}),
+        ("carp", "ForTokenClassification", {"also": ["embeddings", "head"], "scope": ["keep_layer_norms"]}),
     ],
 )
 def test_disk_is_as_memory_for_a_part_of_the_network(base_of, network, head, keys, method, tmp_path):

@@ -141,6 +141,7 @@ def test_names_of_folders():
     assert (
         folder_name(Perturbation("resample", rules="published", seed=2**32 - 1)) == "resample-published-seed4294967295"
     )
+    assert folder_name(Perturbation("gaussian", also=["head", "embeddings"])) == "gaussian-also-embeddings-head-seed42"
     assert len({folder_name(perturbation) for perturbation in METHODS.values()}) == len(METHODS)
     assert folders(Path("out"), [scoped]) == {Path("out/reinit-keep-layer-norms-top4-seed0"): scoped}
 
@@ -158,6 +159,10 @@ def test_a_matrix_is_every_combination_and_an_axis_is_for_resample():
         )
     ]
     assert matrix(["resample"], [42]) == [Perturbation("resample")]
+    assert matrix(["resample", "gaussian"], [42], ["outputs"], also=["head"]) == [
+        Perturbation("resample", axis="outputs", also=["head"]),
+        Perturbation("gaussian", also=["head"]),
+    ]
     scopes = [["top:1"], ["top:2", "attention"]]
     assert matrix(["reinit"], [3], scopes=scopes, exclude=["*.bias"]) == [
         Perturbation("reinit", 3, scope=scope, exclude=["*.bias"]) for scope in scopes

@@ -314,7 +314,7 @@ def test_a_recipe_is_no_base(bases, tmp_path):
 def test_what_is_no_recipe_needs_a_perturbation(bases, tmp_path):
     create_variant(bases["carp"], tmp_path / "variant", "reinit")
     for name in (bases["carp"], tmp_path / "variant", "demo"):
-        with pytest.raises(hf_perturb.PerturbationError, match="is no recipe; say --method reinit or resample"):
+        with pytest.raises(hf_perturb.PerturbationError, match="is no recipe; say --method reinit, resample or gaussian"):
             create_variant(name, tmp_path / "out")
     assert os.listdir(tmp_path) == ["variant"]
 
@@ -342,7 +342,7 @@ def test_what_is_no_recipe_needs_a_perturbation(bases, tmp_path):
         (["convert", "RECIPE", "OUT", "--to=transformers"], 1, "is a recipe; give it its weights first"),
         (["convert", "RECIPE", "OUT.pt", "--to=fair-esm"], 1, "is a recipe; give it its weights first"),
         (["list", "RECIPE"], 1, "is a recipe; give it its weights first"),
-        (["create", "BASE", "OUT"], 2, "is no recipe; say --method reinit or resample"),
+        (["create", "BASE", "OUT"], 2, "is no recipe; say --method reinit, resample or gaussian"),
     ],
 )
 def test_the_command_says_what_to_do_with_a_recipe(own_base, words, code, message, tmp_path, capsys):
