@@ -6,6 +6,7 @@ The tables come from `hf_perturb/perturbation`, the cards also from the catalogu
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 from hf_perturb.cards.card import origin_of, render
 from hf_perturb.checkpoints.catalog import CATALOG, Entry
 from hf_perturb.perturbation import Perturbation
-from hf_perturb.perturbation.rules import FAMILIES, default_axis, rows_of
+from hf_perturb.perturbation.rules import FAMILIES, default_axis, rows_of, rule_of
 from hf_perturb.perturbation.scopes import PARTS, SPANS
 from hf_perturb.perturbation.spec import RULES
 from hf_perturb.variants.blueprint import plan_for
@@ -36,6 +37,21 @@ def table(family: str) -> str:
         published = "the same" if row.published == "same" else row.action("reinit", "published")
         actions = f"{row.summary('reinit')} | {row.summary('resample')} | {published}"
         lines.append(f"| `{row.pattern}` | {actions} | {row.source} |")
+    return "\n".join(lines)
+
+
+def deviations(name: str) -> str:
+    """Return the table of how widely reinit draws in a network of the catalogue, and Transformers' own ESM does."""
+    network = CATALOG[name].network()
+    found: dict[str, list[str]] = {}
+    for step in plan_for(network, Perturbation("reinit")).steps:
+        if (bound := dict(step.arguments).get("bound")) is not None:
+            text = f"{float(bound) / math.sqrt(3):.3f}"
+            if text not in (texts := found.setdefault(rule_of(network.family, step.name).pattern, [])):
+                texts.append(text)
+    lines = ["| tensors | here | Transformers |", "| --- | --- | --- |"]
+    for pattern, texts in found.items():
+        lines.append(f"| `{pattern}` | {', '.join(texts)} | {'0' if pattern.endswith('bias') else '0.020'} |")
     return "\n".join(lines)
 
 
@@ -79,21 +95,21 @@ def published_card(entry: Entry) -> str:
     )
 
 
-def fill(page: Path, name: str, tables: str) -> str:
+def fill(text: str, name: str, tables: str) -> str:
     """Return the text of a page with tables between the two markers of their name."""
     begin, end = f"<!-- {name}: written by scripts/render.py -->", f"<!-- end of {name} -->"
     pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
-    text = page.read_text(encoding="utf-8")
     if not pattern.search(text):
-        raise SystemExit(f"{page.name}: the marker {begin} is missing")
+        raise SystemExit(f"the marker {begin} is missing")
     return pattern.sub(lambda _: f"{begin}\n\n{tables}\n\n{end}", text)
 
 
 def table_pages() -> dict[Path, str]:
     """Return the pages of docs/ that hold tables, with the tables of the day."""
     rules, controls = DOCS / "rules.md", DOCS / "controls.md"
-    filled = fill(rules, "rules", "\n\n".join(table(family) for family in FAMILIES))
-    return {rules: filled, controls: fill(controls, "scopes", scopes())}
+    filled = fill(rules.read_text(encoding="utf-8"), "rules", "\n\n".join(table(family) for family in FAMILIES))
+    filled = fill(filled, "deviations", deviations("esm2_t6_8M_UR50D"))
+    return {rules: filled, controls: fill(controls.read_text(encoding="utf-8"), "scopes", scopes())}
 
 
 def pages() -> dict[Path, str]:
