@@ -51,8 +51,6 @@ def perturb_model(
         shared: whether somebody else may hold the tensors; those that were just loaded may be given new memory.
         fresh: whether a model that was built without values has those of a base now.
     """
-    if perturbation is None:
-        raise PerturbationError("perturbation: got None; allowed: a method name, a dict or a Perturbation")
     asked = Perturbation.parse(perturbation)
     is_quantised = getattr(model, "is_quantized", False) or bool(quantised_weights(model))
     owner, model = model, model.recorded

@@ -70,7 +70,7 @@ class Base:
 
 @dataclass(frozen=True)
 class Perturbation:
-    """A control: how the weights of a network are re-initialised or shuffled.
+    """A control: how the weights of a network are drawn anew or shuffled.
 
     Two perturbations are equal when all keys but `base`, `digest` and `changed`, which are provenance, are.
 
@@ -179,7 +179,8 @@ class Perturbation:
         if isinstance(value, str):
             return cls(method=value)
         if not isinstance(value, Mapping):
-            raise PerturbationError(f"perturbation: got {value!r}; allowed: a method name, a dict or a Perturbation")
+            named = f"the name of a method ({', '.join(METHODS)}), a dict or a Perturbation"
+            raise PerturbationError(f"perturbation: got {value!r}; allowed: {named}")
         _known_keys("perturbation", value, cls)
         if "method" not in value:
             raise PerturbationError(f"perturbation key 'method' is missing; allowed: {', '.join(METHODS)}")

@@ -175,6 +175,7 @@ def test_variants_are_those_that_are_made_on_disk(tmp_path):
     original = write_original(tmp_path, "esm1b", original_data(pair))
     asked = {"reinit-seed42": "reinit", "resample-seed42": "resample"}
     asked["resample-seed1"] = {"method": "resample", "seed": 1}
+    asked["gaussian-also-head-seed42"] = {"method": "gaussian", "also": ["head"]}
     of_base = hf_perturb.embed_variants(base, fasta, tmp_path / "1", asked.values())
     of_file = hf_perturb.embed_variants(original, fasta, tmp_path / "2", asked.values())
     assert list(of_base) == list(of_file) == ["base", *asked]

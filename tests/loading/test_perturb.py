@@ -18,6 +18,8 @@ PERTURBATIONS = [
     Perturbation("resample", 7, axis="rows"),
     Perturbation("reinit", 0, "published"),
     Perturbation("resample", 0, "published"),
+    Perturbation("resample", 7, axis="outputs"),
+    Perturbation("gaussian", 7, also=["embeddings", "head"]),
     Perturbation("resample", exclude=["lm_head.weight", "*.bias"]),
 ]
 # only ESM-1b has an lm_head.weight to name

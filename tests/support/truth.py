@@ -41,6 +41,7 @@ PERTURBATIONS = (
     Perturbation("reinit"),
     Perturbation("resample", seed=0),
     Perturbation("resample", axis="rows"),
+    Perturbation("gaussian", also=["embeddings"]),
     Perturbation("reinit", exclude=("lm_head.weight",)),
     Perturbation("reinit", seed=7, include=("*layers.1.*",)),
     Perturbation("resample", rules="published"),
