@@ -314,7 +314,9 @@ def test_a_recipe_is_no_base(bases, tmp_path):
 def test_what_is_no_recipe_needs_a_perturbation(bases, tmp_path):
     create_variant(bases["carp"], tmp_path / "variant", "reinit")
     for name in (bases["carp"], tmp_path / "variant", "demo"):
-        with pytest.raises(hf_perturb.PerturbationError, match="is no recipe; say --method reinit, resample or gaussian"):
+        with pytest.raises(
+            hf_perturb.PerturbationError, match="is no recipe; say --method reinit, resample or gaussian"
+        ):
             create_variant(name, tmp_path / "out")
     assert os.listdir(tmp_path) == ["variant"]
 

@@ -173,7 +173,7 @@ def write_fair_esm(original: Original, out: Path) -> tuple[Path, ...]:
             original,
             "fair-esm",
             "its class has one tensor for lm_head.weight and embed_tokens.weight, and here they differ; a variant with"
-            " exclude=['lm_head.weight'] keeps them together",
+            " exclude=['lm_head.weight'], and embeddings that are not perturbed also, keeps them together",
         )
     check_constants(original, "fair-esm", _BUILT_IN)
     check_suffix(out)
