@@ -21,6 +21,7 @@ from evaluation import masked_lm_loss
 from transformers import (
     DataCollatorForLanguageModeling,
     EarlyStoppingCallback,
+    PreTrainedTokenizerFast,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -30,7 +31,7 @@ from transformers import (
 from hf_perturb import demo
 from hf_perturb.checkpoints.checkpoint import auto_map
 from hf_perturb.checkpoints.network import CARP
-from hf_perturb.checkpoints.tokenizers import build_tokenizer
+from hf_perturb.checkpoints.tokenizers import save_tokenizer
 from hf_perturb.networks.configuration_carp import CarpConfig
 from hf_perturb.networks.modeling_carp import CarpForMaskedLM
 from hf_perturb.perturbation import digest_of
@@ -100,7 +101,9 @@ def train(arguments: argparse.Namespace) -> None:
     """Train, keep the best weights, write the demo folder."""
     set_seed(0)
     sequences, held_out = split(demo.read_fasta(arguments.fasta))
-    tokenizer = build_tokenizer(CARP)
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    save_tokenizer(CARP, arguments.work)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(arguments.work)
     model = CarpForMaskedLM(CarpConfig(hidden_size=128, num_hidden_layers=16, slim=True))
     trainer = HeldOutTrainer(
         model=model,

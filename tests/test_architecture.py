@@ -10,6 +10,9 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
+from support.models import small_model
+from transformers.dynamic_module_utils import get_relative_import_files
 
 from hf_perturb.hub.files import travelling_code
 
@@ -134,6 +137,48 @@ def test_compare_needs_neither_torch_nor_transformers(tmp_path, options):
     assert {"torch", "transformers", "matplotlib"} & loaded == ({"matplotlib"} if options == "--plot" else set())
 
 
+# every command that works on files, after the one that made what it works on
+COMMANDS = """
+create {base} one --method reinit
+create {base} many --method reinit --method resample --method gaussian
+create {base} recipe --method resample --recipe
+create recipe made
+verify one
+verify one --base {base}
+verify recipe
+verify many
+compare {base} one
+list {base}
+push one someone/one --dry-run
+convert {base} converted
+"""
+_RUN = """
+import os, sys
+from hf_perturb.cli.main import main
+os.chdir(sys.argv[1])
+for line in sys.stdin:
+    assert main(line.split()) == 0, line
+    heavy = {"torch", "transformers", "esm", "sequence_models", "pandas"} & set(sys.modules)
+    assert not heavy, f"{line}: {heavy}"
+"""
+
+
+@pytest.mark.parametrize(
+    ("network", "dtype"),
+    [
+        *(("esm1", "float32"), ("esm1b", "bfloat16"), ("esm2", "float16")),
+        *(("carp", "float32"), ("carp", "bfloat16"), ("carp", "float16")),
+    ],
+)
+def test_commands_on_files_import_neither_torch_nor_transformers(network, dtype, tmp_path):
+    """What a process has imported once it has for good: one process is enough for all of them."""
+    small_model(network).to(getattr(torch, dtype)).save_pretrained(tmp_path / "base")
+    lines = COMMANDS.format(base="base").strip()
+    command = [sys.executable, "-c", _RUN, str(tmp_path)]
+    done = subprocess.run(command, input=lines, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_command_begins_without_the_client_of_the_hub():
     assert not {"huggingface_hub", "torch", "transformers", "numpy"} & loaded_by("import hf_perturb.cli.main")
 
@@ -177,7 +222,10 @@ def test_networks_reach_the_package_only_through_the_hook():
 
 @pytest.mark.parametrize(("family", "most"), [("carp", 12), ("fair_esm", 13)])
 def test_few_files_travel(family, most):
+    """And they are those that Transformers fetches."""
     files = travelling_code(family)
+    named = [PACKAGE / "networks" / f"{kind}_{family}.py" for kind in ("configuration", "modeling")]
+    assert {*files.values()} == {*named, *(Path(file) for path in named for file in get_relative_import_files(path))}
     assert len(files) <= most, sorted(files)
     assert all(path.parent == PACKAGE / "networks" for path in files.values())
 

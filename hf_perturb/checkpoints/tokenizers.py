@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import string
 from collections.abc import Callable, Iterable, Mapping
@@ -17,10 +18,11 @@ from hf_perturb.errors import CheckpointError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-    from transformers import PreTrainedTokenizerFast
+
+_NO_LIMIT = int(1e30)  # of length, as Transformers spells it
 
 
-def build_tokenizer(alphabet: Alphabet) -> PreTrainedTokenizerFast:
+def _build(alphabet: Alphabet) -> Tokenizer:
     """Build the tokenizer of an alphabet.
 
     One residue is one token, lower case is read as upper case, white space is dropped, and a character that is no token
@@ -30,31 +32,8 @@ def build_tokenizer(alphabet: Alphabet) -> PreTrainedTokenizerFast:
 
     Args:
         alphabet: one of `ESM1`, `ESM1B`, `ESM2`, `CARP`.
-
-    Returns:
-        A tokenizer whose `save_pretrained` writes `tokenizer.json` and `tokenizer_config.json`.
     """
-    from transformers import PreTrainedTokenizerFast
-
-    named = {
-        "pad_token": alphabet.pad,
-        "mask_token": alphabet.mask,
-        "unk_token": alphabet.unk,
-        "cls_token": alphabet.bos,
-        "bos_token": alphabet.bos,
-        "eos_token": alphabet.eos,
-    }
-    limit = {} if alphabet.max_length is None else {"model_max_length": alphabet.max_length}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=_plain_tokenizer(alphabet),
-        model_input_names=["input_ids", "attention_mask"],
-        clean_up_tokenization_spaces=False,
-        **{name: token for name, token in named.items() if token is not None},
-        **limit,
-    )
-
-
-def _plain_tokenizer(alphabet: Alphabet) -> Tokenizer:
+    # only who writes one pays for the import
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     vocabulary = alphabet.ids
@@ -73,20 +52,37 @@ def _plain_tokenizer(alphabet: Alphabet) -> Tokenizer:
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex("."), "isolated")]
     )
     tokenizer.decoder = decoders.Fuse()
-    specials = [token for token in alphabet.tokens if len(token) > 1 or token in (alphabet.pad, alphabet.mask)]
-    # the unknown token is looked for where the normalizer puts it
+    named = {*_named(alphabet).values()}
+    # an unknown token that is spelt out is looked for where the normalizer puts it
+    spelt = alphabet.unk if len(alphabet.unk) > 1 else None
     tokenizer.add_special_tokens(
-        [AddedToken(token, normalized=token == alphabet.unk, special=True) for token in specials]
+        [
+            AddedToken(token, normalized=token == spelt, special=True)
+            for token in alphabet.tokens
+            if len(token) > 1 or token in named
+        ]
     )
     single = [part for part in (alphabet.bos, "$A", alphabet.eos) if part is not None]
-    if len(single) > 1:
-        # source: `EsmTokenizer.build_inputs_with_special_tokens`, which has no pairs where there is no end token
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=single,
-            pair=[*single, *("$B" if part == "$A" else part for part in single[1:])],
-            special_tokens=[(token, vocabulary[token]) for token in single if token in vocabulary],
-        )
+    # source: `EsmTokenizer.build_inputs_with_special_tokens`, which has no pairs where there is no end token
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=single,
+        pair=[*single, *("$B" if part == "$A" else part for part in single[1:])] if len(single) > 1 else "$A $B:1",
+        special_tokens=[(token, vocabulary[token]) for token in single if token in vocabulary],
+    )
     return tokenizer
+
+
+def _named(alphabet: Alphabet) -> dict[str, str]:
+    """Return the tokens that have a part to play, by the names that Transformers gives it."""
+    named = {
+        "pad_token": alphabet.pad,
+        "mask_token": alphabet.mask,
+        "unk_token": alphabet.unk,
+        "cls_token": alphabet.bos,
+        "bos_token": alphabet.bos,
+        "eos_token": alphabet.eos,
+    }
+    return {name: token for name, token in named.items() if token is not None}
 
 
 def refuse_other_alphabet(place: Place, written: Mapping[str, Any], alphabet: Alphabet) -> None:
@@ -177,11 +173,22 @@ def _compare(what: str, read: Callable[[], dict[Any, int]], alphabet: Alphabet) 
 def save_tokenizer(alphabet: Alphabet, folder: Path) -> None:
     """Write the tokenizer of an alphabet; none is read from a checkpoint, since its alphabet is part of the network.
 
+    Source: `PreTrainedTokenizerFast.save_pretrained`, byte for byte (tested).
+
     Raises:
         OSError: if the folder cannot be written.
     """
-    tokenizer = build_tokenizer(alphabet)
+    said = {
+        "backend": "tokenizers",
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "model_max_length": alphabet.max_length or _NO_LIMIT,
+        "tokenizer_class": "TokenizersBackend",
+        **_named(alphabet),
+    }
+    text = json.dumps(said, indent=2, sort_keys=True) + "\n"
+    (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
     try:
-        tokenizer.save_pretrained(folder)
+        _build(alphabet).save(str(folder / "tokenizer.json"))
     except Exception as error:  # the library raises bare Exceptions, also for a full disk
         raise OSError(str(error)) from error

@@ -12,7 +12,6 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd
 from huggingface_hub.utils.sha import git_hash
-from transformers.dynamic_module_utils import get_relative_import_files
 
 from hf_perturb.checkpoints.checkpoint import Checkpoint
 from hf_perturb.checkpoints.source import identity
@@ -25,6 +24,7 @@ _ALPHABETS = ("special_tokens_map.json", "added_tokens.json", "vocab.txt")
 # all that Transformers may take for weights or their index, also with `variant=`
 _ANY_WEIGHTS = re.compile(r"(pytorch_)?model([.-][\w.-]+)?\.(safetensors|bin)(\.index(\.\w+)?\.json)?")
 _TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}\b")
+_IMPORT = re.compile(r"^\s*from\s+\.(\S+)\s+import", re.MULTILINE)
 # read as files, never imported
 _CODE = Path(__file__).resolve().parent.parent / "networks"
 
@@ -133,11 +133,17 @@ def stage(opened: Checkpoint, repo_id: str) -> Stage:
 
 
 def travelling_code(family: str) -> dict[str, Path]:
-    """Return the files of the package that a family's `auto_map` needs beside it, by their names in the repository."""
-    named = [_CODE / f"{kind}_{family}.py" for kind in ("configuration", "modeling")]
-    # Transformers fetches what it finds imported in these, and so do we
-    needed = {Path(file) for path in named for file in (str(path), *get_relative_import_files(path))}
-    return {path.name: path for path in sorted(needed)}
+    """Return the files of the package that a family's `auto_map` needs beside it, by their names in the repository.
+
+    Source: `transformers.dynamic_module_utils.get_relative_import_files`, which fetches the same (tested).
+    """
+    needed, look = {}, [f"{kind}_{family}" for kind in ("configuration", "modeling")]
+    while look:
+        path = _CODE / f"{look.pop()}.py"
+        if path.name not in needed:
+            needed[path.name] = path
+            look += _IMPORT.findall(path.read_text(encoding="utf-8"))
+    return dict(sorted(needed.items()))
 
 
 def is_weights(path: str) -> bool:

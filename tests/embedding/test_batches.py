@@ -8,10 +8,9 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 from support.embedding import draw
-from support.models import CONFIGS
+from support.models import CONFIGS, build_tokenizer
 
 from hf_perturb.checkpoints.network import alphabet_of
-from hf_perturb.checkpoints.tokenizers import build_tokenizer
 from hf_perturb.embedding.batches import Encoder, Unit, batches, units_of
 from hf_perturb.embedding.fasta import Record, read_records
 from hf_perturb.embedding.options import Choices

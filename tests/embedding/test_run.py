@@ -13,11 +13,10 @@ pytest.importorskip("sequence_models")
 from parity.original_files import original_data, write_original
 from parity.originals import TOLERANCE, Pair, small_pair
 from support.embedding import draw, read_all, write_carp, write_fasta
-from support.models import small_model
+from support.models import build_tokenizer, small_model
 
 import hf_perturb
 from hf_perturb.checkpoints.network import alphabet_of
-from hf_perturb.checkpoints.tokenizers import build_tokenizer
 
 NETWORKS = ("esm1", "esm1b", "esm1v", "esm2", "carp")
 LENGTHS = (5, 300, 1, 42, 120, 2, 299, 17, 64, 3, 88, 1, 200, 42)

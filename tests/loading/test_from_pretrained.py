@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from support.models import CONFIGS, HEADS, model_class, small_model
+from support.models import CONFIGS, HEADS, build_tokenizer, model_class, small_model
 from transformers import (
     AutoModel,
     AutoModelForMaskedLM,
@@ -19,7 +19,6 @@ from transformers import (
 import hf_perturb
 from hf_perturb import Perturbation
 from hf_perturb.checkpoints.network import CARP, ESM1, ESM1B, ESM2
-from hf_perturb.checkpoints.tokenizers import build_tokenizer
 from hf_perturb.variants.create import create_variant
 
 AUTO = dict(

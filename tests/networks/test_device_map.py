@@ -7,11 +7,10 @@ import re
 import pytest
 import torch
 from accelerate.utils import send_to_device
-from support.models import ALPHABETS, CONFIGS, SEQUENCES, layers_of, model_class, small_model
+from support.models import ALPHABETS, CONFIGS, SEQUENCES, build_tokenizer, layers_of, model_class, small_model
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import hf_perturb
-from hf_perturb.checkpoints.tokenizers import build_tokenizer
 from hf_perturb.networks import inputs
 from hf_perturb.networks.packing import Packing
 

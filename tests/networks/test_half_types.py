@@ -7,12 +7,11 @@ from functools import cache
 
 import pytest
 import torch
-from support.models import ALPHABETS, CONFIGS, model_class, small_model
+from support.models import ALPHABETS, CONFIGS, build_tokenizer, model_class, small_model
 from transformers import AutoModelForMaskedLM
 
 from hf_perturb import demo
 from hf_perturb.checkpoints.network import CARP
-from hf_perturb.checkpoints.tokenizers import build_tokenizer
 
 HALVES = [torch.bfloat16, torch.float16]
 DEEP = {"num_hidden_layers": 8}

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from support.models import build_tokenizer
 from torch import nn
 from transformers import EsmConfig, EsmForMaskedLM, PreTrainedModel
 
 from hf_perturb.checkpoints.network import ESM1B
-from hf_perturb.checkpoints.tokenizers import build_tokenizer
 from parity.originals import assert_close, draw_sequences
 
 # by the names of `originals.FAIR_ESM`, and of the same sizes

@@ -13,12 +13,12 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
+from support.models import build_tokenizer
 from transformers import EsmForMaskedLM, EsmModel
 
 import hf_perturb
 from hf_perturb import Perturbation
 from hf_perturb.checkpoints.network import ESM1B
-from hf_perturb.checkpoints.tokenizers import build_tokenizer
 from hf_perturb.perturbation import digest_of
 from parity.originals import assert_close, draw_sequences
 from parity.sources import CONTACTS, files_of, load_source, source_pair, write_source

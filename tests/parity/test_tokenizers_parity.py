@@ -11,11 +11,12 @@ import torch
 from esm.data import Alphabet
 from sequence_models.collaters import SimpleCollater
 from sequence_models.constants import PROTEIN_ALPHABET
-from transformers import EsmTokenizer
+from support.models import ALPHABETS as NETWORKS, build_tokenizer
+from transformers import EsmTokenizer, PreTrainedTokenizerFast
 
 import hf_perturb
 from hf_perturb.checkpoints.network import CARP, ESM1, ESM1B
-from hf_perturb.checkpoints.tokenizers import build_tokenizer
+from hf_perturb.checkpoints.tokenizers import save_tokenizer
 from hf_perturb.demo import held_out_sequences
 
 ALPHABETS = {"ESM-1": ESM1, "ESM-1b": ESM1B, "CARP": CARP}
@@ -212,3 +213,15 @@ print(json.dumps(results))
         assert (max_length, special) == (tokenizer.model_max_length, tokenizer.special_tokens_map)
         assert more[:2] == [tokenizer("MK<mask>", "AC").input_ids, tokenizer("MK1").input_ids]
         assert "Missing [UNK] token" in more[2]
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_it_is_written_as_transformers_writes_it(network, tmp_path):
+    (tmp_path / "ours").mkdir()
+    save_tokenizer(NETWORKS[network], tmp_path / "ours")
+    said = json.loads((tmp_path / "ours" / "tokenizer_config.json").read_text())
+    keywords = {key: value for key, value in said.items() if key not in ("backend", "tokenizer_class")}
+    theirs = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "ours" / "tokenizer.json"), **keywords)
+    theirs.save_pretrained(tmp_path / "theirs")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "ours" / file).read_bytes() == (tmp_path / "theirs" / file).read_bytes()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 import torch
+from transformers import PreTrainedTokenizerFast
 
 import hf_perturb
-from hf_perturb.checkpoints.network import CARP, ESM1, ESM1B, ESM2
-from hf_perturb.checkpoints.tokenizers import build_tokenizer
+from hf_perturb.checkpoints.network import CARP, ESM1, ESM1B, ESM2, Alphabet
+from hf_perturb.checkpoints.tokenizers import save_tokenizer
 
 ESM_SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
 CARP_SIZES = {"hidden_size": 32, "num_hidden_layers": 9, "slim": True}
@@ -39,6 +43,13 @@ def small_model(network: str, head: str = "ForMaskedLM", seed: int = 0, **config
 
 ALPHABETS = {"esm1": ESM1, "esm1b": ESM1B, "esm2": ESM2, "carp": CARP}
 SEQUENCES = ["MKTAYIAKQRQISFVKSHFSRQ", "MKT", "ACDEFGHIKLMNPQRSTVWY"]
+
+
+def build_tokenizer(alphabet: Alphabet) -> PreTrainedTokenizerFast:
+    """Return the tokenizer of an alphabet as Transformers reads it."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_tokenizer(alphabet, Path(folder))
+        return PreTrainedTokenizerFast.from_pretrained(folder)
 
 
 def batch_of(network, sequences=SEQUENCES, side="right"):

@@ -13,7 +13,7 @@ import torch
 from huggingface_hub import constants
 from parity.original_files import original_data, write_original
 from parity.originals import small_pair
-from support.models import TIED, UNSTUDIED, model_class, small_model
+from support.models import TIED, UNSTUDIED, build_tokenizer, model_class, small_model
 from support.spec_table import copied, differing
 from support.streamed import DTYPES, METHODS, contents, in_hub_cache, no_waiting, weights_of, write_base, write_bases
 from transformers import AutoModel, AutoModelForMaskedLM, pipeline
@@ -21,7 +21,6 @@ from transformers import AutoModel, AutoModelForMaskedLM, pipeline
 import hf_perturb
 from hf_perturb import Perturbation
 from hf_perturb.checkpoints.network import CARP, ESM1, ESM1B, ESM2
-from hf_perturb.checkpoints.tokenizers import build_tokenizer
 from hf_perturb.cli import main
 from hf_perturb.perturbation import digest_of
 from hf_perturb.perturbation.published import StudyGenerator
