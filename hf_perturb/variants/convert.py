@@ -104,7 +104,7 @@ def convert_checkpoint(
 def _open_source(source: str) -> Checkpoint:
     """Open a checkpoint, and fetch it first if it is a name of the catalogue."""
     if source in CATALOG and not Path(source).exists():
-        # only who fetches an original pays for torch
+        # only who fetches an original pays for the client
         from hf_perturb.checkpoints.downloads import download
 
         return Checkpoint.open(download(CATALOG[source]))

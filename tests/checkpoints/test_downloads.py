@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from support.downloading import (
 from support.file_server import serve, turned
 
 import hf_perturb
+from hf_perturb.checkpoints import downloads
 from hf_perturb.checkpoints.catalog import CATALOG
 from hf_perturb.checkpoints.downloads import download
 
@@ -222,3 +224,15 @@ def test_a_redirect_is_followed(server, folder):
         ("/record/tiny.pt", "bytes=1000-"),
         ("/moved/elsewhere.pt", "bytes=1000-"),
     ]
+
+
+@pytest.mark.parametrize("given", [{}, {"XDG_CACHE_HOME": "~/x"}, {"TORCH_HOME": "/t"}, {"TORCH_HOME": ""}], ids=str)
+def test_the_folder_is_that_of_torch_without_importing_it(given, monkeypatch):
+    for name in ("TORCH_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    theirs = Path(torch.hub.get_dir(), "checkpoints")
+    with monkeypatch.context() as patch:
+        patch.delitem(sys.modules, "torch")
+        assert downloads._folder() == theirs

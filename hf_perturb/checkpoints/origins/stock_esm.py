@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from reprlib import repr as shown
 from typing import Any, TypeVar
 
+import numpy as np
+
 from hf_perturb.checkpoints.network import Network
 from hf_perturb.checkpoints.shapes import part_of_another, without_prefix
 from hf_perturb.checkpoints.tensors import Tensor
@@ -41,6 +43,9 @@ _LEAVES = {"lm_head.weight": "lm_head.decoder.weight", "lm_head.bias": "lm_head.
 _ROTARY = "layers.{}.self_attn.rot_emb.inv_freq"
 # rotary frequencies of all layers at once: as Transformers 5.23 holds them, and (star and all) as it saves them
 _SHARED_ROTARY = ("esm.rotary_embeddings.inv_freq", "esm.encoder.layer.*.attention.self.rotary_embeddings.inv_freq")
+_ROTARY_BASE = 10_000.0
+# of a head, those of all published ESM-2 among them: there, torch gives the nearest float32 on every processor (tested)
+ROTARY_WIDTHS = (*range(2, 38, 2), 64, 128)
 # a norm's weights as Transformers 5.23 saves them
 _NORM_LEAVES = {"gamma": "weight", "beta": "bias"}
 # a buffer that old releases stored, and a layer that the masked LM does not have
@@ -175,9 +180,12 @@ def read_stock(
 
 def _frequencies(base: float, network: Network) -> Tensor:
     """Source: `EsmRotaryEmbedding`, bit for bit."""
-    import torch
-
     width = network.sizes.hidden_size // network.sizes.num_attention_heads
+    if base == _ROTARY_BASE and width in ROTARY_WIDTHS:
+        steps = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
+        return Tensor.of(np.float32(1) / (base ** steps.astype(np.float64)).astype(np.float32))
+    import torch  # which rounds others in its own way, on each kind of processor in another
+
     with torch.inference_mode(False):
         steps = torch.arange(0, width, 2, dtype=torch.float32, device="cpu") / width
         return Tensor.of(1.0 / (base**steps))
@@ -216,7 +224,7 @@ def tensors_from_stock(tensors: Mapping[str, Value], network: Network) -> tuple[
 
 def _rotary_base(name: str, stored: Mapping[str, Any]) -> float:
     base = stored.get("rope_theta")
-    base = 10_000.0 if base is None else base
+    base = _ROTARY_BASE if base is None else base
     if isinstance(base, bool) or not isinstance(base, int | float) or not 1 < base < 1e30:
         raise CheckpointError(f"{name!r}: config.json: rope_theta is {shown(base)}; allowed: a number greater than 1")
     for key in ("rope_parameters", "rope_scaling"):
