@@ -1,7 +1,7 @@
 """Controls for protein language models: ESM and CARP with re-initialised or shuffled weights.
 
 With this package imported, Transformers' Auto classes know both families. The names of `__init__.pyi` are imported when
-they are used: torch and Transformers take seconds, and to shuffle a file needs only the first.
+they are used: torch and Transformers take seconds, and what works on files needs neither.
 """
 
 # ruff: noqa: E402

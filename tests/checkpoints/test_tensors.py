@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import tracemalloc
 from contextlib import suppress
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import example, given, settings, strategies as st
@@ -13,8 +15,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from hf_perturb import CheckpointError
+from hf_perturb.checkpoints import tensors
 from hf_perturb.checkpoints.headers import read_tensors
 from hf_perturb.checkpoints.of_torch import mapped, tensor_of
+from hf_perturb.checkpoints.tensors import Tensor, same_values
 from hf_perturb.perturbation.digest import tensor_digest
 
 TENSORS = {
@@ -145,5 +149,67 @@ def test_a_file_that_becomes_shorter_is_an_error(whole, tmp_path):
     path.write_bytes(whole.read_bytes())
     found, _ = read_tensors(path)
     os.truncate(path, path.stat().st_size - 40)
-    with pytest.raises(CheckpointError, match=r"model\.safetensors was written into"):
-        [tensor.values() for tensor in found.values()]
+    for read in (Tensor.values, Tensor.digest, lambda tensor: tensor.examine(look=True)):
+        with pytest.raises(CheckpointError, match=r"model\.safetensors was written into"):
+            [read(tensor) for tensor in found.values()]
+
+
+# ---- what is read as it passes
+
+LARGE = 3 * tensors._CHUNK // 4 + 1000  # entries of float32: several chunks, the last one not whole
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    path = tmp_path_factory.mktemp("large") / "large.safetensors"
+    values = torch.arange(LARGE, dtype=torch.float32)
+    save_file({"a": values, "b": -values, "half": values.bfloat16(), "whole": torch.arange(9)}, path)
+    return path
+
+
+def test_what_passes_has_the_digest_of_what_is_read(large):
+    for tensor in read_tensors(large)[0].values():
+        assert tensor.examine() == tensor.examine(look=True) == (tensor_digest(tensor.values()), True)
+
+
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan, -torch.nan], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_one_entry_that_is_not_finite_is_found_wherever_it_is(dtype, value, tmp_path):
+    values = torch.zeros(LARGE, dtype=dtype)
+    values[::2], values[1::2] = torch.finfo(dtype).max, torch.finfo(dtype).min
+    for place in (None, 0, tensors._CHUNK // dtype.itemsize, LARGE - 1):
+        odd = values.clone()
+        if place is not None:
+            odd[place] = value
+        save_file({"x": odd}, tmp_path / "x.safetensors")
+        (found,) = read_tensors(tmp_path / "x.safetensors")[0].values()
+        assert found.examine(look=True)[1] == Tensor.of(odd).examine(look=True)[1] == (place is None)
+
+
+def test_two_that_pass_at_once_do_not_share_their_memory(large):
+    found, _ = read_tensors(large)
+    for _ in range(2):  # the second time, there is memory that was used before
+        pairs = zip(*(found[name].region.chunks() for name in "ab"), strict=True)
+        both = [np.frombuffer(chunk, np.float32).copy() for pair in pairs for chunk in pair]
+        assert np.array_equal(np.concatenate(both[::2]), -np.concatenate(both[1::2]))
+
+
+def test_a_pass_takes_no_new_memory(large):
+    found, _ = read_tensors(large)
+    found["a"].examine(look=True)
+    tracemalloc.start()
+    try:
+        found["b"].examine(look=True)
+        assert tracemalloc.get_traced_memory()[1] < tensors._CHUNK / 4
+    finally:
+        tracemalloc.stop()
+
+
+@given(st.permutations([0.0, -0.0, 1.5, torch.inf, torch.nan]), st.sampled_from([None, 0, 1, 2, 3, 4]))
+def test_the_same_numbers_are_the_same_in_every_type(numbers, place):
+    one, other = torch.tensor(numbers, dtype=torch.float64), torch.tensor(numbers).bfloat16()
+    other[other == 0] *= -1  # the same number
+    if place is not None:
+        other[place] = 2.5
+    assert same_values(Tensor.of(one), Tensor.of(other)) == (place is None)
+    assert not same_values(Tensor.of(one), Tensor.of(other[:4]))
