@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from transformers import EsmTokenizer, PreTrainedTokenizerFast
 import hf_perturb
 from hf_perturb.checkpoints.network import CARP, ESM1, ESM1B
 from hf_perturb.checkpoints.tokenizers import save_tokenizer
-from hf_perturb.demo import held_out_sequences
+from hf_perturb.demo import held_out_sequences, located
 
 ALPHABETS = {"ESM-1": ESM1, "ESM-1b": ESM1B, "CARP": CARP}
 RARE = "BUZOX"  # two residues or an unknown one, and those that few proteins have
@@ -225,3 +226,9 @@ def test_it_is_written_as_transformers_writes_it(network, tmp_path):
     theirs.save_pretrained(tmp_path / "theirs")
     for file in ("tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / "ours" / file).read_bytes() == (tmp_path / "theirs" / file).read_bytes()
+
+
+def test_carps_is_that_of_the_demo_base(tmp_path):
+    save_tokenizer(CARP, tmp_path)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / file).read_bytes() == Path(located("demo"), file).read_bytes()

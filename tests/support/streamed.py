@@ -143,6 +143,8 @@ def assert_streamed_as_in_memory(base: Path, scratch: Path, asked: Perturbation,
     model = model_class(network, head).from_pretrained(base, perturbation=asked)
     model.save_pretrained(scratch / "theirs")
     assert_as_saved(scratch / "ours", scratch / "theirs")
+    stored = json.loads((scratch / "ours" / "config.json").read_text())
+    assert stored.get("torch_version") == (torch.__version__ if asked.rules == "published" else None), "what drew"
     assert record == asked
     assert record.digest == digest_of(model.state_dict())
     assert record.base == hf_perturb.perturbation.Base(base.name, None, digest_of(weights_of(base)))
