@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
-from threading import Lock
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from threading import Event, Lock
+from typing import TypeVar, cast
 
 from hf_perturb.errors import PerturbationError
 
 Item = TypeVar("Item")
-
-# torch has one number of threads for the process, so the last of several users puts it back
-_lock, _users = Lock(), 0
-_threads: int | None = None
 
 
 def for_each(work: Callable[[Item], object], items: Iterable[Item], jobs: int | None = None) -> None:
@@ -24,8 +18,7 @@ def for_each(work: Callable[[Item], object], items: Iterable[Item], jobs: int | 
 
     Args:
         work: must not depend on the order of its calls.
-        items: taken by the calling thread, in order, when there is room for one more; what a generator makes is so
-            bounded by the number of jobs.
+        items: taken in order, one when a call is done; what a generator makes is so bounded by the number of jobs.
         jobs: calls at a time; `None` for one a processor.
 
     Raises:
@@ -35,47 +28,25 @@ def for_each(work: Callable[[Item], object], items: Iterable[Item], jobs: int | 
         jobs = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if jobs < 1:
         raise PerturbationError(f"jobs: got {jobs}; allowed: 1 or more")
-    with _one_thread_each():
-        if jobs == 1:
-            for item in items:
-                work(item)
-            return
-        with ThreadPoolExecutor(jobs) as pool:
-            running: set[Future[Any]] = set()
-            try:
-                for item in items:
-                    running.add(pool.submit(work, item))
-                    # one more than there are threads, so that none waits for the next item
-                    if len(running) > jobs:
-                        running = _finished(running)
-                while running:
-                    running = _finished(running)
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
+    left, taking, stopped, end = iter(items), Lock(), Event(), object()
 
+    def run() -> None:
+        try:
+            while not stopped.is_set():
+                with taking:
+                    item = next(left, end)
+                if item is end:
+                    return
+                work(cast(Item, item))
+        except BaseException:
+            stopped.set()
+            raise
 
-def _finished(running: set[Future[Any]]) -> set[Future[Any]]:
-    done, running = wait(running, return_when=FIRST_COMPLETED)
-    for future in done:
-        future.result()
-    return running
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Keep torch from starting threads of its own in every job: they would only wait for each other."""
-    global _users, _threads
-    with _lock:
-        # who has not imported torch needs none of its threads
-        if _threads is None and (torch := sys.modules.get("torch")):
-            _threads = torch.get_num_threads()
-            torch.set_num_threads(1)
-        _users += 1
-    try:
-        yield
-    finally:
-        with _lock:
-            _users -= 1
-            if not _users and _threads is not None:
-                sys.modules["torch"].set_num_threads(_threads)
-                _threads = None
+    if jobs == 1:
+        return run()
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            for each in as_completed([pool.submit(run) for _ in range(jobs)]):
+                each.result()
+        finally:
+            stopped.set()

@@ -7,7 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from hf_perturb.perturbation.floats import Array, cast
 from hf_perturb.perturbation.parallel import for_each
 from hf_perturb.variants.blueprint import Blueprint, Output, document_shapes
 from hf_perturb.variants.shards import Shards
+
+if TYPE_CHECKING:
+    from hf_perturb.perturbation.published import StudyGenerator
 
 # called with the bytes that are done and those in all
 Progress = Callable[[int, int], object]
@@ -85,7 +88,7 @@ class Target:
 
     outputs: Mapping[str, Output]
     sink: Sink | None
-    generator: Any = None
+    generator: StudyGenerator | None = None
     digests: dict[str, str] = field(default_factory=dict)
 
     @classmethod

@@ -12,10 +12,11 @@ import pytest
 import sequence_models.constants
 import sequence_models.pretrained
 import torch
+from support.models import build_tokenizer
 from transformers import AutoModelForMaskedLM
 
 import hf_perturb
-from hf_perturb.checkpoints import network, tokenizers
+from hf_perturb.checkpoints import network
 from hf_perturb.checkpoints.catalog import CATALOG
 from hf_perturb.cli import main
 
@@ -70,9 +71,7 @@ def test_the_alphabet_is_the_one_that_the_network_reads(entry):
     tokens = ALPHABETS[entry.alphabet].tokens
     config = entry.config()
     assert len(tokens) == config.vocab_size
-    assert tokenizers.build_tokenizer(network.alphabet_of(config)).get_vocab() == {
-        token: i for i, token in enumerate(tokens)
-    }
+    assert build_tokenizer(network.alphabet_of(config)).get_vocab() == {token: i for i, token in enumerate(tokens)}
     if entry.family == "carp":
         assert tokens == tuple(sequence_models.constants.PROTEIN_ALPHABET)
     else:
