@@ -221,7 +221,6 @@ def test_what_fails_exits_1_with_one_line(inside, capsys, words, said):
         "carp a.fasta OUT --cascade top-down",
         "carp a.fasta OUT --method shuffle",
         "carp a.fasta OUT --method reinit --axis all",
-        "carp a.fasta OUT --method reinit --seed 1 --seed 1",
         "carp a.fasta OUT --method reinit --recipe",
     ],
 )
