@@ -18,12 +18,12 @@ from hf_perturb.checkpoints.origins import read_original
 from hf_perturb.checkpoints.origins.stock_esm import STOCK_CLASSES, config_from_stock, is_stock, read_stock
 from hf_perturb.checkpoints.shapes import AUTO_CLASSES, PREFIXES, Shape, is_parameter, listed, without_prefix
 from hf_perturb.checkpoints.source import KINDS, WEIGHTS, Place
-from hf_perturb.checkpoints.tensors import FLOATS, Region, Tensor, elements_of, same_values
+from hf_perturb.checkpoints.tensors import Region, Tensor, elements_of, same_values
 from hf_perturb.checkpoints.tokenizers import refuse_other_alphabet
 from hf_perturb.demo import located
 from hf_perturb.errors import CheckpointError, ModelInputError, StackedPerturbationError
-from hf_perturb.perturbation.digest import DTYPES, digest_of_lines, dtype_code
-from hf_perturb.perturbation.floats import Array
+from hf_perturb.perturbation.digest import digest_of_lines
+from hf_perturb.perturbation.floats import DTYPES, FLOATS, Array, dtype_code
 from hf_perturb.perturbation.parallel import for_each
 from hf_perturb.perturbation.spec import Perturbation, check_digest
 
@@ -278,7 +278,8 @@ class Checkpoint:
         said = self.network.differences(self.shapes)
         kinds = [f"{name} {tensor.dtype}" for name, tensor in self.tensors.items() if tensor.dtype not in FLOATS]
         if kinds:
-            said = "; ".join(filter(None, (said, f"tensors that are not of floating point: {listed(kinds)}")))
+            kinds_said = f"tensors of types that are not perturbed: {listed(kinds)}; allowed: {', '.join(FLOATS)}"
+            said = "; ".join(filter(None, (said, kinds_said)))
         if said and (quantised := self.stored.get("quantization_config")):
             method = quantised.get("quant_method", "unknown")
             said = f"its weights are quantised ({method}), and no digest tells of those; use what they were made from"

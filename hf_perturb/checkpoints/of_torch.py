@@ -14,8 +14,7 @@ import torch
 
 from hf_perturb.checkpoints.tensors import OpenFile, Region, Tensor
 from hf_perturb.errors import CheckpointError
-from hf_perturb.perturbation.digest import DTYPES, dtype_code
-from hf_perturb.perturbation.floats import Array
+from hf_perturb.perturbation.floats import DTYPES, Array, dtype_code
 
 _BITS = {1: np.uint8, 2: np.int16}
 

@@ -16,8 +16,8 @@ from blake3 import blake3
 
 from hf_perturb.checkpoints.shapes import Shape
 from hf_perturb.errors import CheckpointError
-from hf_perturb.perturbation.digest import digest_line, dtype_code, numpy_dtype, tensor_digest
-from hf_perturb.perturbation.floats import Array, array_of, as_integers, cast
+from hf_perturb.perturbation.digest import digest_line, tensor_digest
+from hf_perturb.perturbation.floats import Array, array_of, as_integers, cast, dtype_code, numpy_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +47,6 @@ BITS = {
     "F6_E3M2": 6,
     "F4": 4,
 }
-FLOATS = ("F64", "F32", "F16", "BF16")
 # infinity of each, as an integer of the same bits
 _INFINITY = {"F64": 0x7FF << 52, "F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80}
 _CHUNK = 1 << 18  # bytes, which stay in the cache while they are hashed and looked at; a multiple of every width

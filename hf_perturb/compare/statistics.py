@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_perturb.perturbation.floats import Array, as_integers, is_bfloat16, widened
+from hf_perturb.perturbation.floats import Array, as_integers, widened
 
 BINS = 201  # odd, so that one is about zero
 _TAIL, _BULK, _SPREAD = 0.9999, 0.9, 15.0
@@ -28,7 +28,7 @@ def _buffers(size: int) -> Array:
 
 
 def _double(values: Array, out: Array) -> Array:
-    np.copyto(out, widened(values) if is_bfloat16(values.dtype) else values)
+    np.copyto(out, widened(values))
     return out
 
 

@@ -29,8 +29,10 @@ from hf_perturb.loading.perturb import model_of, network_of, perturb_model, quan
 from hf_perturb.networks.record import same_record
 from hf_perturb.networks.seal import of_network, refuse_incomplete, refuse_misshapen
 from hf_perturb.perturbation import Perturbation
-from hf_perturb.perturbation.digest import distinct, dtype_code, tensor_digest
+from hf_perturb.perturbation.digest import distinct, tensor_digest
+from hf_perturb.perturbation.floats import dtype_code
 from hf_perturb.perturbation.parallel import for_each
+from hf_perturb.perturbation.plan import check_types
 
 if TYPE_CHECKING:
     from hf_perturb.networks.perturbable import PerturbablePreTrainedModel
@@ -347,6 +349,9 @@ def _prepare_values(opened: Checkpoint | None, kwargs: dict[str, Any]) -> None:
     stored = {} if opened is None else opened.stored
     if kwargs.get("quantization_config") is not None or stored.get("quantization_config") is not None:
         raise quantised()
+    if opened is not None:
+        own = opened.network.shapes
+        check_types({name: each.dtype for name, each in opened.tensors.items() if name in own and is_parameter(name)})
     device_map = kwargs.get("device_map")
     if isinstance(device_map, dict) and "disk" in device_map.values():
         raise PerturbationError(

@@ -9,20 +9,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.autograd.graph import increment_version
 
 from hf_perturb.checkpoints.checkpoint import Checkpoint
 from hf_perturb.checkpoints.network import Network
 from hf_perturb.checkpoints.of_torch import mapped, tensor_of, torch_dtype
 from hf_perturb.checkpoints.request import Record, decide
 from hf_perturb.checkpoints.shapes import PREFIXES, listed
-from hf_perturb.checkpoints.tensors import FLOATS
 from hf_perturb.errors import DigestError, PerturbationError
 from hf_perturb.loading.auto import import_models
 from hf_perturb.networks.seal import fingerprints, is_plain, plainly, record_now as record_now, refuse_adapters
 from hf_perturb.networks.sizes import is_of_network
 from hf_perturb.perturbation import Perturbation, Plan, Step, make_plan, select
 from hf_perturb.perturbation.digest import digest_line, digest_of_lines, distinct, lines_of
-from hf_perturb.perturbation.floats import array_of, dtype_code, numpy_dtype
+from hf_perturb.perturbation.floats import FLOATS, array_of, dtype_code, numpy_dtype
 from hf_perturb.perturbation.parallel import for_each
 
 if TYPE_CHECKING:
@@ -61,13 +61,13 @@ def perturb_model(
             return model
         model.refuse_unknown("perturb")
     if is_quantised:
-        raise quantised()
+        raise quantised(model)
     refuse_adapters("perturb", model)
     refuse_untied("perturb", model, model.recorded_tensors())
     tensors, head = model.document_tensors(asked.rules), network.language_head
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     plan = make_plan(network.family, shapes, asked, network.whole(asked.rules))
-    check_values(plan, tensors)
+    check_values(plan, tensors, asked, network.tied)
     network.tell_what_is_kept([asked])
     model._is_torn = True
     if asked.rules == "documented":
@@ -79,14 +79,34 @@ def perturb_model(
     return model
 
 
-def check_values(plan: Plan, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Raise a `PerturbationError` if a tensor of the plan has no values, being on the meta device."""
+def check_values(plan: Plan, tensors: Mapping[str, torch.Tensor], asked: Perturbation, tied: Mapping[str, str]) -> None:
+    """Raise a `PerturbationError` if a plan cannot be run on tensors, so that nothing is changed before.
+
+    Args:
+        plan: what is to be run.
+        tensors: by document name.
+        asked: what the plan was made of.
+        tied: names of tensors that are to be another one, and its name.
+    """
+    places: dict[object, str] = {}
     for step in plan.steps:
-        if tensors[step.name].is_meta:
+        name, tensor = step.name, tensors[step.name]
+        if tensor.is_meta:
             raise PerturbationError(
-                f"tensor {step.name!r} has no values here (it is on the meta device, or offloaded to disk or CPU);"
+                f"tensor {name!r} has no values here (it is on the meta device, or offloaded to disk or CPU);"
                 " build the variant first (hf-perturb create) and load that, or load the model whole on one device"
             )
+        other = places.setdefault((tensor.device, tensor.data_ptr()), name) if tensor.numel() else name
+        is_repeated = any(size > 1 and not stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        if is_repeated or (name not in (other, tied.get(other)) and other != tied.get(name)):
+            what = "is of entries that are one in memory" if is_repeated else f"is {other!r} in memory"
+            raise PerturbationError(
+                f"tensor {name!r} {what}, and each would be drawn on its own; give it memory of its own (clone it)"
+            )
+    checks = (step.check(array_of(tensors[step.name])) for step in plan.steps if step.reads)
+    # the first that can change says enough of a shuffle, which has nothing else to raise
+    if any(step.reads for step in plan.steps) and not any([*checks] if asked.method == "gaussian" else checks):
+        raise PerturbationError(f"{asked} changes no tensor of this model, each of which is constant; take its base")
 
 
 @torch.no_grad()
@@ -113,10 +133,14 @@ def apply_plan(
             generator,
             values if is_view else None,
         )
-        if owner is not None:
-            owner.data = tensor_of(made).to(tensor.device)
-        elif not is_view:
-            tensor.copy_(tensor_of(made))
+        # a mode is that of its thread
+        with torch.inference_mode(tensor.is_inference()):
+            if owner is not None:
+                owner.data = tensor_of(made).to(tensor.device)
+            elif not is_view:
+                tensor.copy_(tensor_of(made))
+            elif not tensor.is_inference():
+                increment_version(tensor)  # or a graph that was made before would be believed
 
     for_each(run, plan.steps, None if generator is None else 1)
 
@@ -272,11 +296,13 @@ def _is_as_stored(tensor: torch.Tensor, line: str | None) -> bool:
     return line is not None and line.startswith(digest_line(dtype_code(tensor.dtype), tensor.shape, ""))
 
 
-def quantised() -> PerturbationError:
-    """Return the error for quantised weights."""
+def quantised(model: PerturbablePreTrainedModel | None = None) -> PerturbationError:
+    """Return the error for quantised weights, which names those of a model."""
+    tensors = {} if model is None else {name: model.state_dict().get(name) for name in quantised_weights(model)}
+    kinds = [name if tensor is None else f"{name} {dtype_code(tensor.dtype)}" for name, tensor in tensors.items()]
     return PerturbationError(
-        "perturbation: quantised weights cannot be perturbed; build the variant first (hf-perturb create) and load"
-        " that with the quantization_config"
+        f"perturbation: quantised weights{f' ({listed(kinds)})' if kinds else ''} cannot be perturbed, but those of"
+        f" {', '.join(FLOATS)}; build the variant first (hf-perturb create) and load that with the quantization_config"
     )
 
 

@@ -142,7 +142,8 @@ class FairEsmPreTrainedModel(EncoderPreTrainedModel):
             owner, _, weight = name.rpartition(".")
             module = self.get_submodule(owner)
             tied = getattr(module, weight)
-            setattr(module, weight, nn.Parameter(tied.detach().clone(), requires_grad=tied.requires_grad))
+            with torch.inference_mode(tied.is_inference()):  # whatever mode the caller is in
+                setattr(module, weight, nn.Parameter(tied.detach().clone(), requires_grad=tied.requires_grad))
         self.all_tied_weights_keys = self.recorded.all_tied_weights_keys = {}
 
     def embed(

@@ -130,6 +130,7 @@ class PerturbableConfigMixin:
             ValueError: if it cannot be used; it names the field, its value and what is allowed.
         """
         place, unused = kwargs.get("name_or_path"), kwargs.get("return_unused_kwargs", False)
+        parse_perturbation(kwargs.get("perturbation"))  # a wrong one is no fault of the file
         with _explained(place):
             known, others = cls.read_fields(config_dict)
             written = json.dumps(known, sort_keys=True, default=str)
@@ -192,6 +193,7 @@ class PerturbableConfigMixin:
         Raises:
             ValueError: if the `config.json` cannot be used.
         """
+        parse_perturbation(kwargs.get("perturbation"))  # a wrong one is no fault of the file
         with _explained(pretrained_model_name_or_path):
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[misc]
 

@@ -1,4 +1,4 @@
-"""What a perturbation is: its specification, the rules, and the plan that they give. Needs numpy alone."""
+"""What a perturbation is: its specification, the rules, and the plan that they give. `published` alone needs torch."""
 
 import lazy_loader
 

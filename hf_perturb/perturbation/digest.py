@@ -8,13 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from blake3 import blake3
 
-from hf_perturb.perturbation.floats import (
-    DTYPES as DTYPES,
-    Array,
-    array_of,
-    dtype_code as dtype_code,
-    numpy_dtype as numpy_dtype,
-)
+from hf_perturb.perturbation.floats import Array, array_of, dtype_code
 from hf_perturb.perturbation.parallel import for_each
 
 if TYPE_CHECKING:

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
 from hf_perturb.errors import PerturbationError
 from hf_perturb.perturbation import normals
-from hf_perturb.perturbation.floats import Array, as_integers, cast, is_bfloat16, widened
+from hf_perturb.perturbation.floats import Array, as_integers, cast, widened
 from hf_perturb.perturbation.streams import Stream
 
 _CHUNK = 1 << 15  # entries at a time, which stay in the cache; even, so that no word is cut
 _NETWORK = 8  # rows of up to so many are sorted by exchanges of columns
 _BITS = 46  # of an entry, or of a square, in a sum: many thousands of them still fit into 63
 
-# numbers for float64 are drawn as float32, too
 _LARGEST = {"float16": 65504.0, "bfloat16": 3.3895313892515355e38, "float32": 3.4028234663852886e38}
 
 
@@ -50,7 +50,7 @@ def normal(out: Array, stream: Stream, *, std: float = 1.0, mean: float = 0.0, z
         drawn = normals.normals(stream.words(part.size))
         drawn *= std
         drawn += mean
-        part[...] = cast(drawn.astype(np.float32), part.dtype)
+        part[...] = cast(cast(drawn, np.dtype(np.float32)), part.dtype)
     if zero_row is not None:
         out[zero_row] = 0
 
@@ -70,17 +70,41 @@ def gaussian(out: Array, stream: Stream, values: Array) -> None:
     Raises:
         PerturbationError: if a value is not finite, or a draw might not be.
     """
-    mean, std = moments(values) if values.size else (0.0, 0.0)
+    mean, std = _law(values)
     if std == 0:
         out[...] = values
-        return
-    drawn_in = out.dtype.name if out.dtype.name in _LARGEST else "float32"
-    if abs(mean) + normals.LARGEST * std > _LARGEST[drawn_in]:
+    else:
+        normal(out, stream, std=std, mean=mean)
+
+
+def check_moments(values: Array) -> None:
+    """Raise what `gaussian` would, mostly after no more than a look at the bounds of the values."""
+    low, high = bounds(values)
+    # no deviation is more than half of what lies between the bounds
+    if not (normals.LARGEST + 1) * max(-low, high) <= _largest(values.dtype):
+        _law(values)
+
+
+def _law(values: Array) -> tuple[float, float]:
+    """Return the mean and the standard deviation to draw after values with."""
+    mean, std = moments(values)
+    if abs(mean) + normals.LARGEST * std > _largest(values.dtype):
         raise PerturbationError(
-            f"a normal number of mean {mean:g} and deviation {std:g} may be more than {drawn_in} holds; repair the"
-            " base, or exclude the tensor"
+            f"a normal number of mean {mean:g} and deviation {std:g} may be more than its type holds; repair the base,"
+            " or exclude the tensor"
         )
-    normal(out, stream, std=std, mean=mean)
+    return mean, std
+
+
+def bounds(values: Array) -> tuple[float, float]:
+    """Return the smallest and the largest of values, twice not a number if one is not, and 0 if there are none."""
+    found = [(part.min(), part.max()) for part in map(widened, _parts(values))] or [(0.0, 0.0)]
+    return float(np.min(found)), float(np.max(found))
+
+
+def _largest(dtype: np.dtype[Any]) -> float:
+    """Return the largest number that is drawn in a type; those for float64 are of float32, too."""
+    return _LARGEST.get(dtype.name, _LARGEST["float32"])
 
 
 def moments(values: Array) -> tuple[float, float]:
@@ -92,8 +116,7 @@ def moments(values: Array) -> tuple[float, float]:
     Raises:
         PerturbationError: if a value is not finite.
     """
-    bounds = [(part.min(), part.max()) for part in map(_widened, _parts(values))]
-    low, high = float(np.min(bounds)), float(np.max(bounds))
+    low, high = bounds(values)
     if not math.isfinite(high - low):
         raise PerturbationError(
             "values that are not finite, or too far from each other, have no mean and deviation; repair the base, or"
@@ -113,13 +136,9 @@ def moments(values: Array) -> tuple[float, float]:
     return mean, math.ldexp(math.sqrt(math.ldexp(squares / values.size, -_BITS)), unit)
 
 
-def _widened(values: Array) -> Array:
-    return widened(values) if is_bfloat16(values.dtype) else values
-
-
 def _doubles(values: Array) -> Iterator[Array]:
     """Cut an array into vectors of float64 in memory of their own."""
-    return (_widened(part).astype(np.float64) for part in _parts(values, normals.CHUNK))
+    return (widened(part).astype(np.float64) for part in _parts(values, normals.CHUNK))
 
 
 def _sum(part: Array, unit: int) -> int:

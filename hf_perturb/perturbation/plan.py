@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from types import MappingProxyType
@@ -12,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_perturb.errors import PerturbationError
-from hf_perturb.perturbation.floats import Array
-from hf_perturb.perturbation.kernels import KERNELS, READERS
+from hf_perturb.perturbation.floats import FLOATS, Array, dtype_code
+from hf_perturb.perturbation.kernels import KERNELS, READERS, bounds, check_moments
 from hf_perturb.perturbation.rules import Shape, default_axis, rule_of
 from hf_perturb.perturbation.scopes import in_scope
 from hf_perturb.perturbation.spec import Perturbation
@@ -69,8 +70,9 @@ class Step:
             out: the array to fill, contiguous and not that of `values`; a new one if it is left out.
 
         Raises:
-            PerturbationError: if the generator is missing, or the values cannot be drawn after.
+            PerturbationError: if the generator is missing, or the values, or their type, cannot be drawn after.
         """
+        check_types({self.name: dtype_code(dtype)})
         out = np.empty(self.shape, dtype) if out is None else out
         given = (values,) if self.reads else ()
         if self.key is None:
@@ -78,11 +80,24 @@ class Step:
                 raise PerturbationError(f"step {self.name!r} has no stream of its own; give the plan's generator")
             generator.run(self, out, *given)
             return out
-        try:
+        with self._named():
             KERNELS[self.kernel](out, Stream(self.key), *given, **dict(self.arguments))
+        return out
+
+    def check(self, values: Array) -> bool:
+        """Raise what `run` would of the values, and return whether they can change: a constant stays."""
+        if self.kernel == "gaussian":
+            with self._named():
+                check_moments(values)
+        low, high = bounds(values)
+        return low != high
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
         except PerturbationError as error:
             raise PerturbationError(f"tensor {self.name!r}: {error}") from error
-        return out
 
 
 @dataclass(frozen=True)
@@ -102,6 +117,15 @@ class Plan:
         from hf_perturb.perturbation.published import StudyGenerator
 
         return StudyGenerator(self.seed)
+
+
+def check_types(types: Mapping[str, str]) -> None:
+    """Raise a `PerturbationError` if tensors, by name, are of types (`F8_E4M3`) that nothing is drawn in."""
+    if odd := [f"{name} {code}" for name, code in types.items() if code not in FLOATS]:
+        more = f" and {len(odd) - 8} more" if len(odd) > 8 else ""
+        raise PerturbationError(
+            f"tensors of types that are not perturbed: {', '.join(odd[:8])}{more}; allowed: {', '.join(FLOATS)}"
+        )
 
 
 def select(family: str, names: Iterable[str], perturbation: Perturbation) -> set[str]:
@@ -134,7 +158,8 @@ def select(family: str, names: Iterable[str], perturbation: Perturbation) -> set
             )
     chosen = set(named(family, known, perturbation)) & set(perturbed)
     for part in perturbation.also:
-        named_so = {name for name in known if rows[name].part == part}
+        # the rules perturb a head of the name `lm_head` by themselves
+        named_so = {name for name in known if rows[name].part == part or (part == "head" and name[:8] == "lm_head.")}
         if named_so and not named_so & chosen:
             raise PerturbationError(
                 f"perturbation also: got {part!r}, and scope, include or exclude leave none of its tensors"

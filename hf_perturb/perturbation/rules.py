@@ -65,7 +65,7 @@ def _kaiming(shape: Shape, a: float) -> float:
 
 @dataclass(frozen=True)
 class Row:
-    """One rule: what reinit draws is what resample shuffles.
+    """One rule: what reinit draws, resample shuffles and gaussian draws after its values.
 
     Args:
         pattern: names of the tensors; `*` stands for anything, `{a,b}` for either.
@@ -96,7 +96,7 @@ class Row:
         return self.reinit
 
     def action(self, method: str, rules: str = "documented", also: Collection[str] = ()) -> str:
-        """Return how tables name what a method does: an initialiser, `shuffle`, `normal of its moments` or `keep`."""
+        """Return how tables name what a method does: an initialiser, or what `_ACTIONS` says, or `keep`."""
         initialiser = self.initialiser(rules) if method == "reinit" else self.reinit
         if initialiser is None or self.is_kept(also):
             return "keep"

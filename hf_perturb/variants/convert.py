@@ -21,7 +21,7 @@ from hf_perturb.checkpoints.tokenizers import save_tokenizer
 from hf_perturb.demo import located
 from hf_perturb.errors import CheckpointError, DigestError
 from hf_perturb.perturbation import Perturbation
-from hf_perturb.perturbation.digest import dtype_code
+from hf_perturb.perturbation.floats import dtype_code
 from hf_perturb.storage.folders import nothing_written, refuse_existing, refuse_out, whole_folder
 from hf_perturb.variants.blueprint import plan_for, steps_of
 from hf_perturb.variants.stream import write_weights

@@ -25,7 +25,8 @@ from hf_perturb.errors import (
     PerturbationError,
 )
 from hf_perturb.perturbation import Base, Perturbation
-from hf_perturb.perturbation.digest import DTYPES, NO_DIGEST
+from hf_perturb.perturbation.digest import NO_DIGEST
+from hf_perturb.perturbation.floats import DTYPES
 from hf_perturb.storage.folders import (
     allow_open_files,
     nothing_written,

@@ -14,8 +14,8 @@ import numpy as np
 from hf_perturb.checkpoints.checkpoint import Checkpoint
 from hf_perturb.checkpoints.tensors import Tensor, bytes_of
 from hf_perturb.perturbation import Perturbation, Step
-from hf_perturb.perturbation.digest import NO_DIGEST, digest_of_lines, numpy_dtype, tensor_digest
-from hf_perturb.perturbation.floats import Array, cast
+from hf_perturb.perturbation.digest import NO_DIGEST, digest_of_lines, tensor_digest
+from hf_perturb.perturbation.floats import Array, cast, numpy_dtype
 from hf_perturb.perturbation.parallel import for_each
 from hf_perturb.variants.blueprint import Blueprint, Output, document_shapes
 from hf_perturb.variants.shards import Shards

@@ -20,8 +20,8 @@ from hf_perturb.demo import located
 from hf_perturb.errors import CheckpointError
 from hf_perturb.networks.sizes import is_of_network
 from hf_perturb.perturbation import Perturbation
-from hf_perturb.perturbation.digest import DTYPES, digest_of_lines, tensor_digest
-from hf_perturb.perturbation.floats import as_integers, cast
+from hf_perturb.perturbation.digest import digest_of_lines, tensor_digest
+from hf_perturb.perturbation.floats import DTYPES, as_integers, cast
 from hf_perturb.variants.blueprint import Blueprint, make_blueprint
 from hf_perturb.variants.matrix import folders_of
 from hf_perturb.variants.stream import Progress, Sources, Target, stream
@@ -184,7 +184,7 @@ class _Stored:
     def __init__(self, tensors: Mapping[str, Tensor], family: str, is_cast: bool):
         self.tensors = tensors
         self.family = family
-        self.is_cast = is_cast  # a cast of what is drawn is what would be drawn in that type
+        self.is_cast = is_cast  # a cast of what is drawn or shuffled is what would be made in that type
         self.digests: dict[str, str] = {}
         self.differences: dict[str, Difference] = {}
         self.heads: dict[str, bool] = {}  # whether a tensor of a head on top is that of the base
@@ -198,12 +198,13 @@ class _Stored:
         if not is_of_network(self.family, name):  # a head, which may be trained on a control
             self.heads[name] = self.digests[name] == tensor_digest(made)
             return
-        if self.is_cast:
-            made = cast(made, stored.dtype)
-        if stored.dtype != made.dtype:
+        if stored.dtype != made.dtype and not self.is_cast:
             self.differences[name] = Difference(name, made.size, None)
             return
+        made = cast(made, stored.dtype)
         differs = as_integers(stored) != as_integers(made)
+        if self.is_cast:  # which may rewrite a NaN
+            differs &= ~(np.isnan(stored) & np.isnan(made))
         if count := int(np.count_nonzero(differs)):
             one, other = (cast(values[differs], np.dtype(np.float64)) for values in (stored, made))
             with np.errstate(invalid="ignore"):  # infinity from infinity
@@ -213,11 +214,9 @@ class _Stored:
 
 def _rebuild(opened: Checkpoint, record: Perturbation, base: Checkpoint, run: Callable[..., None]) -> Verification:
     """Build every tensor of a variant again, and compare it with what is stored, if anything is."""
-    blueprint, sources, stored = (
-        make_blueprint(base, record),
-        Sources.of(base),
-        _Stored(opened.tensors, opened.network.family, is_cast=record.digest is None),
-    )
+    blueprint, sources = make_blueprint(base, record), Sources.of(base)
+    is_cast = record.digest is None or (len(opened.kinds) == 1 and opened.kinds != base.kinds)
+    stored = _Stored(opened.tensors, opened.network.family, is_cast)
     if not opened.is_recipe:
         _refuse_another_network(opened, base, blueprint)
     elif record.digest is None:
@@ -231,6 +230,12 @@ def _rebuild(opened: Checkpoint, record: Perturbation, base: Checkpoint, run: Ca
         problems.append(f"the base {base.name} has digest {sources.digest()}, the record says {record.base.digest}")
     if names := sorted(stored.differences):
         problems.append(f"{len(names)} tensors are not what the base and the record give: {listed(names)}")
+        if record.method == "gaussian" and opened.kinds != base.kinds:
+            here, there = (", ".join(sorted(DTYPES[kind] for kind in of.kinds)) for of in (opened, base))
+            problems.append(
+                f"the weights are {here}, the base is {there}: a gaussian is drawn after the values of a base in their"
+                " own type; give the base in that of the weights (hf-perturb convert --dtype)"
+            )
     lines, own_head = target.digests, False
     if not opened.is_recipe:
         added = {name: tensor.digest() for name, tensor in opened.tensors.items() if name not in stored.digests}

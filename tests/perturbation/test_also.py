@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
+
 import pytest
 import torch
 from support.models import CONFIGS, HEADS, TIED, model_class, small_model
@@ -101,12 +103,16 @@ def test_what_only_also_perturbs_is_named_by_it(network, method):
     assert differing(copied(small_model(network)), copied(model)) == {kept}
 
 
+@pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("keys", [{"scope": ["top:1"]}, {"exclude": ["*emb*"]}, {"include": ["*layers*"]}], ids=str)
-def test_a_part_of_which_nothing_is_left_is_refused_before_anything_changes(network, keys):
+def test_a_part_of_which_nothing_is_left_is_refused_before_anything_changes(network, part, keys):
     model = small_model(network)
     before = copied(model)
-    with pytest.raises(PerturbationError, match="also: got 'embeddings', and scope, include or exclude leave none of"):
-        model.perturb({"method": "gaussian", "also": ["embeddings"], **keys})
+    if part == "head" and "exclude" in keys:
+        keys = {"exclude": ["lm_head.*", "embed_out*", "model.decoder.*", "model.last_norm.*"]}
+        keys = {"exclude": [glob for glob in keys["exclude"] if any(fnmatchcase(name, glob) for name in before)]}
+    with pytest.raises(PerturbationError, match=f"also: got '{part}', and scope, include or exclude leave none of"):
+        model.perturb({"method": "gaussian", "also": [part], **keys})
     assert not differing(before, copied(model))
     assert model.config.perturbation is None
 

@@ -290,7 +290,7 @@ def test_values_that_are_not_finite_have_no_moments(wrong, place, code):
 )
 def test_draws_that_might_be_infinite_are_refused(code, largest):
     values = np.array([-largest, 0, largest]).astype(numpy_dtype(code))
-    with pytest.raises(PerturbationError, match=r"may be more than b?float\d+ holds|too far from each other"):
+    with pytest.raises(PerturbationError, match=r"may be more than its type holds|too far from each other"):
         filled(kernels.gaussian, (3,), code, values)
     smaller = np.array([-largest, 0, largest]) / 1e280 if largest > 1e300 else np.array([-largest, 0, largest]) / 16
     assert np.isfinite(filled(kernels.gaussian, (3,), code, smaller.astype(numpy_dtype(code))).astype(np.float64)).all()

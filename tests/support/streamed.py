@@ -16,7 +16,7 @@ import hf_perturb
 from hf_perturb import Perturbation
 from hf_perturb.checkpoints.tensors import Tensor
 from hf_perturb.perturbation import digest_of
-from hf_perturb.perturbation.digest import dtype_code
+from hf_perturb.perturbation.floats import dtype_code
 from hf_perturb.variants import shards
 from hf_perturb.variants.create import create_variant
 from hf_perturb.variants.stream import Sources, write_weights

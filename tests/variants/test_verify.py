@@ -458,11 +458,27 @@ def test_a_tensor_of_another_type_is_found(spoiled, bases):
     assert found.differences == tuple(Difference(f"layers.{i}.fc1.bias", 64, None) for i in range(3))
 
 
-def test_a_variant_that_was_cast_is_found(small, bases, tmp_path):
-    """Its kept tensors are not those of the base either."""
-    hf_perturb.convert_checkpoint(small, tmp_path / "half", dtype="float16")
-    found = verify_variant(tmp_path / "half", bases / "esm1b")
-    assert [difference.name for difference in found.differences] == sorted(load_file(small / "model.safetensors"))
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+@pytest.mark.parametrize("method", ["reinit", "resample", "gaussian"])
+def test_a_variant_that_was_cast_is_what_its_base_gives_in_that_type(bases, method, dtype, tmp_path):
+    hf_perturb.create_variant(bases / "esm1b", tmp_path / "whole", method)
+    hf_perturb.convert_checkpoint(tmp_path / "whole", tmp_path / "cast", dtype=dtype)
+    assert verify_variant(tmp_path / "cast", bases / "esm1b").ok
+    # one entry by the least that the type can tell
+    edit_weights(tmp_path / "cast", lambda tensors: tensors["layers.0.fc1.bias"].view(-1)[:1].mul_(1.01))
+    assert [each.name for each in verify_variant(tmp_path / "cast", bases / "esm1b").differences] == [
+        "layers.0.fc1.bias"
+    ]
+
+
+@pytest.mark.parametrize(("method", "is_same"), [("reinit", True), ("resample", True), ("gaussian", False)])
+def test_a_variant_that_was_made_of_a_cast_is_told_where_that_is_another(bases, method, is_same, tmp_path):
+    """A gaussian of a cast has other moments, so the base in another type cannot show it."""
+    model = hf_perturb.FairEsmForMaskedLM.from_pretrained(bases / "esm1b", dtype=torch.bfloat16, perturbation=method)
+    model.save_pretrained(tmp_path / "made")
+    found = verify_variant(tmp_path / "made", bases / "esm1b")
+    assert found.ok == is_same
+    assert any("the base is float32: a gaussian is drawn after" in problem for problem in found.problems) != is_same
 
 
 def test_what_changed_says_so_without_any_digest(spoiled, bases):
