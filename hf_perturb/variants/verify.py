@@ -15,7 +15,7 @@ from hf_perturb.checkpoints.checkpoint import Checkpoint
 from hf_perturb.checkpoints.evidence import differences, other_records
 from hf_perturb.checkpoints.recipe import Recipe, other_sizes
 from hf_perturb.checkpoints.shapes import listed
-from hf_perturb.checkpoints.tensors import Tensor
+from hf_perturb.checkpoints.tensors import Tensor, is_finite
 from hf_perturb.demo import located
 from hf_perturb.errors import CheckpointError
 from hf_perturb.networks.sizes import is_of_network
@@ -187,6 +187,7 @@ class _Stored:
         self.is_cast = is_cast  # a cast of what is drawn or shuffled is what would be made in that type
         self.digests: dict[str, str] = {}
         self.differences: dict[str, Difference] = {}
+        self.nonfinite: list[str] = []
         self.heads: dict[str, bool] = {}  # whether a tensor of a head on top is that of the base
 
     def compare(self, name: str, built: Tensor) -> None:
@@ -195,6 +196,8 @@ class _Stored:
             return  # a language head that was left out
         stored, made = self.tensors[name].values(), built.values()
         self.digests[name] = tensor_digest(stored)
+        if not is_finite(stored):
+            self.nonfinite.append(name)
         if not is_of_network(self.family, name):  # a head, which may be trained on a control
             self.heads[name] = self.digests[name] == tensor_digest(made)
             return
@@ -243,7 +246,8 @@ def _rebuild(opened: Checkpoint, record: Perturbation, base: Checkpoint, run: Ca
     problems += [*differences(opened, lines), *other_sizes(opened, base, heads=not own_head)]
     digest = digest_of_lines(lines)
     found = tuple(stored.differences[name] for name in names)
-    return Verification(opened.name, digest, record.digest, base.name, found, tuple(problems), (), _changed(opened))
+    odd = tuple(sorted(stored.nonfinite))
+    return Verification(opened.name, digest, record.digest, base.name, found, tuple(problems), odd, _changed(opened))
 
 
 def _refuse_another_network(opened: Checkpoint, base: Checkpoint, blueprint: Blueprint) -> None:

@@ -705,3 +705,15 @@ def test_what_was_found_cannot_be_changed(small):
     with pytest.raises(AttributeError):
         found.digest = "another"
     assert copy.deepcopy(found) == found
+
+
+@pytest.mark.parametrize("method", ["reinit", "resample"])
+def test_weights_that_are_not_finite_are_named_with_and_without_the_base(method, tmp_path):
+    model = small_model("esm1b")
+    model.embed_tokens.weight.data[3, 4] = float("nan")  # kept
+    model.save_pretrained(tmp_path / "base")
+    hf_perturb.create_variant(tmp_path / "base", tmp_path / "made", method)
+    odd = {"embed_tokens.weight", *(["lm_head.weight"] if method == "resample" else [])}
+    for base in (None, tmp_path / "base"):
+        found = verify_variant(tmp_path / "made", base)
+        assert (found.ok, set(found.nonfinite)) == (True, odd)
