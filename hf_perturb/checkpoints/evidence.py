@@ -67,7 +67,8 @@ def other_records(opened: Checkpoint) -> list[str]:
     is_partial = opened.record is not None or len(unsaid) < len(opened.tensors)
     if unsaid and is_partial and any("digests" in (said or {}) for said in opened.headers.values()):
         problems.append(f"the files of weights state no digest of {listed(unsaid)}")
-    problems += _of_several_saves(opened)
+    if opened.record is None or opened.record.digest is None or opened.has_changed:  # or its digest tells
+        problems += written_apart(opened)
     if opened.record is not None and any(x.region is None for name, x in opened.tensors.items() if is_parameter(name)):
         problems.append(
             f"config.json says {opened.record} of weights in a pickle, which cannot say so themselves; a record needs"
@@ -76,13 +77,12 @@ def other_records(opened: Checkpoint) -> list[str]:
     return problems
 
 
-def _of_several_saves(opened: Checkpoint) -> list[str]:
-    """Say if files of weights were not written together, where no digest of the record tells."""
-    is_told = opened.record is not None and opened.record.digest is not None and not opened.has_changed
-    if opened.origin == "transformers" or is_told:
+def written_apart(opened: Checkpoint) -> list[str]:
+    """Say if files of weights were not written together, by the digest of all of them that each states."""
+    if opened.origin == "transformers":
         return []
     whole, stated = {(said or {}).get("digest") for said in opened.headers.values()}, opened.stated_lines
-    if whole <= {None, digest_of_lines(stated)} or stated.keys() != opened.tensors.keys():
+    if whole <= {None, opened.stated_digest, digest_of_lines(stated)} or stated.keys() != opened.tensors.keys():
         return []
     return [f"{', '.join(opened.headers)} were not written together, or one is damaged"]
 

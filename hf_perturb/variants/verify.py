@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hf_perturb.checkpoints.checkpoint import Checkpoint
-from hf_perturb.checkpoints.evidence import differences, other_records
+from hf_perturb.checkpoints.evidence import differences, other_records, written_apart
 from hf_perturb.checkpoints.recipe import Recipe, other_sizes
 from hf_perturb.checkpoints.shapes import listed
 from hf_perturb.checkpoints.tensors import Tensor, is_finite
@@ -268,7 +268,7 @@ def _stated(opened: Checkpoint) -> list[str]:
     named = None if opened.owner else opened.stored.get("auto_map")  # somebody's class has code of its own
     if named not in (None, opened.network.auto_map):
         problems.append(f"config.json: auto_map names other code than this package's: {named}")
-    problems += other_records(opened)
+    problems += dict.fromkeys([*other_records(opened), *written_apart(opened)])
     if "quantization_config" not in opened.stored:  # a quantiser has more to say there
         known = {"format": "pt", "perturbation": ..., "digests": ..., "digest": ...}
         for file, metadata in opened.headers.items():

@@ -355,6 +355,17 @@ def test_a_flipped_bit_in_the_header_is_found(flippable, place, bit):
         flip(folder, byte, bit)
 
 
+def test_a_flipped_bit_in_the_digest_that_a_header_states_is_found(flippable):
+    folder = flippable["carp"]
+    byte = (folder / "model.safetensors").read_bytes().index(b'"digest":"blake3:') + len('"digest":"blake3:')
+    for place in (byte, byte + 63):
+        flip(folder, place, 0)
+        try:
+            assert verify_variant(folder).problems == ("model.safetensors were not written together, or one is damaged",)
+        finally:
+            flip(folder, place, 0)
+
+
 def test_every_flipped_bit_of_the_metadata_and_of_the_length_is_found(flippable):
     """Where most of the header is that is not about a tensor."""
     folder = flippable["carp"]
