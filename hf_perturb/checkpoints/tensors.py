@@ -16,7 +16,7 @@ from blake3 import blake3
 
 from hf_perturb.checkpoints.shapes import Shape
 from hf_perturb.errors import CheckpointError
-from hf_perturb.perturbation.digest import digest_line, tensor_digest
+from hf_perturb.perturbation.digest import bytes_of_values, digest_line, tensor_digest
 from hf_perturb.perturbation.floats import Array, array_of, as_integers, cast, dtype_code, numpy_dtype
 
 if TYPE_CHECKING:
@@ -192,6 +192,12 @@ class Tensor:
         if not isinstance(self.source, Region):
             return array_of(self.source)
         return self.source.read().view(self.numpy_dtype).reshape(self.shape)
+
+    def chunks(self) -> Iterator[memoryview]:
+        """Return the bytes, as they are read; a chunk is good until the next one."""
+        if isinstance(self.source, Region):
+            return self.source.chunks()
+        return iter([bytes_of_values(array_of(self.source))])
 
     @property
     def numpy_dtype(self) -> np.dtype[Any]:

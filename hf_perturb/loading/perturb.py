@@ -8,6 +8,7 @@ from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch.autograd.graph import increment_version
 
@@ -23,6 +24,7 @@ from hf_perturb.networks.sizes import is_of_network
 from hf_perturb.perturbation import Perturbation, Plan, Step, make_plan, select
 from hf_perturb.perturbation.digest import digest_line, digest_of_lines, distinct, lines_of
 from hf_perturb.perturbation.floats import FLOATS, array_of, dtype_code, numpy_dtype
+from hf_perturb.perturbation.kernels import fill
 from hf_perturb.perturbation.parallel import for_each
 
 if TYPE_CHECKING:
@@ -125,19 +127,15 @@ def apply_plan(
     @torch.no_grad()
     def run(step: Step) -> None:
         tensor, owner = tensors[step.name], owners.get(step.name) if owners else None
-        is_view = owner is None and not step.reads and tensor.device.type == "cpu" and tensor.is_contiguous()
-        values = array_of(tensor) if step.reads or is_view else None
-        made = step.run(
-            values if step.reads else None,
-            numpy_dtype(dtype_code(tensor.dtype)),
-            generator,
-            values if is_view else None,
-        )
+        kind = numpy_dtype(dtype_code(tensor.dtype))
+        blocks = step.blocks(array_of(tensor) if step.reads else None, kind, generator)
+        in_place = owner is None and not step.reads and tensor.device.type == "cpu" and tensor.is_contiguous()
+        made = fill(array_of(tensor) if in_place else np.empty(step.shape, kind), blocks)
         # a mode is that of its thread
         with torch.inference_mode(tensor.is_inference()):
             if owner is not None:
                 owner.data = tensor_of(made).to(tensor.device)
-            elif not is_view:
+            elif not in_place:
                 tensor.copy_(tensor_of(made))
             elif not tensor.is_inference():
                 increment_version(tensor)  # or a graph that was made before would be believed

@@ -1,13 +1,15 @@
-"""Pure functions that fill one array from a stream of its own; nothing reads or changes global random state.
+"""Pure functions that make a tensor from a stream of its own; nothing reads or changes global random state.
 
-Each is called with the array to fill, of any floating-point type and contiguous, and the stream; those of `READERS`
-also take the trained values. What is drawn is float32, rounded to the type once. A shuffle never looks at values.
+Each is called with the shape and the floating-point type to make, and the stream; those of `READERS` also take the
+trained values. It yields blocks, vectors that follow each other and are good until the next: to hash and write one
+while it is in the cache takes half the time. What is drawn is float32, rounded to the type once. A shuffle never looks
+at values.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,9 @@ from hf_perturb.perturbation import normals
 from hf_perturb.perturbation.floats import Array, as_integers, cast, widened
 from hf_perturb.perturbation.streams import Stream
 
+Shape = tuple[int, ...]
+
+_BLOCK = 1 << 17  # entries to a block, a multiple of both chunks
 _CHUNK = 1 << 15  # entries at a time, which stay in the cache; even, so that no word is cut
 _NETWORK = 8  # rows of up to so many are sorted by exchanges of columns
 _BITS = 46  # of an entry, or of a square, in a sum: many thousands of them still fit into 63
@@ -24,35 +29,71 @@ _BITS = 46  # of an entry, or of a square, in a sum: many thousands of them stil
 _LARGEST = {"float16": 65504.0, "bfloat16": 3.3895313892515355e38, "float32": 3.4028234663852886e38}
 
 
-def constant(out: Array, stream: Stream, *, value: float) -> None:
-    """Fill with one value; the stream is not used."""
-    out.fill(value)
+def constant(shape: Shape, dtype: np.dtype[Any], stream: Stream, *, value: float) -> Iterator[Array]:
+    """Make a tensor of one value; the stream is not used."""
+    for block in _blocks(shape, dtype):
+        block.fill(value)
+        yield block
 
 
-def uniform(out: Array, stream: Stream, *, bound: float) -> None:
+def uniform(shape: Shape, dtype: np.dtype[Any], stream: Stream, *, bound: float) -> Iterator[Array]:
     """Draw from U(-bound, bound)."""
     # (u - 1/2) * 2 * bound for u of 24 bits: all but the last product is exact
     scale = np.float32(bound) * np.float32(2**-23)
-    for part in _parts(out):
-        bits = stream.halves(part.size)
-        bits >>= np.uint32(8)
-        bits -= np.uint32(1 << 23)
-        drawn = part if part.dtype == np.float32 else np.empty(part.size, np.float32)
-        drawn[...] = bits.view(np.int32)
-        drawn *= scale
-        if drawn is not part:
-            part[...] = cast(drawn, part.dtype)
+    for block in _blocks(shape, dtype):
+        for part in _parts(block):
+            bits = stream.halves(part.size)
+            bits >>= np.uint32(8)
+            bits -= np.uint32(1 << 23)
+            drawn = part if part.dtype == np.float32 else np.empty(part.size, np.float32)
+            drawn[...] = bits.view(np.int32)
+            drawn *= scale
+            if drawn is not part:
+                part[...] = cast(drawn, part.dtype)
+        yield block
 
 
-def normal(out: Array, stream: Stream, *, std: float = 1.0, mean: float = 0.0, zero_row: int | None = None) -> None:
+def normal(
+    shape: Shape,
+    dtype: np.dtype[Any],
+    stream: Stream,
+    *,
+    std: float = 1.0,
+    mean: float = 0.0,
+    zero_row: int | None = None,
+) -> Iterator[Array]:
     """Draw from N(mean, std**2), then zero one row."""
-    for part in _parts(out, normals.CHUNK):
-        drawn = normals.normals(stream.words(part.size))
-        drawn *= std
-        drawn += mean
-        part[...] = cast(cast(drawn, np.dtype(np.float32)), part.dtype)
-    if zero_row is not None:
-        out[zero_row] = 0
+    width = math.prod(shape[1:])
+    first = -width if zero_row is None else zero_row * width
+    for block in _blocks(shape, dtype):
+        for part in _parts(block, normals.CHUNK):
+            drawn = normals.normals(stream.words(part.size))
+            drawn *= std
+            drawn += mean
+            part[...] = cast(cast(drawn, np.dtype(np.float32)), part.dtype)
+        block[max(0, first) : max(0, first + width)] = 0
+        first -= block.size
+        yield block
+
+
+def fill(out: Array, blocks: Iterable[Array]) -> Array:
+    """Return a contiguous array, filled with the blocks of a kernel; raise a `ValueError` for another."""
+    if not out.flags.c_contiguous:
+        raise ValueError("an array that is not contiguous cannot be filled block by block")
+    flat, done = out.reshape(-1), 0
+    for block in blocks:
+        flat[done : done + block.size] = block
+        done += block.size
+    return out
+
+
+def _blocks(shape: Shape, dtype: np.dtype[Any], unit: int = 1) -> Iterator[Array]:
+    """Cut a tensor that is to be made into vectors of whole units, in memory that is used again."""
+    size = math.prod(shape)
+    at_once = min(size, max(1, _BLOCK // unit) * unit)
+    memory = np.empty(at_once, dtype)
+    for start in range(0, size, max(1, at_once)):
+        yield memory[: min(at_once, size - start)]
 
 
 def _parts(values: Array, size: int = _CHUNK) -> Iterator[Array]:
@@ -62,7 +103,7 @@ def _parts(values: Array, size: int = _CHUNK) -> Iterator[Array]:
         yield flat[start : start + size]
 
 
-def gaussian(out: Array, stream: Stream, values: Array) -> None:
+def gaussian(shape: Shape, dtype: np.dtype[Any], stream: Stream, values: Array) -> Iterator[Array]:
     """Draw from a normal distribution with the mean and deviation of the trained values; a constant stays.
 
     Source: Raghu et al., "Transfusion", 2019, their "mean-var" initialisation.
@@ -71,10 +112,7 @@ def gaussian(out: Array, stream: Stream, values: Array) -> None:
         PerturbationError: if a value is not finite, or a draw might not be.
     """
     mean, std = _law(values)
-    if std == 0:
-        out[...] = values
-    else:
-        normal(out, stream, std=std, mean=mean)
+    return iter([values.reshape(-1)]) if std == 0 else normal(shape, dtype, stream, std=std, mean=mean)
 
 
 def check_moments(values: Array) -> None:
@@ -153,8 +191,8 @@ def _scale(part: Array, exponent: int) -> None:
     part *= math.ldexp(1.0, exponent - exponent // 2)
 
 
-def shuffle(out: Array, stream: Stream, values: Array, *, axis: str) -> None:
-    """Fill with the same entries as `values`, of any shape `(..., n)`, in another order.
+def shuffle(shape: Shape, dtype: np.dtype[Any], stream: Stream, values: Array, *, axis: str) -> Iterator[Array]:
+    """Put the entries of `values`, of any shape `(..., n)`, in another order.
 
     Axis `"embedding"` applies one permutation of the last dimension to every row, `"rows"` draws one for every row,
     `"outputs"` permutes the first dimension, so that whole rows change places, `"all"` permutes all entries. For a
@@ -164,19 +202,24 @@ def shuffle(out: Array, stream: Stream, values: Array, *, axis: str) -> None:
     what the study's code did when that was written, from commit 67c9e90 to 5b10059.
     """
     if values.size < 2:
-        out[...] = values
+        yield values.reshape(-1)
         return
     # as integers: nothing can rewrite a NaN
-    entries, new = as_integers(np.ascontiguousarray(values)), as_integers(out)
-    last = values.shape[-1]
-    if axis == "rows":
-        _shuffle_rows(new.reshape(-1, last), stream, entries.reshape(-1, last))
-    elif axis == "embedding":
-        _take(entries.reshape(-1, last), order(last, stream), new.reshape(-1, last), 1)
-    elif axis == "outputs":
-        _take(entries, order(len(entries), stream), new, 0)
-    else:
-        _take(entries.reshape(-1), order(entries.size, stream), new.reshape(-1), 0)
+    entries = as_integers(np.ascontiguousarray(values))
+    unit = {"outputs": values.size // shape[0], "all": 1}.get(axis, shape[-1])
+    rows, done = entries.reshape(-1, unit), 0
+    places = None if axis == "rows" else order(shape[-1] if axis == "embedding" else len(rows), stream)
+    for block in _blocks(shape, dtype, unit):
+        out = as_integers(block).reshape(-1, unit)
+        part = slice(done, done + len(out))
+        if places is None:
+            _shuffle_rows(out, stream, rows[part])
+        elif axis == "embedding":
+            _take(rows[part], places, out, 1)
+        else:
+            _take(rows, places[part], out, 0)
+        done += len(out)
+        yield block
 
 
 def order(length: int, stream: Stream) -> Array:
@@ -233,7 +276,7 @@ def _take(entries: Array, places: Array, out: Array, axis: int) -> None:
     entries.take(places, axis=axis, out=out, mode="wrap")
 
 
-KERNELS: dict[str, Callable[..., None]] = {
+KERNELS: dict[str, Callable[..., Iterator[Array]]] = {
     kernel.__name__: kernel for kernel in (constant, uniform, normal, gaussian, shuffle)
 }
 # those that need the trained values

@@ -14,7 +14,7 @@ import numpy as np
 
 from hf_perturb.errors import PerturbationError
 from hf_perturb.perturbation.floats import FLOATS, Array, dtype_code
-from hf_perturb.perturbation.kernels import KERNELS, READERS, bounds, check_moments
+from hf_perturb.perturbation.kernels import KERNELS, READERS, bounds, check_moments, fill
 from hf_perturb.perturbation.rules import Shape, default_axis, rule_of
 from hf_perturb.perturbation.scopes import in_scope
 from hf_perturb.perturbation.spec import Perturbation
@@ -54,35 +54,31 @@ class Step:
         lengths = {"all": math.prod(self.shape), "outputs": self.shape[0] if self.shape else 1}
         return lengths.get(str(axis), self.shape[-1] if self.shape else 1) > 1
 
-    def run(
-        self,
-        values: Array | None,
-        dtype: np.dtype[Any],
-        generator: StudyGenerator | None = None,
-        out: Array | None = None,
-    ) -> Array:
-        """Return the perturbed tensor.
+    def blocks(
+        self, values: Array | None, dtype: np.dtype[Any], generator: StudyGenerator | None = None
+    ) -> Iterator[Array]:
+        """Make the perturbed tensor, as vectors that follow each other; each is good until the next.
 
         Args:
             values: the old ones, of the step's shape; they may be left out unless it `reads` them.
             dtype: the type to make, which is that of old values.
             generator: what `Plan.generator` returned, for a step without a stream of its own.
-            out: the array to fill, contiguous and not that of `values`; a new one if it is left out.
 
         Raises:
             PerturbationError: if the generator is missing, or the values, or their type, cannot be drawn after.
         """
         check_types({self.name: dtype_code(dtype)})
-        out = np.empty(self.shape, dtype) if out is None else out
         given = (values,) if self.reads else ()
         if self.key is None:
             if generator is None:
                 raise PerturbationError(f"step {self.name!r} has no stream of its own; give the plan's generator")
-            generator.run(self, out, *given)
-            return out
+            return iter([generator.run(self, dtype, *given)])
         with self._named():
-            KERNELS[self.kernel](out, Stream(self.key), *given, **dict(self.arguments))
-        return out
+            return KERNELS[self.kernel](self.shape, dtype, Stream(self.key), *given, **dict(self.arguments))
+
+    def run(self, values: Array | None, dtype: np.dtype[Any], generator: StudyGenerator | None = None) -> Array:
+        """Return the perturbed tensor whole; see `blocks`."""
+        return fill(np.empty(self.shape, dtype), self.blocks(values, dtype, generator))
 
     def check(self, values: Array) -> bool:
         """Raise what `run` would of the values, and return whether they can change: a constant stays."""

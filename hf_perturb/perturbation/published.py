@@ -35,16 +35,15 @@ class StudyGenerator:
     def __init__(self, seed: int):
         self._generator = torch.Generator("cpu").manual_seed(seed)
 
-    def run(self, step: Step, out: Array, values: Array | None = None) -> None:
-        """Fill an array with what the study made of a tensor, after what it drew for those that are missing here."""
+    def run(self, step: Step, dtype: np.dtype[Any], values: Array | None = None) -> Array:
+        """Return what the study made of a tensor, a vector, after what it drew for those that are missing here."""
         for missing in step.before:
             self._draw(missing)
         drawn = self._draw(step)
         if values is None:
-            out[...] = cast(drawn, out.dtype)
-        else:
-            entries = as_integers(np.ascontiguousarray(values)).reshape(-1)
-            entries.take(drawn, out=as_integers(out).reshape(-1), mode="wrap")
+            return cast(drawn, dtype).reshape(-1)
+        entries = as_integers(np.ascontiguousarray(values)).reshape(-1)
+        return entries.take(drawn, mode="wrap").view(dtype)
 
     def _draw(self, step: Step) -> Array:
         """Return the values of a tensor, or the order of its entries."""

@@ -9,22 +9,33 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from huggingface_hub import split_state_dict_into_shards_factory
 
 from hf_perturb.checkpoints.headers import header_metadata
 from hf_perturb.checkpoints.shapes import Shape
-from hf_perturb.checkpoints.tensors import Region, Tensor, bytes_of
+from hf_perturb.checkpoints.tensors import Region, bytes_of
 from hf_perturb.perturbation import Perturbation
-from hf_perturb.perturbation.digest import NO_DIGEST, bytes_of_values, digest_of_lines
+from hf_perturb.perturbation.digest import NO_DIGEST, digest_of_lines
 
 MAX_SHARD_SIZE = "50GB"  # Transformers' own
 _LARGE = 1 << 20  # bytes
 _INDEX = "model.safetensors.index.json"
+
+
+class Written(Protocol):
+    """What can be written: a tensor of a checkpoint, or one that is made while it is written."""
+
+    @property
+    def region(self) -> Region | None:
+        """Where the bytes are in a file, if they are."""
+
+    def chunks(self) -> Iterator[memoryview]:
+        """Return the bytes; a chunk is good until the next one."""
 
 
 class Shards:
@@ -69,18 +80,16 @@ class Shards:
         for name in tensors:
             self._places[name] = (file, first + header[name]["data_offsets"][0])
 
-    def write(self, name: str, tensor: Tensor) -> None:
+    def write(self, name: str, tensor: Written) -> None:
         """Write a tensor; one that is in another file is copied by the kernel."""
         file, offset = self._places[name]
         region = tensor.region
-        if region is None:
-            _write(file, bytes_of_values(tensor.values()), offset)
-        else:
-            done = _copy_in_kernel(file, region, offset)
-            # another kernel, or two file systems that cannot
-            for chunk in region.part(done, region.size - done).chunks():
-                _write(file, chunk, offset + done)
-                done += len(chunk)
+        done = 0 if region is None else _copy_in_kernel(file, region, offset)
+        # made here, or another kernel, or two file systems that cannot
+        rest = tensor.chunks() if region is None else region.part(done, region.size - done).chunks()
+        for chunk in rest:
+            _write(file, chunk, offset + done)
+            done += len(chunk)
         # sent to the disk while the next tensor is made, and taken out of the page cache: nothing is left to wait for
         # at the end, and the pages serve again, of which new ones cost more than a tensor's draw
         if self._sizes[name] >= _LARGE and hasattr(os, "posix_fadvise"):

@@ -7,15 +7,16 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from blake3 import blake3
 
 from hf_perturb.checkpoints.checkpoint import Checkpoint
 from hf_perturb.checkpoints.tensors import Tensor, bytes_of
 from hf_perturb.perturbation import Perturbation, Step
-from hf_perturb.perturbation.digest import NO_DIGEST, digest_of_lines, tensor_digest
-from hf_perturb.perturbation.floats import Array, cast, numpy_dtype
+from hf_perturb.perturbation.digest import NO_DIGEST, bytes_of_values, digest_line, digest_of_lines, tensor_digest
+from hf_perturb.perturbation.floats import Array, cast, dtype_code, numpy_dtype
 from hf_perturb.perturbation.parallel import for_each
 from hf_perturb.variants.blueprint import Blueprint, Output, document_shapes
 from hf_perturb.variants.shards import Shards
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 # called with the bytes that are done and those in all
 Progress = Callable[[int, int], object]
 # called by several threads with the name of a tensor and what it is to hold
-Sink = Callable[[str, Tensor], None]
+Sink = Callable[[str, "Tensor | Made"], None]
 
 
 @dataclass
@@ -73,6 +74,44 @@ class Sources:
     def values(self, name: str) -> Array:
         """Return a tensor in memory, cast."""
         return cast(self.tensors[name].values(), self.dtype(name))
+
+
+@dataclass
+class Made:
+    """A tensor that a step makes block by block while it is used, once, and that is hashed as it passes.
+
+    Args:
+        step: what is done.
+        dtype: of the tensor.
+        old: the values before, `None` for a step that reads none.
+    """
+
+    step: Step
+    dtype: np.dtype[Any]
+    old: Array | None
+    region: ClassVar[None] = None  # in no file
+    _line: str | None = None
+
+    def chunks(self) -> Iterator[memoryview]:
+        """Return the bytes; a chunk is good until the next one."""
+        content = blake3()
+        for block in self.step.blocks(self.old, self.dtype):
+            data = bytes_of_values(block)
+            content.update(data)
+            yield data
+        self._line = digest_line(dtype_code(self.dtype), self.step.shape, content.hexdigest())
+
+    def values(self) -> Array:
+        """Return the values whole."""
+        made = self.step.run(self.old, self.dtype)
+        self._line = tensor_digest(made)
+        return made
+
+    def digest(self) -> str:
+        """Return `dtype shape blake3`, of what was used already, or is made for that."""
+        for _ in () if self._line else self.chunks():
+            pass
+        return str(self._line)
 
 
 @dataclass
@@ -219,11 +258,12 @@ def _run(sources: Sources, job: _Job, count: Callable[[int], None]) -> None:
     count(sources.size(name))
     kept = Tensor.of(values) if is_cast and values is not None else stored
     for use in uses:
-        made, made_digest = kept, digest
-        if use.step is not None:
-            new = use.step.run(values, sources.dtype(name)) if use.drawn is None else use.drawn
-            made, made_digest = Tensor.of(new), tensor_digest(new)
-        use.target.digests[use.name] = made_digest
+        made: Tensor | Made = kept
+        if use.drawn is not None:
+            made = Tensor.of(use.drawn)
+        elif use.step is not None:
+            made = Made(use.step, sources.dtype(name), values)
         if use.target.sink is not None:
             use.target.sink(use.name, made)
+        use.target.digests[use.name] = digest if made is kept else made.digest()
         count(sources.size(name))

@@ -24,7 +24,7 @@ from hf_perturb.perturbation.digest import digest_of_lines, tensor_digest
 from hf_perturb.perturbation.floats import DTYPES, as_integers, cast
 from hf_perturb.variants.blueprint import Blueprint, make_blueprint
 from hf_perturb.variants.matrix import folders_of
-from hf_perturb.variants.stream import Progress, Sources, Target, stream
+from hf_perturb.variants.stream import Made, Progress, Sources, Target, stream
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ class _Stored:
         self.nonfinite: list[str] = []
         self.heads: dict[str, bool] = {}  # whether a tensor of a head on top is that of the base
 
-    def compare(self, name: str, built: Tensor) -> None:
+    def compare(self, name: str, built: Tensor | Made) -> None:
         """Compare one tensor; called by several threads."""
         if name not in self.tensors:
             return  # a language head that was left out

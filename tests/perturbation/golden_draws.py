@@ -20,7 +20,7 @@ if __name__ == "__main__":
 import numpy as np
 
 from hf_perturb.perturbation.floats import as_integers, cast, numpy_dtype
-from hf_perturb.perturbation.kernels import KERNELS, READERS
+from hf_perturb.perturbation.kernels import KERNELS, READERS, fill
 from hf_perturb.perturbation.streams import Stream, stream_key
 
 DTYPES = ("F32", "BF16", "F16", "F64")
@@ -50,9 +50,8 @@ def filled(job: Job) -> np.ndarray:
     """Return what a kernel makes."""
     kernel, arguments, shape, code = job
     given = (trained(shape, code),) if kernel in READERS else ()
-    out = np.empty(shape, numpy_dtype(code))
-    KERNELS[kernel](out, Stream(stream_key(42, f"{kernel}.{len(shape)}")), *given, **arguments)
-    return out
+    out, stream = np.empty(shape, numpy_dtype(code)), Stream(stream_key(42, f"{kernel}.{len(shape)}"))
+    return fill(out, KERNELS[kernel](shape, out.dtype, stream, *given, **arguments))
 
 
 def digest(apply: Callable = map) -> str:

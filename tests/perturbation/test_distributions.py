@@ -24,14 +24,14 @@ SEEDS = (0, 1, 2, 42, 12345)
 
 def drawn(kernel, count: int, seed: int, name: str = "a", **arguments: float) -> Array:
     out = np.empty(count, np.float32)
-    kernel(out, Stream(stream_key(seed, name)), **arguments)
-    return out.astype(np.float64)
+    blocks = kernel(out.shape, out.dtype, Stream(stream_key(seed, name)), **arguments)
+    return kernels.fill(out, blocks).astype(np.float64)
 
 
 def shuffled(values: Array, axis: str, seed: int, name: str = "a") -> Array:
-    out = np.empty_like(values)
-    kernels.shuffle(out, Stream(stream_key(seed, name)), values, axis=axis)
-    return out
+    out = np.empty(values.shape, values.dtype)
+    blocks = kernels.shuffle(out.shape, out.dtype, Stream(stream_key(seed, name)), values, axis=axis)
+    return kernels.fill(out, blocks)
 
 
 def places(shape: tuple[int, ...]) -> Array:
@@ -77,7 +77,7 @@ def test_normal_is_normal(mean, std, seed):
 def test_gaussian_is_normal_whatever_the_values_are(law):
     values = law.ppf((np.arange(100_000) + 0.5) / 100_000).astype(np.float32)
     out = np.empty_like(values)
-    kernels.gaussian(out, Stream(stream_key(0, "a")), values)
+    kernels.fill(out, kernels.gaussian(out.shape, out.dtype, Stream(stream_key(0, "a")), values))
     wide = values.astype(np.float64)
     assert scipy.stats.kstest(out, scipy.stats.norm(wide.mean(), wide.std()).cdf).pvalue > LEAST
 

@@ -54,7 +54,7 @@ def filled(kernel, shape: tuple[int, ...], code: str, *values: Array, stream=Non
     """Return a new array that a kernel has filled."""
     # of no number that a kernel gives, so that what it leaves out is seen
     out = np.full(shape, -77, numpy_dtype(code))
-    kernel(out, Stream(KEY) if stream is None else stream, *values, **arguments)
+    kernels.fill(out, kernel(shape, out.dtype, Stream(KEY) if stream is None else stream, *values, **arguments))
     assert (out.shape, out.dtype) == (shape, numpy_dtype(code))
     return out
 

@@ -38,6 +38,7 @@ from transformers import AutoModelForMaskedLM
 
 import hf_perturb
 from hf_perturb import Perturbation
+from hf_perturb.checkpoints import tensors
 from hf_perturb.perturbation import digest_of
 from hf_perturb.variants import create as variants, stream
 from hf_perturb.variants.create import create_variant
@@ -234,7 +235,7 @@ def test_neither_the_number_nor_the_order_of_threads_counts(base_of, network, as
 def test_published_rules_draw_one_after_another_though_threads_are_late(base_of, method, tmp_path, monkeypatch):
     base, asked = base_of("esm1b"), Perturbation(method, rules="published")
     in_memory = hf_perturb.perturb(AutoModelForMaskedLM.from_pretrained(base), asked)
-    digest, turns = stream.tensor_digest, iter(range(1000))
+    digest, turns = tensors.tensor_digest, iter(range(1000))
 
     def late(tensor):
         # every third is overtaken by those that come after it
@@ -242,7 +243,7 @@ def test_published_rules_draw_one_after_another_though_threads_are_late(base_of,
             threading.Event().wait(0.005)
         return digest(tensor)
 
-    monkeypatch.setattr(stream, "tensor_digest", late)
+    monkeypatch.setattr(tensors, "tensor_digest", late)
     record = create_variant(base, tmp_path / "out", asked, jobs=4)
     assert next(turns) > 20
     assert record.digest == digest_of(in_memory.state_dict()) == digest_of(weights_of(tmp_path / "out"))

@@ -361,7 +361,9 @@ def test_a_flipped_bit_in_the_digest_that_a_header_states_is_found(flippable):
     for place in (byte, byte + 63):
         flip(folder, place, 0)
         try:
-            assert verify_variant(folder).problems == ("model.safetensors were not written together, or one is damaged",)
+            assert verify_variant(folder).problems == (
+                "model.safetensors were not written together, or one is damaged",
+            )
         finally:
             flip(folder, place, 0)
 
