@@ -20,6 +20,7 @@ from hf_perturb.errors import CheckpointError
 from hf_perturb.perturbation import Perturbation
 from hf_perturb.perturbation.floats import DTYPES, Array, cast
 from hf_perturb.perturbation.parallel import for_each
+from hf_perturb.perturbation.spec import in_words
 from hf_perturb.variants.matrix import folders_of
 from hf_perturb.variants.stream import Progress, counter
 
@@ -49,8 +50,7 @@ class Side:
         record = self.perturbation
         if record is None:
             return self.name
-        rules = "" if record.rules == "documented" else f", rules {record.rules}"
-        return f"{self.name}, {record.method} (seed {record.seed}{rules}){', changed since' if record.changed else ''}"
+        return f"{self.name}, {in_words(record.to_dict())}{', changed since' if record.changed else ''}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready data."""

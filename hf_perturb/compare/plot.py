@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import os
 import tempfile
+import textwrap
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from hf_perturb.errors import CheckpointError
 _FORMATS: dict[str, dict[str, Any]] = {".png": {}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
 _SIZE, _DOTS_PER_INCH = (7.0, 3.2), 200  # inches, the width of two columns of print
 # 42: letters of a PDF stay letters; the salt: an SVG names its parts alike every time
-_STYLE = {"font.size": 8, "axes.linewidth": 0.6, "pdf.fonttype": 42, "svg.hashsalt": "hf_perturb"}
+_STYLE: dict[str, Any] = {"font.size": 8, "axes.linewidth": 0.6, "pdf.fonttype": 42, "svg.hashsalt": "hf_perturb"}
 # told apart by marker, filling and line, so that a copy in black and white says as much; the smaller lie on the larger
 _KINDS: dict[str, dict[str, Any]] = {
     "norm": {"label": "layer norms", "marker": "^", "ls": ":", "color": "0.5", "ms": 6, "mfc": "white"},
@@ -27,10 +29,11 @@ _KINDS: dict[str, dict[str, Any]] = {
 _LEGEND = {"frameon": False, "loc": "lower left", "bbox_to_anchor": (0, 1), "borderpad": 0, "borderaxespad": 0.5}
 _UNRELATED = math.sqrt(2)
 _STRETCH = 20  # how many times the smallest distance the largest may be on a linear axis
-_TITLE: dict[str, Any] = {"loc": "left", "pad": 32}  # points between a title and its axes, for two lines of a legend
+_PAD, _LINE = 32, 9.7  # points between a title and its axes, for a legend of two lines, and for each more of them
 _STEPS = (1, 2, 5, 10, 20)  # layers between ticks
 _BEFORE = ("embed_tokens", "embed_positions", "emb_layer_norm_before", "model.embedder")  # the layers
-_NAME = 30  # letters of a checkpoint's name that there is room for
+_NAME = 40  # letters of a checkpoint's name that are shown
+_ROOM, _LINES = 2.2, 6  # inches and lines for what a legend says of a checkpoint
 
 
 def check_picture(path: str | Path) -> None:
@@ -91,11 +94,17 @@ def _matplotlib() -> Any:
 
 def _figure(comparison: Comparison) -> Any:
     # a Figure of its own has no window and leaves pyplot's alone
-    figure = _matplotlib().figure.Figure(figsize=_SIZE, layout="constrained")
+    names = [_legend("A", comparison.a), _legend("B", comparison.b)]
+    # taller by what a long legend needs, so that the axes are those of a short one
+    longer = _LINE * sum(name.count("\n") for name in names)
+    size = _SIZE[0], _SIZE[1] + longer / 72
+    figure = _matplotlib().figure.Figure(figsize=size, layout="constrained")
     figure.get_layout_engine().set(wspace=0.06)
     left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
     _draw_distances(left, comparison)
-    _draw_histograms(right, comparison)
+    _draw_histograms(right, comparison, names)
+    left.set_title("Distance by layer", loc="left", pad=_PAD)
+    right.set_title("Histogram of parameters", loc="left", pad=_PAD + longer)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     return figure
@@ -118,7 +127,6 @@ def _draw_distances(axes: Any, comparison: Comparison) -> None:
     step = next((step for step in _STEPS if len(layers) <= 8 * step), _STEPS[-1])
     axes.set_xticks([outside["in"], *layers[::step], outside["out"]], ["in", *map(str, layers[::step]), "out"])
     axes.set(xlabel="layer", ylabel=r"distance: rms$(B-A)\;/\;$std$(A)$")
-    axes.set_title("Distance by layer", **_TITLE)
     line, *kinds = axes.get_legend_handles_labels()[0]
     axes.legend(handles=[*reversed(kinds), line], ncols=2, columnspacing=1.5, **_LEGEND)
 
@@ -145,7 +153,7 @@ def _distances(comparison: Comparison) -> dict[tuple[Any, str], float]:
     return {key: distance for key, distance in found.items() if math.isfinite(distance)}
 
 
-def _draw_histograms(axes: Any, comparison: Comparison) -> None:
+def _draw_histograms(axes: Any, comparison: Comparison, names: Sequence[str]) -> None:
     histogram = comparison.histogram
     filled = axes.stairs(histogram.a, histogram.edges, fill=True, color="0.75")
     outline = axes.stairs(histogram.b, histogram.edges, color="black", linewidth=0.8)
@@ -155,8 +163,6 @@ def _draw_histograms(axes: Any, comparison: Comparison) -> None:
     axes.xaxis.set_major_formatter("{x:g}")  # a factor of its own would lie on the label
     axes.set_xlabel("parameter" + _beyond(histogram))
     axes.set(ylabel=f"parameters per bin of {histogram.edges[1] - histogram.edges[0]:.2g}")
-    axes.set_title("Histogram of parameters", **_TITLE)
-    names = [f"{side}: {_short(of)}" for side, of in (("A", comparison.a), ("B", comparison.b))]
     legend = axes.legend([filled, outline], names, **_LEGEND)
     for text in legend.get_texts():
         text.set_parse_math(False)  # a dollar in a name is a dollar
@@ -169,6 +175,17 @@ def _beyond(histogram: Histogram) -> str:
     return f" (beyond: {', '.join(shares)})" if shares else ""
 
 
-def _short(side: Side) -> str:
-    text, name = str(side), side.name
-    return text if len(name) <= _NAME else text.replace(name, f"{name[: _NAME // 2]}…{name[-_NAME // 2 :]}", 1)
+def _legend(letter: str, side: Side) -> str:
+    """Return what a legend says of a checkpoint, in lines that it has room for."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    text, name, font = f"{letter}: {side}", side.name, FontProperties(size=_STYLE["font.size"])
+    if len(name) > _NAME:
+        text = text.replace(name, f"{name[: _NAME // 2]}…{name[-_NAME // 2 :]}", 1)
+
+    def fits(line: str) -> bool:
+        return text_to_path.get_text_width_height_descent(line, font, ismath=False)[0] <= 72 * _ROOM
+
+    choices = (textwrap.wrap(text, letters, max_lines=_LINES, placeholder=" …") for letters in range(80, 8, -1))
+    return "\n".join(next(lines for lines in choices if all(map(fits, lines))))

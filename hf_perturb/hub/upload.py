@@ -19,6 +19,7 @@ from hf_perturb.errors import CheckpointError, HubError
 from hf_perturb.hub.errors import explained
 from hf_perturb.hub.files import Change, Stage, is_weights
 from hf_perturb.hub.preflight import checked_files, refuse_names, usable_token
+from hf_perturb.perturbation.spec import in_words
 from hf_perturb.variants.stream import Progress
 
 _MAIN = "main"
@@ -352,8 +353,8 @@ def _title(stored: Mapping[str, Any]) -> str:
     record = stored.get("perturbation")
     if not isinstance(record, dict):
         return f"{stored.get('model_type')}, {stored.get('digest') or 'without a digest'}"
-    what = f"{record.get('method')}, seed {record.get('seed', 42)}, {record.get('digest')}"
-    return f"{stored.get('model_type')}, {what}{', changed since' if record.get('changed') else ''}"
+    what = f"{stored.get('model_type')}, {in_words(record)}, {record.get('digest')}"
+    return f"{what}{', changed since' if record.get('changed') else ''}"
 
 
 def _identity(stored: Mapping[str, Any], files: Iterable[str]) -> Any:

@@ -36,6 +36,15 @@ def _known_keys(key: str, given: Mapping[str, Any], cls: type) -> None:
             raise PerturbationError(f"{key} key {name!r} is unknown; allowed: {', '.join(allowed)}")
 
 
+def in_words(record: Mapping[str, Any]) -> str:
+    """Return what tells a record from others of its base, in few words; of a stranger's dict too, whatever is in it."""
+    told = {"seed": DEFAULT_SEED, **record}
+    keys = [key for key in ("seed", "rules", "axis", "scope", "include", "exclude", "also") if told.get(key, "") != ""]
+    values = {key: told[key] if isinstance(told[key], list | tuple) else [told[key]] for key in keys}
+    parts = [f"{key} {' and '.join(map(str, values[key]))}" for key in keys if told[key] != "documented"]
+    return f"{told.get('method')} ({', '.join(parts)})"
+
+
 def check_digest(key: str, value: object) -> None:
     """Raise a `PerturbationError` if a value is neither a digest nor `None`."""
     if value is not None and not (isinstance(value, str) and re.fullmatch("blake3:[0-9a-f]{64}", value)):

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from xml.etree import ElementTree
 
@@ -16,8 +17,9 @@ from support.models import small_model
 
 import hf_perturb
 from hf_perturb.compare import plot as plots
-from hf_perturb.compare.compare import compare_checkpoints
+from hf_perturb.compare.compare import Side, compare_checkpoints
 from hf_perturb.compare.plot import check_picture, plot_comparison
+from hf_perturb.perturbation import Perturbation
 from hf_perturb.variants.create import create_variant
 
 needs_matplotlib = pytest.mark.skipif(find_spec("matplotlib") is None, reason="matplotlib is an extra")
@@ -63,7 +65,7 @@ def test_a_picture_is_a_picture_and_the_same_every_time(comparison, tmp_path, su
     if suffix == ".png":
         assert data.startswith(b"\x89PNG")
         width, height = (int.from_bytes(data[at : at + 4], "big") for at in (16, 20))
-        assert (width, height) == (1400, 640), "7 x 3.2 inches at 200 dots"
+        assert (width, height) == (1400, 640 + int(plots._LINE / 72 * 200)), "7 x 3.2 inches at 200 dots, and a line"
     elif suffix == ".pdf":
         assert data.startswith(b"%PDF")
         assert data.rstrip().endswith(b"%%EOF")
@@ -79,7 +81,8 @@ def test_a_picture_says_what_it_shows(comparison, tmp_path, monkeypatch):
     text = (tmp_path / "out.svg").read_text(encoding="utf-8")
     for said in (
         "A: demo<",
-        "B: my-control, reinit (seed 42)<",
+        "B: my-control, reinit (seed 42, include<",
+        "model.embedder.layers.1?.*)<",
         "weights<",
         "biases<",
         "layer norms<",
@@ -194,10 +197,43 @@ def test_any_name_of_a_folder(tmp_path):
     comparison = compare_checkpoints(tmp_path / name, tmp_path / name)
     for suffix in SUFFIXES:
         plot_comparison(comparison, tmp_path / f"out{suffix}")
-    label = plots._figure(comparison).axes[1].get_legend().get_texts()[0].get_text()
-    assert label.startswith("A: _$x_{ $ 模")
-    assert label.endswith("the_end")
-    assert len(label) < 40
+    with pytest.warns(UserWarning, match="Glyph"):  # which the file is written without
+        label = plots._figure(comparison).axes[1].get_legend().get_texts()[0].get_text()
+    assert label.split()[:4] == ["A:", "_$x_{", "$", "模very_long_v…ng_very_long_the_end"]
+
+
+@needs_matplotlib
+@pytest.mark.parametrize("name", ["my-control", "c_gaussian-also-embeddings-also-head", "W" * 200])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"method": "reinit"},
+        {"method": "gaussian", "also": ["embeddings", "head"]},
+        {"method": "resample", "axis": "rows", "scope": ["top:4", "attention"], "include": ["layers.*" * 20] * 2},
+    ],
+)
+def test_a_legend_says_what_tells_controls_apart_and_fits(comparison, name, asked):
+    """The axes stay where they are under a short one, and nothing is outside of the picture."""
+    named = replace(comparison, b=Side(name, None, Perturbation.parse(asked)))
+    import matplotlib
+
+    with matplotlib.rc_context(plots._STYLE):
+        figure, short = plots._figure(named), plots._figure(replace(comparison, b=comparison.a))
+        for each in (figure, short):
+            each.draw_without_rendering()
+    legend = figure.axes[1].get_legend()
+    said = " ".join(legend.get_texts()[1].get_text().split())
+    parts = {"also": "also embeddings and head)", "axis": "(seed 42, axis rows, scope attention and top:4,"}
+    assert all(parts.get(key, "(seed 42") in said for key in asked), said
+    box = figure.bbox.padded(-1)
+    for artist in (legend, *figure.axes, *(axes.title for axes in figure.axes)):
+        assert box.containsx(artist.get_window_extent().x1), artist
+        assert box.containsy(artist.get_window_extent().y1), artist
+    for axes, other in zip(figure.axes, short.axes, strict=True):
+        here, there = axes.get_window_extent(), other.get_window_extent()
+        assert (here.width, here.height) == pytest.approx((there.width, there.height), rel=0.02)
+    assert not legend.get_window_extent().overlaps(figure.axes[1].title.get_window_extent())
+    assert not legend.get_window_extent().overlaps(figure.axes[0].get_legend().get_window_extent())
 
 
 @needs_matplotlib

@@ -37,7 +37,7 @@ def test_another_model_is_replaced_on_request_only(hub, push, folders):
     push(folders / "carp")
     before = hub.files(REPO), hub.head(REPO)
     said = push.refused(folders / "other")
-    assert "has another model on main, carp, reinit, seed 42, blake3:" in said
+    assert "has another model on main, carp, reinit (seed 42), blake3:" in said
     assert "--force" in said
     assert (hub.files(REPO), hub.head(REPO)) == before
     push(folders / "other", "--force")

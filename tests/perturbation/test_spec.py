@@ -13,6 +13,7 @@ from support.models import CONFIGS
 
 from hf_perturb import HfPerturbError, Perturbation, PerturbationError
 from hf_perturb.perturbation import Base
+from hf_perturb.perturbation.spec import in_words
 
 DIGEST = "blake3:" + "0123456789abcdef" * 4
 BASE = {"name": "facebook/esm1b", "revision": "0" * 40, "digest": DIGEST}
@@ -134,6 +135,28 @@ def test_also_is_a_set_of_parts_and_one_as_shorthand():
     assert Perturbation("reinit", also="head") == Perturbation("reinit", also=["head"])
     for nothing in (None, [], ()):
         assert "also" not in Perturbation("reinit", also=nothing).to_dict()
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        ({"method": "reinit"}, "reinit (seed 42)"),
+        ({"method": "reinit", "seed": 0, "rules": "published"}, "reinit (seed 0, rules published)"),
+        (
+            {
+                "method": "resample",
+                "axis": "all",
+                "scope": ["top:4"],
+                "exclude": ["*.bias"],
+                "also": ["embeddings", "head"],
+            },
+            "resample (seed 42, axis all, scope top:4, exclude *.bias, also embeddings and head)",
+        ),
+        ({"method": ["a"], "seed": None, "axis": {}, "also": 3, "digest": "x"}, "['a'] (seed None, axis {}, also 3)"),
+    ],
+)
+def test_a_record_in_words_says_what_tells_it_from_others(record, words):
+    assert in_words(record) == words
 
 
 def test_immutable():
