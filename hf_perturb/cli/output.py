@@ -40,7 +40,14 @@ def print_verification(found: Verification, path: str) -> None:
         print(f"{difference.name}: {difference.elements} elements differ, by {largest} at most")
     for problem in found.problems:
         print(f"{path}: {problem}")
-    if found.ok:
+    if found.nonfinite:
+        from hf_perturb.checkpoints.shapes import listed
+
+        print(f"hf-perturb verify: note: {path}: NaN or infinite weights in {listed(found.nonfinite)}", file=sys.stderr)
+    if found.ok and found.rebuilt:
+        print(f"{path}: no weights here, as in a recipe; built again from {found.base} they are as recorded")
+        print(found.digest)
+    elif found.ok:
         what = "weights as recorded" if found.recorded else "no digest is recorded, as of a cast; weights as saved"
         with_base = f", every tensor as {found.base} and the record give it" if found.base else ""
         print(f"{path}: {what}{with_base}\n{found.digest}")

@@ -55,6 +55,7 @@ class Verification:
         problems: everything that is wrong, in words; empty for what is as recorded.
         nonfinite: tensors with NaN or infinite values, which may be as recorded.
         changed: what was done to the weights before they were changed, in words; `None` for a control or a base.
+        rebuilt: whether there are no weights, as in a recipe, and these were built again from the base.
     """
 
     path: str
@@ -65,6 +66,7 @@ class Verification:
     problems: tuple[str, ...] = ()
     nonfinite: tuple[str, ...] = ()
     changed: str | None = None
+    rebuilt: bool = False
 
     @property
     def ok(self) -> bool:
@@ -246,8 +248,8 @@ def _rebuild(opened: Checkpoint, record: Perturbation, base: Checkpoint, run: Ca
     problems += [*differences(opened, lines), *other_sizes(opened, base, heads=not own_head)]
     digest = digest_of_lines(lines)
     found = tuple(stored.differences[name] for name in names)
-    odd = tuple(sorted(stored.nonfinite))
-    return Verification(opened.name, digest, record.digest, base.name, found, tuple(problems), odd, _changed(opened))
+    said = (found, tuple(problems), tuple(sorted(stored.nonfinite)), _changed(opened), opened.is_recipe)
+    return Verification(opened.name, digest, record.digest, base.name, *said)
 
 
 def _refuse_another_network(opened: Checkpoint, base: Checkpoint, blueprint: Blueprint) -> None:

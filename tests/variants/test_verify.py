@@ -622,10 +622,39 @@ def test_the_command_prints_json(small, bases, spoiled, capsys):
             assert (ended, err) == (code, "")
             said = json.loads(out, parse_constant=pytest.fail)
             assert said == as_json(verify_variant(folder, *given[1:]))
-            keys = ["path", "digest", "recorded", "base", "differences", "problems", "nonfinite", "changed"]
+            keys = ["path", "digest", "recorded", "base", "differences", "problems", "nonfinite", "changed", "rebuilt"]
             assert list(said) == ["ok", *keys]
             assert said["ok"] == (code == 0)
+            assert said["nonfinite"] == (["layers.0.fc1.bias"] if folder == spoiled else [])
+            assert said["rebuilt"] is False
     assert said["differences"] == [{"name": "layers.0.fc1.bias", "elements": 2, "largest": None}]
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_the_command_says_that_a_recipe_has_no_weights(tmp_path, capsys, given):
+    """So it does of a control whose weights are not there."""
+    for name in ("recipe", "lost"):
+        create_variant("demo", tmp_path / name, "gaussian", recipe=name == "recipe")
+    (tmp_path / "lost" / "model.safetensors").unlink()
+    words = ["--base", "demo"] if given else []
+    for name in ("recipe", "lost"):
+        path = tmp_path / name
+        digest = verify_variant(path).digest
+        text = f"{path}: no weights here, as in a recipe; built again from demo they are as recorded\n{digest}\n"
+        assert verified(capsys, path, *words) == (0, text, "")
+        assert json.loads(verified(capsys, path, *words, "--json")[1])["rebuilt"] is True
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_the_command_tells_of_weights_that_are_not_numbers(tmp_path, capsys, given):
+    model = small_model("carp")
+    with torch.no_grad():
+        model.model.last_norm.bias[3] = math.inf
+    model.save_pretrained(tmp_path / "base")
+    create_variant(tmp_path / "base", tmp_path / "out", "resample")
+    code, out, err = verified(capsys, tmp_path / "out", *(["--base", tmp_path / "base"] if given else []))
+    assert (code, "as recorded" in out) == (0, True)
+    assert err == f"hf-perturb verify: note: {tmp_path / 'out'}: NaN or infinite weights in model.last_norm.bias\n"
 
 
 def test_the_command_names_what_differs(bases, spoiled, capsys):
@@ -640,9 +669,10 @@ def test_the_command_names_what_differs(bases, spoiled, capsys):
     code, out, err = verified(capsys, spoiled)
     digest = digest_of(load_file(spoiled / "model.safetensors"))
     problem = f"{spoiled}: the weights have digest {digest}, the record says {before}"
-    assert (code, out, err) == (1, f"{problem}\n", "")
+    note = f"hf-perturb verify: note: {spoiled}: NaN or infinite weights in layers.0.fc1.bias\n"
+    assert (code, out, err) == (1, f"{problem}\n", note)
     code, out, err = verified(capsys, spoiled, "--base", bases / "esm1b")
-    assert (code, err) == (1, "")
+    assert (code, err) == (1, note)
     after = torch.zeros_like(embedding)
     after[0, 0] = 0.1
     largest = float((embedding.double() - after.double()).abs().max())
