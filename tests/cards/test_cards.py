@@ -230,16 +230,18 @@ def test_what_a_control_leaves_is_what_the_card_says(base, network, tmp_path):
         create_variant(base, tmp_path / f"{method}-{axis}", Perturbation(method, axis=axis))
         text = card_of(tmp_path / f"{method}-{axis}")
         assert said in text
-        assert ("has no deviation and stays as it is." in text) == (method == "gaussian")
+        assert ("has no deviation and stays as it is" in text) == (method == "gaussian")
         assert ("whole rows of matrices changed places, as here" in text) == (axis == "outputs" and network != "carp")
     drawn = weights_of(tmp_path / "gaussian-None")
-    stay = {"contact_head.regression.bias"}  # of one element
-    assert alike_in(card_of(tmp_path / "gaussian-None")) == len(stay & drawn.keys())
+    stay = {"contact_head.regression.bias"} & drawn.keys()  # of one element
+    text = card_of(tmp_path / "gaussian-None")
+    assert ("stays as it is, here: `contact_head.regression.bias`." in text) == bool(stay)
+    count = len(changed_in(tmp_path / "gaussian-None", base))
+    assert f"\n{count} of its {len(drawn)} tensors\n" in text
     everything = {"also": ["embeddings", "head"]}
     create_variant(base, tmp_path / "everything", Perturbation("gaussian", **everything))
-    assert ("those and the architecture are enough." in card_of(tmp_path / "everything")) == (
-        network in ("esm1b", "carp")
-    )
+    # a bias of one element is kept in the others
+    assert ("those and the architecture are enough." in card_of(tmp_path / "everything")) == (network == "carp")
 
 
 @pytest.mark.parametrize("head", ["Model", "ForSequenceClassification", "ForTokenClassification"])
@@ -377,6 +379,27 @@ def test_a_converted_variant_has_the_facts_of_the_variant(base, tmp_path):
     assert rules_of(texts[1]) == rules_of(texts[0])
     assert header_of(texts[0]) == header_of(texts[1])
     assert record.digest in texts[1]
+
+
+def test_tensors_of_equal_values_are_not_counted_as_drawn(tmp_path):
+    base, network = tmp_path / "base", small_model("esm1b")
+    with torch.no_grad():
+        network.layers[0].fc1.bias.fill_(0.5)
+        network.lm_head.bias.fill_(0)
+    network.save_pretrained(base)
+    create_variant(base, tmp_path / "control", "gaussian")
+    hf_perturb.convert_checkpoint(tmp_path / "control", tmp_path / "again")
+    text, changed = card_of(tmp_path / "control"), changed_in(tmp_path / "control", base)
+    stored = weights_of(tmp_path / "control")
+    assert facts_of(text)["tensors perturbed"] == f"{len(changed)} of {len(stored)}"
+    assert f"\n{len(changed)} of its {len(stored)} tensors\n" in text
+    assert "stays as it is, here: `layers.*.fc1.bias`, `lm_head.bias`" in text.replace(
+        "`contact_head.regression.bias`, ", ""
+    )
+    assert rules_of(text)["contact_head.regression.bias"] == ("keep", 0, 1)
+    assert rules_of(card_of(tmp_path / "again"))["contact_head.regression.bias"] == ("keep", 0, 1), (
+        "without the base too"
+    )
 
 
 def test_every_format_counts_the_same_tensors(tmp_path):
