@@ -1,4 +1,4 @@
-"""Controls for protein language models: ESM and CARP with re-initialised or shuffled weights.
+"""Controls for protein language models: ESM and CARP with weights drawn anew or shuffled.
 
 With this package imported, Transformers' Auto classes know both families. The names of `__init__.pyi` are imported when
 they are used: torch and Transformers take seconds, and what works on files needs neither.

@@ -1,4 +1,4 @@
-"""Build both controls of the demo base, load the three models, compare them, and run two pipelines on each."""
+"""Build the three controls of the demo base, load the four models, compare them, and run two pipelines on each."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from evaluation import masked_lm_loss
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, pipeline, utils
 
 from hf_perturb import demo
+from hf_perturb.perturbation.spec import METHODS
 from hf_perturb.variants.create import create_variant
 
 
 def build(folder: Path, seed: int) -> dict[str, Path]:
-    """Build the variants; return the folders of base, reinit and resample."""
+    """Build the variants; return the folders of the base and of each."""
     folders = {"base": demo.folder()}
-    for method in ("reinit", "resample"):
+    for method in METHODS:
         folders[method] = folder / f"demo-{method}-seed{seed}"
         create_variant(demo.NAME, folders[method], {"method": method, "seed": seed}, force=True)
     return folders

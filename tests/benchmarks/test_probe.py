@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from statistics import mean
 
+import pytest
 from support.benchmarks import BENCHMARKS, run_script
 
 from hf_perturb import demo
@@ -44,3 +48,17 @@ def test_a_base_that_is_not_there_is_said_in_a_line(tmp_path):
     assert done.returncode == 1
     assert done.stderr.startswith("probe: ")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("words", [["probe", "-h"], ["benchmark", "--help"], ["benchmark", "create", "-h"]])
+def test_help_comes_before_anything_is_installed(words, tmp_path):
+    name, *rest = words
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S -E "$@"\n')  # without any package
+    python.chmod(0o755)
+    command = [BENCHMARKS.parent / "scripts" / name, *rest]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHON": str(python)}, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"usage: {name} ")

@@ -21,7 +21,8 @@ def test_the_main_job(tmp_path):
     assert losses["base"] < 2.85
     assert losses["reinit"] > losses["base"] + 0.05
     assert losses["resample"] > losses["base"] + 0.05
-    assert changed == {"base": "0", "reinit": "192", "resample": "192"}
-    assert done.stdout.count("fill-mask:") == 3
-    assert done.stdout.count("feature-extraction: (1, 40, 128)") == 3
+    assert losses["gaussian"] > losses["base"] + 0.05
+    assert changed == {"base": "0", "reinit": "192", "resample": "192", "gaussian": "192"}
+    assert done.stdout.count("fill-mask:") == 4
+    assert done.stdout.count("feature-extraction: (1, 40, 128)") == 4
     assert done.stderr == "", "nothing but the table is said"
