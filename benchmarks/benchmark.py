@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     every.add_argument("--work", type=Path, metavar="DIR", help=room)
     every.add_argument("--json", type=to_write, metavar="FILE", help="write the figures as data too")
     common = argparse.ArgumentParser(add_help=False, parents=[every])
-    common.add_argument("--only", nargs="+", choices=VARIANTS, help="default: all of them")
+    common.add_argument("--only", nargs="+", choices=VARIANTS, default=VARIANTS, help="default: all of them")
     base = argparse.ArgumentParser(add_help=False, parents=[common])
     base.add_argument("--base", type=Path, metavar="FOLDER", help="a base of your own; default: a synthetic one")
     base.add_argument("--size", choices=SIZES, default="650M", help="of the synthetic one; default: %(default)s")

@@ -29,7 +29,7 @@ from benchmarking import (
     weights_of,
     write_json,
 )
-from comparisons import base_folder, create_command, known, title
+from comparisons import base_folder, create_command, title
 
 COPY, CAT = "cp + sync", "cat, not in the page cache"
 # the study's procedure shuffles all entries of a tensor, whatever ours does
@@ -74,7 +74,7 @@ def compare_sizes(options: Namespace, sizes: Sequence[str], given: Path | None) 
         sizes: of synthetic bases.
         given: a base of the user's, in place of a synthetic one.
     """
-    variants = known(options.only)
+    variants = [name for name in VARIANTS if name in options.only]
     data: dict[str, Any] = {"machine": machine(), "repeat": options.repeat, "sizes": []}
     for size in sizes:
         with base_folder(given, size, options.work, outputs=2) as (base, folder):

@@ -178,14 +178,6 @@ def test_the_figure_has_the_copy_and_the_machine(tmp_path):
     assert "8M: 0.03 GB, 9 tensors" in done.stdout
 
 
-def test_a_variant_that_the_command_lacks_is_left_out(monkeypatch, capsys):
-    import comparisons
-
-    monkeypatch.setitem(comparisons.VARIANTS, "elsewhere", ("resample", "elsewhere"))
-    assert comparisons.known(["reinit", "elsewhere"]) == ["reinit"]
-    assert "elsewhere is left out" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("method", ["reinit", "resample"])
 def test_the_peer_is_the_procedure_of_the_published_rules(base, tmp_path, method):
     out = tmp_path / "study.safetensors"
