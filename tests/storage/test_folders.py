@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support.children import started_children
@@ -289,16 +290,16 @@ def no_space_in_rust(*arguments, **keywords):
     raise Exception("No space left on device (os error 28)")  # as the library raises it
 
 
-def fail_opening(name):
+def fail_writing(name):
     """Refuse to write a file of this name."""
 
-    def opened(file, mode="r", *arguments, **keywords):
-        if str(file).endswith(name) and "w" in mode:
+    def write_text(path, *arguments, **keywords):
+        if path.name == name:
             no_space()
-        return real(file, mode, *arguments, **keywords)
+        return real(path, *arguments, **keywords)
 
-    real = open
-    return opened
+    real = Path.write_text
+    return write_text
 
 
 @pytest.mark.parametrize(
@@ -310,9 +311,10 @@ def fail_opening(name):
         ("os.mkdir", no_space),
         ("os.chmod", no_space),
         ("pathlib.Path.rename", no_space),
-        ("builtins.open", fail_opening("config.json")),
-        ("transformers.PreTrainedTokenizerFast.save_pretrained", no_space_in_rust),
-        ("io.open", fail_opening("README.md")),
+        ("pathlib.Path.write_text", fail_writing("config.json")),
+        ("pathlib.Path.write_text", fail_writing("tokenizer_config.json")),
+        ("hf_perturb.checkpoints.tokenizers._build", lambda alphabet: SimpleNamespace(save=no_space_in_rust)),
+        ("pathlib.Path.write_text", fail_writing("README.md")),
     ],
 )
 def test_whatever_cannot_be_written_leaves_nothing(base, old, tmp_path, monkeypatch, place, fail):
