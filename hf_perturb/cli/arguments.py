@@ -81,7 +81,8 @@ _BASE = "a folder, a Hub id, an original .pt, or 'demo'"
 _VERIFIED = "a variant, a recipe or a base: a folder or a Hub id"
 _LIST = """\
 Without BASE: the published checkpoints. With BASE: its tensors, what each method does to them by the rules, and
-which part --also names it by, where the rules keep it; of a variant, what was done to it is said too.
+which part --also names it by, where the rules keep it. Of a variant also what was done to each (done) and, with --json,
+its record (perturbation).
 """
 
 

@@ -114,7 +114,7 @@ def run_list(options: argparse.Namespace) -> None:
     """Print the catalogue, or the tensors of a base."""
     from hf_perturb.variants.listing import catalogue_rows, tensor_rows
 
-    rows = catalogue_rows(options.json) if options.base is None else tensor_rows(options.base)
+    rows = catalogue_rows(options.json) if options.base is None else tensor_rows(options.base, options.json)
     output.print_json(rows, indent=1) if options.json else output.print_table(rows)
 
 

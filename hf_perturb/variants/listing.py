@@ -9,7 +9,7 @@ from hf_perturb.checkpoints.catalog import CATALOG, Entry
 from hf_perturb.checkpoints.checkpoint import Checkpoint
 from hf_perturb.perturbation import Perturbation, Step, spec
 from hf_perturb.perturbation.rules import rule_of
-from hf_perturb.variants.blueprint import plan_for
+from hf_perturb.variants.blueprint import plan_for, steps_of
 
 _LOG = logging.getLogger("hf_perturb")
 
@@ -40,18 +40,27 @@ def _row(entry: Entry, everything: bool = False) -> dict[str, Any]:
     }
 
 
-def tensor_rows(base: str) -> list[dict[str, Any]]:
+def tensor_rows(base: str, everything: bool) -> list[dict[str, Any]]:
     """Return a row a tensor of a base, in the order of the original class: what each method does to it by the rules.
 
-    `also` is what a perturbation names it by that is to perturb it all the same, where the rules keep it.
+    `also` is what a perturbation names it by that is to perturb it all the same, where the rules keep it. Of a variant,
+    `done` is what its record says was done to it.
+
+    Args:
+        base: or a variant.
+        everything: also the record of the whole, `None` for a base.
 
     Raises:
         CheckpointError: if the base cannot be used.
     """
     checkpoint = Checkpoint.open(base).check()
-    if checkpoint.record is not None:
-        _LOG.warning("%s is %s; the table tells what the rules do to a base", base, checkpoint.record)
-    network = checkpoint.network
+    network, record = checkpoint.network, checkpoint.record
+    done = None
+    if record is not None:
+        _LOG.warning(
+            "%s is %s; `done` tells what that did, the other columns what the rules do to a base", base, record
+        )
+        done = steps_of(network, plan_for(network, record))
     steps = {}
     for method in spec.METHODS:
         steps[method] = {step.name: step for step in plan_for(network, Perturbation(method)).steps}
@@ -61,6 +70,8 @@ def tensor_rows(base: str) -> list[dict[str, Any]]:
             "shape": "x".join(map(str, shape)),
             **{method: _action(steps[method].get(name)) for method in spec.METHODS},
             "also": rule_of(network.family, name).part or "",
+            **({} if done is None else {"done": _action(done.get(name))}),
+            **({"perturbation": record and record.to_dict()} if everything else {}),
         }
         for name, shape in network.shapes.items()
     ]

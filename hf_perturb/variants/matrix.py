@@ -13,6 +13,7 @@ from hf_perturb.errors import CheckpointError, PerturbationError
 from hf_perturb.perturbation.spec import MAX_SEED, Perturbation
 
 _MOST_SEEDS = 1000
+_DIGITS = re.compile(r"\d+")
 _SEEDS = re.compile(r"\s*([0-9]{1,19})(?:-([0-9]{1,19}))?\s*")
 
 
@@ -81,14 +82,18 @@ def folders(parent: Path, perturbations: Iterable[Perturbation]) -> dict[Path, P
 
 
 def models_in(parent: Path) -> list[Path]:
-    """Return the folders in a folder that hold a model, by name; one without its `config.json` is a damaged one."""
+    """Return the folders in a folder that hold a model, by name; one without its `config.json` is a damaged one.
+
+    Numbers in names count as such: `top2` comes before `top10`.
+    """
     files = (
         file
         for pattern in ("config.json", "model*.safetensors", "pytorch_model*.bin")
         for file in parent.glob(f"*/{pattern}")
     )
     # what is hidden is still being written
-    return sorted({file.parent for file in files if not file.parent.name.startswith(".")})
+    found = {file.parent for file in files if not file.parent.name.startswith(".")}
+    return sorted(found, key=lambda folder: (_DIGITS.sub(lambda digits: digits[0].zfill(20), folder.name), folder.name))
 
 
 def folders_of(path: str | Path) -> list[Path]:

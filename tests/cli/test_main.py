@@ -166,6 +166,22 @@ def test_list_shows_the_tensors_of_a_base(capsys):
     assert main(["list", "demo"]) == 0
     head, *_ = capsys.readouterr().out.splitlines()
     assert head.split() == ["tensor", "shape", "reinit", "resample", "gaussian", "also"]
+    assert {row["perturbation"] for row in rows.values()} == {None}
+
+
+def test_list_shows_what_was_done_to_a_variant(tmp_path, capsys):
+    asked = {"method": "resample", "axis": "rows", "scope": ["top:1"], "also": []}
+    record = hf_perturb.create_variant("demo", tmp_path / "out", asked)
+    assert main(["list", str(tmp_path / "out"), "--json"]) == 0
+    said = capsys.readouterr()
+    rows = {row["tensor"]: row for row in json.loads(said.out)}
+    assert {json.dumps(row["perturbation"]) for row in rows.values()} == {json.dumps(record.to_dict())}
+    assert rows["model.embedder.layers.15.conv.weight"]["done"] == "shuffle(rows)"
+    assert rows["model.embedder.layers.14.conv.weight"]["done"] == "keep"
+    assert rows["model.embedder.layers.14.conv.weight"]["resample"] == "shuffle(all)", "as of a base"
+    assert "`done` tells what that did" in said.err
+    assert main(["list", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.splitlines()[0].split()[-2:] == ["also", "done"]
 
 
 @pytest.mark.parametrize(
