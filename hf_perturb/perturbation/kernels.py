@@ -21,7 +21,7 @@ from hf_perturb.perturbation.streams import Stream
 
 Shape = tuple[int, ...]
 
-_BLOCK = 1 << 17  # entries to a block, a multiple of both chunks
+_BLOCK = 1 << 18  # entries to a block, a multiple of both chunks
 _CHUNK = 1 << 15  # entries at a time, which stay in the cache; even, so that no word is cut
 _NETWORK = 8  # rows of up to so many are sorted by exchanges of columns
 _BITS = 46  # of an entry, or of a square, in a sum: many thousands of them still fit into 63

@@ -10,7 +10,7 @@ import numpy as np
 from hf_perturb.perturbation.floats import Array
 
 LARGEST = 8.3  # no word gives a larger one
-CHUNK = 1 << 14  # numbers whose intermediate results stay in the cache
+CHUNK = 1 << 16  # numbers at a time: fewer of them cost more in calls than they save in the cache
 
 # numerator and denominator of each region, from the highest coefficient
 _CENTRAL = (

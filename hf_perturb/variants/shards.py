@@ -23,7 +23,7 @@ from hf_perturb.perturbation import Perturbation
 from hf_perturb.perturbation.digest import NO_DIGEST, digest_of_lines
 
 MAX_SHARD_SIZE = "50GB"  # Transformers' own
-_LARGE = 1 << 20  # bytes
+_LARGE, _CACHED = 1 << 20, 1 << 29  # bytes of a tensor, and of the page cache
 _INDEX = "model.safetensors.index.json"
 
 
@@ -49,6 +49,7 @@ class Shards:
 
     def __init__(self, folder: Path, tensors: Mapping[str, tuple[str, Shape]], record: Perturbation | None):
         self.folder = folder
+        self._sent = 0  # bytes since the page cache was emptied
         self._sizes = {name: bytes_of(dtype, shape) for name, (dtype, shape) in tensors.items()}
         self._split = split_state_dict_into_shards_factory(
             self._sizes,
@@ -90,11 +91,13 @@ class Shards:
         for chunk in rest:
             _write(file, chunk, offset + done)
             done += len(chunk)
-        # sent to the disk while the next tensor is made, and taken out of the page cache: nothing is left to wait for
-        # at the end, and the pages serve again, of which new ones cost more than a tensor's draw
         if self._sizes[name] >= _LARGE and hasattr(os, "posix_fadvise"):
+            self._sent += self._sizes[name]
+            # sent to the disk while the next tensor is made, so that nothing is left to wait for at the end; now and
+            # then all that is there leaves the page cache, of which new pages cost more than a tensor's draw
+            whole, self._sent = self._sent > _CACHED, self._sent % _CACHED
             with suppress(OSError):  # only advice
-                os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+                os.posix_fadvise(file, *((0, 0) if whole else (offset, done)), os.POSIX_FADV_DONTNEED)
 
     def finish(self, record: Perturbation | None, lines: Mapping[str, str]) -> None:
         """Write the headers and the index.

@@ -47,7 +47,7 @@ class Given:
 @cache
 def some_words() -> list[int]:
     """Return the first words of a stream; it takes a while to work them out in plain Python."""
-    return list(islice(draws.words(KEY), 70_000))
+    return list(islice(draws.words(KEY), 100_000))
 
 
 def filled(kernel, shape: tuple[int, ...], code: str, *values: Array, stream=None, **arguments) -> Array:
@@ -430,3 +430,31 @@ def test_bounds_are_those_of_the_contract_to_the_bit(rows, columns, taps):
         bias = (rows,) if initialiser is rules.FAN_IN else shape
         name = "std" if initialiser is rules.XAVIER_NORMAL else "bound"
         assert initialiser.for_shape(bias, shape) == ((name, scale),)
+
+
+# ---- blocks
+
+
+@pytest.mark.parametrize("shape", [(3, 70_001), (40_000, 5), (7, 3, 9_999), (200_001,)], ids=str)
+def test_blocks_make_what_one_block_makes(shape, monkeypatch):
+    """As long as they hold whole chunks: of the kernels, and whole rows where these move."""
+    values = np.arange(math.prod(shape), dtype=np.float32).reshape(shape)
+    calls = [
+        (kernels.uniform, (), {"bound": 0.5}),
+        (kernels.normal, (), {"zero_row": 1}),
+        (kernels.constant, (), {"value": 1.5}),
+        (kernels.gaussian, (values,), {}),
+        *((kernels.shuffle, (values,), {"axis": axis}) for axis in AXES),
+    ]
+    made = []
+    for block in (1 << 16, kernels._BLOCK, 1 << 40):
+        monkeypatch.setattr(kernels, "_BLOCK", block)
+        made.append([bits(filled(kernel, shape, "F32", *given, **keys)) for kernel, given, keys in calls])
+    assert made[0] == made[1] == made[2]
+
+
+def test_no_kernel_holds_more_than_a_block_beside_what_it_reads():
+    sizes = {block.size for block in kernels.uniform((300, 3000), np.dtype("f4"), Stream(KEY), bound=1.0)}
+    assert sizes == {kernels._BLOCK, 900_000 % kernels._BLOCK}
+    with pytest.raises(ValueError, match="not contiguous"):
+        kernels.fill(np.empty((4, 6)).T, [])
