@@ -63,11 +63,12 @@ def normal(
     zero_row: int | None = None,
 ) -> Iterator[Array]:
     """Draw from N(mean, std**2), then zero one row."""
+    work = np.empty((5, min(normals.CHUNK, math.prod(shape))))
     width = math.prod(shape[1:])
     first = -width if zero_row is None else zero_row * width
     for block in _blocks(shape, dtype):
         for part in _parts(block, normals.CHUNK):
-            drawn = normals.normals(stream.words(part.size))
+            drawn = normals.normals(stream.words(part.size), work)
             drawn *= std
             drawn += mean
             part[...] = cast(cast(drawn, np.dtype(np.float32)), part.dtype)

@@ -47,21 +47,24 @@ _LN2_HIGH, _LN2_LOW = float.fromhex("0x1.62e42fee00000p-1"), float.fromhex("0x1.
 _ATANH = tuple(1 / n for n in range(21, 0, -2))
 
 
-def normals(words: Array) -> Array:
-    """Return the normal number of every word, float64 of mean 0 and deviation 1, in memory of its own.
+def normals(words: Array, work: Array) -> Array:
+    """Return the normal number of every word, float64 of mean 0 and deviation 1, in the memory of `work`.
 
     Args:
-        words: `(count,)` of 64 bits, best `CHUNK` at a time.
+        words: `(count,)` of 64 bits, at most `CHUNK`; overwritten.
+        work: `(5, CHUNK)` of float64, for the results on the way: to allocate them takes a fifth of the time.
     """
-    p = (words >> np.uint64(12)).astype(np.float64)
+    p, q, r, value, divisor = work[:, : words.size]
+    np.right_shift(words, np.uint64(12), out=words)
+    np.copyto(p, words, casting="unsafe")  # below 2**53, so exact
     p += 0.5
     p *= 2.0**-52
-    q = p - 0.5
-    r = q * q
+    np.subtract(p, 0.5, out=q)
+    np.multiply(q, q, out=r)
     np.subtract(0.180625, r, out=r)
-    value = _horner(_CENTRAL[0], r)
+    _horner(_CENTRAL[0], r, value)
     value *= q
-    value /= _horner(_CENTRAL[1], r)
+    value /= _horner(_CENTRAL[1], r, divisor)
     # r is negative beyond |q| = 0.425, and rounding moves no such q to the other side
     tails = np.flatnonzero(np.abs(q, out=r) > 0.425)
     value[tails] = _tail(p[tails], q[tails])
@@ -100,10 +103,10 @@ def _minus_log(p: Array) -> Array:
     return np.negative(s, out=s)
 
 
-def _horner(coefficients: tuple[float, ...], x: Array) -> Array:
-    """Return a polynomial, its highest coefficient first, in memory of its own."""
+def _horner(coefficients: tuple[float, ...], x: Array, out: Array | None = None) -> Array:
+    """Return a polynomial, its highest coefficient first, in memory of its own or in `out`."""
     first, second, *others = coefficients
-    value = x * first
+    value: Array = np.multiply(x, first, out=out)
     value += second
     for coefficient in others:
         value *= x
