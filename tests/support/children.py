@@ -159,16 +159,16 @@ def stop_at_card() -> None:
 
 def stop_in_stream() -> None:
     """Stop when the first tensor is read, in a thread."""
-    from hf_perturb.variants import stream
+    from hf_perturb.checkpoints.tensors import Tensor
 
-    digest = stream.tensor_digest
+    examine = Tensor.examine
 
-    def stop(tensor: Any) -> str:
-        stream.tensor_digest = digest
+    def stop(tensor: Tensor, look: bool = False) -> tuple[str, bool]:
+        Tensor.examine = examine
         os.kill(os.getpid(), signal.SIGSTOP)
-        return digest(tensor)
+        return examine(tensor, look)
 
-    stream.tensor_digest = stop
+    Tensor.examine = stop
 
 
 def small_files() -> None:
