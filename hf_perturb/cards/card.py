@@ -199,9 +199,8 @@ def _variant_facts(
 ) -> dict[str, Any]:
     """Return what a card says of what was done to a variant; the arguments are those of `variant_card`."""
     family, shapes = network.family, network.shapes
-    if (
-        record.method == "gaussian"
-    ):  # such a tensor has no deviation; of one element it is also where no base is at hand
+    if record.method == "gaussian":
+        # such a tensor has no deviation; of one element it is also where no base is at hand
         alike = {name for name, step in steps.items() if step and (name in alike or math.prod(shapes[name]) == 1)}
         steps = {name: None if name in alike else step for name, step in steps.items()}
     touched = {name for name, step in steps.items() if step is not None}

@@ -23,7 +23,7 @@ from hf_perturb.checkpoints.tokenizers import refuse_other_alphabet
 from hf_perturb.demo import located
 from hf_perturb.errors import CheckpointError, ModelInputError, StackedPerturbationError
 from hf_perturb.perturbation.digest import digest_of_lines
-from hf_perturb.perturbation.floats import DTYPES, FLOATS, Array, dtype_code
+from hf_perturb.perturbation.floats import DTYPES, Array, dtype_code, other_types
 from hf_perturb.perturbation.parallel import for_each
 from hf_perturb.perturbation.spec import Perturbation, check_digest
 
@@ -276,10 +276,8 @@ class Checkpoint:
         self.tensors, _ = without_prefix(self.tensors, self.network.anchor)
         self.drop_tied()
         said = self.network.differences(self.shapes)
-        kinds = [f"{name} {tensor.dtype}" for name, tensor in self.tensors.items() if tensor.dtype not in FLOATS]
-        if kinds:
-            kinds_said = f"tensors of types that are not perturbed: {listed(kinds)}; allowed: {', '.join(FLOATS)}"
-            said = "; ".join(filter(None, (said, kinds_said)))
+        odd = other_types({name: tensor.dtype for name, tensor in self.tensors.items()})
+        said = "; ".join(filter(None, (said, odd)))
         if said and (quantised := self.stored.get("quantization_config")):
             method = quantised.get("quant_method", "unknown")
             said = f"its weights are quantised ({method}), and no digest tells of those; use what they were made from"

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from hf_perturb.checkpoints.shapes import listed
+
 if TYPE_CHECKING:
     from hf_perturb import Embeddings, Push, Verification
 
@@ -41,8 +43,6 @@ def print_verification(found: Verification, path: str) -> None:
     for problem in found.problems:
         print(f"{path}: {problem}")
     if found.nonfinite:
-        from hf_perturb.checkpoints.shapes import listed
-
         print(f"hf-perturb verify: note: {path}: NaN or infinite weights in {listed(found.nonfinite)}", file=sys.stderr)
     if found.ok and found.rebuilt:
         print(f"{path}: no weights here, as in a recipe; built again from {found.base} they are as recorded")

@@ -296,8 +296,8 @@ def _is_as_stored(tensor: torch.Tensor, line: str | None) -> bool:
 
 def quantised(model: PerturbablePreTrainedModel | None = None) -> PerturbationError:
     """Return the error for quantised weights, which names those of a model."""
-    tensors = {} if model is None else {name: model.state_dict().get(name) for name in quantised_weights(model)}
-    kinds = [name if tensor is None else f"{name} {dtype_code(tensor.dtype)}" for name, tensor in tensors.items()]
+    state, names = ({}, []) if model is None else (model.state_dict(), quantised_weights(model))
+    kinds = [f"{name} {dtype_code(state[name].dtype)}" if name in state else name for name in names]
     return PerturbationError(
         f"perturbation: quantised weights{f' ({listed(kinds)})' if kinds else ''} cannot be perturbed, but those of"
         f" {', '.join(FLOATS)}; build the variant first (hf-perturb create) and load that with the quantization_config"

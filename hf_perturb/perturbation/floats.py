@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,6 +38,7 @@ _CODES = {
 DTYPES = {code: name for name, code in _CODES.items()}
 # the types that weights are drawn and shuffled in
 FLOATS = ("F64", "F32", "F16", "BF16")
+_NAMED = 8  # tensors that a message names
 _CHUNK = 1 << 16  # entries whose copies stay in the cache
 
 
@@ -58,6 +60,14 @@ def numpy_dtype(code: str) -> np.dtype[Any]:
 
         return np.dtype(getattr(ml_dtypes, name))
     return np.dtype(name)
+
+
+def other_types(types: Mapping[str, str]) -> str:
+    """Say which tensors, by name, are of types (`F8_E4M3`) that nothing is drawn in; nothing if none is."""
+    odd = [f"{name} {code}" for name, code in types.items() if code not in FLOATS]
+    more = f" and {len(odd) - _NAMED} more" if len(odd) > _NAMED else ""
+    said = f"tensors of types that are not perturbed: {', '.join(odd[:_NAMED])}{more}; allowed: {', '.join(FLOATS)}"
+    return said if odd else ""
 
 
 def as_integers(values: Array) -> Array:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,7 +19,8 @@ from hf_perturb.perturbation import normals
 from hf_perturb.perturbation.floats import Array, as_integers, cast, widened
 from hf_perturb.perturbation.streams import Stream
 
-Shape = tuple[int, ...]
+if TYPE_CHECKING:
+    from hf_perturb.perturbation.rules import Shape
 
 _BLOCK = 1 << 18  # entries to a block, a multiple of both chunks
 _CHUNK = 1 << 15  # entries at a time, which stay in the cache; even, so that no word is cut
@@ -116,9 +117,8 @@ def gaussian(shape: Shape, dtype: np.dtype[Any], stream: Stream, values: Array) 
     return iter([values.reshape(-1)]) if std == 0 else normal(shape, dtype, stream, std=std, mean=mean)
 
 
-def check_moments(values: Array) -> None:
-    """Raise what `gaussian` would, mostly after no more than a look at the bounds of the values."""
-    low, high = bounds(values)
+def check_moments(values: Array, low: float, high: float) -> None:
+    """Raise what `gaussian` would of values with these `bounds`, which are mostly enough to tell."""
     # no deviation is more than half of what lies between the bounds
     if not (normals.LARGEST + 1) * max(-low, high) <= _largest(values.dtype):
         _law(values)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_perturb.errors import PerturbationError
-from hf_perturb.perturbation.floats import FLOATS, Array, dtype_code
+from hf_perturb.perturbation.floats import Array, dtype_code, other_types
 from hf_perturb.perturbation.kernels import KERNELS, READERS, bounds, check_moments, fill
 from hf_perturb.perturbation.rules import Shape, default_axis, rule_of
 from hf_perturb.perturbation.scopes import in_scope
@@ -82,10 +82,10 @@ class Step:
 
     def check(self, values: Array) -> bool:
         """Raise what `run` would of the values, and return whether they can change: a constant stays."""
+        low, high = bounds(values)
         if self.kernel == "gaussian":
             with self._named():
-                check_moments(values)
-        low, high = bounds(values)
+                check_moments(values, low, high)
         return low != high
 
     @contextmanager
@@ -117,11 +117,8 @@ class Plan:
 
 def check_types(types: Mapping[str, str]) -> None:
     """Raise a `PerturbationError` if tensors, by name, are of types (`F8_E4M3`) that nothing is drawn in."""
-    if odd := [f"{name} {code}" for name, code in types.items() if code not in FLOATS]:
-        more = f" and {len(odd) - 8} more" if len(odd) > 8 else ""
-        raise PerturbationError(
-            f"tensors of types that are not perturbed: {', '.join(odd[:8])}{more}; allowed: {', '.join(FLOATS)}"
-        )
+    if said := other_types(types):
+        raise PerturbationError(said)
 
 
 def select(family: str, names: Iterable[str], perturbation: Perturbation) -> set[str]:

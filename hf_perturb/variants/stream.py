@@ -109,8 +109,9 @@ class Made:
 
     def digest(self) -> str:
         """Return `dtype shape blake3`, of what was used already, or is made for that."""
-        for _ in () if self._line else self.chunks():
-            pass
+        if self._line is None:
+            for _ in self.chunks():
+                pass
         return str(self._line)
 
 
