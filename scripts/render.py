@@ -14,9 +14,8 @@ from pathlib import Path
 from hf_perturb.cards.card import origin_of, render
 from hf_perturb.checkpoints.catalog import CATALOG, Entry
 from hf_perturb.perturbation import Perturbation
-from hf_perturb.perturbation.rules import FAMILIES, default_axis, rows_of, rule_of
+from hf_perturb.perturbation.rules import FAMILIES, default_axis
 from hf_perturb.perturbation.scopes import PARTS, SPANS
-from hf_perturb.perturbation.spec import RULES
 from hf_perturb.variants.blueprint import plan_for
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,7 +32,7 @@ def table(family: str) -> str:
         "| tensors | reinit | resample | reinit, `published` | source |",
         "| --- | --- | --- | --- | --- |",
     ]
-    for row in FAMILIES[family]:
+    for row in FAMILIES[family].rows:
         published = "the same" if row.published == "same" else row.action("reinit", "published")
         actions = f"{row.summary('reinit')} | {row.summary('resample')} | {published}"
         lines.append(f"| `{row.pattern}` | {actions} | {row.source} |")
@@ -47,7 +46,7 @@ def deviations(name: str) -> str:
     for step in plan_for(network, Perturbation("reinit")).steps:
         if (bound := dict(step.arguments).get("bound")) is not None:
             text = f"{float(bound) / math.sqrt(3):.3f}"
-            if text not in (texts := found.setdefault(rule_of(network.family, step.name).pattern, [])):
+            if text not in (texts := found.setdefault(network.table().row(step.name).pattern, [])):
                 texts.append(text)
     lines = ["| tensors | here | Transformers |", "| --- | --- | --- |"]
     for pattern, texts in found.items():
@@ -73,9 +72,9 @@ def published_card(entry: Entry) -> str:
     """Return the card of a checkpoint of the catalogue, which nobody needs to have for that."""
     network, family = entry.network(), entry.family
     shapes, ties = network.shapes, network.tied
-    plans = {rules: plan_for(network, Perturbation("reinit", rules=rules)) for rules in RULES}
+    plans = {rules: plan_for(network, Perturbation("reinit", rules=rules)) for rules in FAMILIES[family].rules}
     rows = []
-    for row in rows_of(family):
+    for row in FAMILIES[family].rows:
         if named := sum(map(row.names, shapes)):
             tied_to = next((name for name, source in ties.items() if row.names(source)), None)
             rows.append({"rule": row, "named": named, "head": tied_to})

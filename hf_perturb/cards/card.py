@@ -19,13 +19,14 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from hf_perturb import demo
+from hf_perturb.checkpoints.any_network import AnyNetwork
 from hf_perturb.checkpoints.catalog import CATALOG, LICENCES, YANG_2022, Entry, published
 from hf_perturb.checkpoints.checkpoint import Checkpoint
 from hf_perturb.checkpoints.network import Network
 from hf_perturb.checkpoints.recipe import torch_version
 from hf_perturb.checkpoints.shapes import AUTO_CLASSES, PREFIXES, is_parameter
 from hf_perturb.perturbation import Perturbation, Step, scope_text
-from hf_perturb.perturbation.rules import rows_of, rule_of
+from hf_perturb.perturbation.rules import Table
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -74,9 +75,23 @@ def variant_card(
         recipe: whether it has no weights.
         stock: whether it is stored for Transformers' own ESM.
     """
+    if isinstance(network, AnyNetwork):
+        return _any_card(network, record, steps, alike, recipe)
     origin = origin_of(network, published_as, record.base.digest if record.base is not None else None)
     facts = _variant_facts(network, record, steps, alike)
     return render("variant.md", network, origin, record, stock, recipe=recipe, **facts)
+
+
+def _any_card(
+    network: AnyNetwork,
+    record: Perturbation,
+    steps: Mapping[str, Step | None],
+    alike: Collection[str],
+    recipe: bool,
+) -> str:
+    """Render the card of a variant of a network that is none of ours; the arguments are those of `variant_card`."""
+    # UNFINISHED
+    return "# A control\n"
 
 
 def base_card(checkpoint: Checkpoint, digest: str | None, published_as: str | None, stock: bool = False) -> str:
@@ -198,7 +213,7 @@ def _variant_facts(
     network: Network, record: Perturbation, steps: Mapping[str, Step | None], alike: Collection[str]
 ) -> dict[str, Any]:
     """Return what a card says of what was done to a variant; the arguments are those of `variant_card`."""
-    family, shapes = network.family, network.shapes
+    table, shapes = network.table(record.rules), network.shapes
     if record.method == "gaussian":
         # such a tensor has no deviation; of one element it is also where no base is at hand
         alike = {name for name, step in steps.items() if step and (name in alike or math.prod(shapes[name]) == 1)}
@@ -210,31 +225,31 @@ def _variant_facts(
         "base": _base_name(record),
         "axis": next((dict(step.arguments).get("axis") for step in steps.values() if step is not None), None),
         "named_and_kept": network.named_and_kept(record),
-        "scopes": {name: scope_text(family, name) for name in record.scope},
+        "scopes": {name: scope_text(table, name) for name in record.scope},
         "parameters": sum(math.prod(shapes[name]) for name in steps if is_parameter(name)),
         # of what a record says was done, so that a count needs no base and is the same in every format
         "count": len(touched),
         "total": len(steps),
-        "rows": _rule_rows(family, record, steps, touched),
+        "rows": _rule_rows(table, record, steps, touched),
         "alike": Counter(re.sub(r"\blayers\.\d+\.", "layers.*.", name) for name in steps if name in alike),
-        "also": [part for part in record.also if any(rule_of(family, name).part == part for name in touched)],
+        "also": [part for part in record.also if any(table.row(name).part == part for name in touched)],
         "tie": [name for name in _TIE if name in touched] if _TIE[0] in steps else [],
         "silent": record.method == "reinit" and "embed_out" in touched,
-        "differing": [row for row in rows_of(family) if row.published != "same" and any(map(row.names, asked))],
+        "differing": [row for row in table.rows if row.published != "same" and any(map(row.names, asked))],
     }
 
 
 def _rule_rows(
-    family: str, record: Perturbation, steps: Mapping[str, Step | None], touched: set[str]
+    table: Table, record: Perturbation, steps: Mapping[str, Step | None], touched: set[str]
 ) -> list[dict[str, Any]]:
     """Return a row for each rule that names a tensor: what was done to its tensors, and to how many of them."""
     rows = []
-    for row in rows_of(family):
+    for row in table.rows:
         if names := [name for name in steps if row.names(name)]:
             # that of a tensor which is tied to the head is drawn by the rule of the head
             step = next((step for name in names if (step := steps[name]) is not None), None)
-            rule = row if step is None else rule_of(family, step.name)
-            action = "keep" if step is None else rule.action(record.method, record.rules, record.also)
+            rule = row if step is None else table.row(step.name)
+            action = "keep" if step is None else rule.action(record.method, str(record.rules), record.also)
             head = None if step is None or rule is row else step.name
             count = sum(name in touched for name in names)
             rows.append({"rule": row, "action": action, "head": head, "count": count, "named": len(names)})

@@ -10,22 +10,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from hf_perturb.checkpoints.any_network import AnyNetwork
 from hf_perturb.checkpoints.catalog import CATALOG
 from hf_perturb.checkpoints.evidence import check_record
-from hf_perturb.checkpoints.headers import read_files
-from hf_perturb.checkpoints.network import Network, stored_fields
-from hf_perturb.checkpoints.origins import read_original
-from hf_perturb.checkpoints.origins.stock_esm import STOCK_CLASSES, config_from_stock, is_stock, read_stock
-from hf_perturb.checkpoints.shapes import AUTO_CLASSES, PREFIXES, Shape, is_parameter, listed, without_prefix
-from hf_perturb.checkpoints.source import KINDS, WEIGHTS, Place
+from hf_perturb.checkpoints.network import Network
+from hf_perturb.checkpoints.shapes import Shape, is_parameter, listed, without_prefix
+from hf_perturb.checkpoints.source import KINDS, Place
 from hf_perturb.checkpoints.tensors import Region, Tensor, elements_of, same_values
-from hf_perturb.checkpoints.tokenizers import refuse_other_alphabet
 from hf_perturb.demo import located
 from hf_perturb.errors import CheckpointError, ModelInputError, StackedPerturbationError
 from hf_perturb.perturbation.digest import digest_of_lines
 from hf_perturb.perturbation.floats import DTYPES, Array, dtype_code, other_types
 from hf_perturb.perturbation.parallel import for_each
-from hf_perturb.perturbation.spec import Perturbation, check_digest
+from hf_perturb.perturbation.spec import Perturbation
 
 _LOOKS = 10  # at files that somebody replaces meanwhile
 _ROTARY = ".rot_emb.inv_freq"  # stays float32 at least, as it does in the model
@@ -85,12 +82,14 @@ class Checkpoint:
         weights: bool = True,
         location: str | None = None,
         family: str | None = None,
+        rules: str | None = None,
+        trust_remote_code: bool = False,
     ) -> Checkpoint:
         """Open a checkpoint of any kind: read its configuration and the headers of its files, once.
 
         Args:
-            source: a folder or Hub id of ours or of Transformers' own ESM, with weights or a recipe; an original `.pt`
-                file; or `demo`.
+            source: a folder or Hub id of ours or of any network that Transformers loads, with weights or a recipe; an
+                original `.pt` file; or `demo`.
             revision: branch, tag or commit of a Hub id.
             hub: what else finds a file on the Hub; see `HUB_ARGUMENTS`.
             variant: Transformers' `variant=`.
@@ -98,6 +97,8 @@ class Checkpoint:
             weights: false to read the configuration alone.
             location: the folder or Hub id, if it is not what `source` stands for.
             family: of one whose configuration names none.
+            rules: with `"transformers"`, a stock ESM is what Transformers has it as, and not one of ours.
+            trust_remote_code: whether the code of a network that Transformers does not have may be run.
 
         Raises:
             ModelInputError: if the source is no name.
@@ -105,10 +106,12 @@ class Checkpoint:
         """
         if not isinstance(source, str | Path) or not str(source):
             raise ModelInputError(f"got {source!r} for a checkpoint; {KINDS}")
+        from hf_perturb.checkpoints.reading import read_file, read_place  # which make one of these
+
         name = str(source)
         location = located(name) if location is None else location
         if (file := Path(location)).is_file():
-            return _open_original(file)
+            return read_file(file)
         if name in CATALOG and not Path(name).exists():
             raise CheckpointError(
                 f"{name!r} is a name of the catalogue; fetch it and make a base of it first: hf-perturb convert {name}"
@@ -119,7 +122,7 @@ class Checkpoint:
             time.sleep(0.01 * look)
             place = Place(name, location, asked, variant, use_safetensors)
             try:
-                opened = _read(place, weights, family)
+                opened = read_place(place, weights, family, rules, trust_remote_code)
             except CheckpointError:
                 if place.is_as_found():
                     raise
@@ -273,20 +276,34 @@ class Checkpoint:
                 f"{self.name!r} is a recipe; give it its weights first: hf-perturb create {self.name} OUT; or start"
                 f" from its base {base!r}"
             )
-        self.tensors, _ = without_prefix(self.tensors, self.network.anchor)
-        self.drop_tied()
+        if isinstance(self.described, AnyNetwork):
+            self._take_own(self.described)
+        else:
+            self.tensors, _ = without_prefix(self.tensors, self.network.anchor)
+            self.drop_tied()
         said = self.network.differences(self.shapes)
         odd = other_types({name: tensor.dtype for name, tensor in self.tensors.items()})
         said = "; ".join(filter(None, (said, odd)))
-        if said and (quantised := self.stored.get("quantization_config")):
-            method = quantised.get("quant_method", "unknown")
-            said = f"its weights are quantised ({method}), and no digest tells of those; use what they were made from"
+        if said and "quantization_config" in self.stored:
+            said = _quantised(self.stored)
         if said:
             raise CheckpointError(f"{self.name}: {said}")
         self.tensors = {name: self.tensors[name] for name in self.network.shapes if name in self.tensors}
         if record:
             check_record(self)
         return self
+
+    def _take_own(self, network: AnyNetwork) -> None:
+        """Leave out what no class of the network has: whoever loads it would have no place for it."""
+        if "quantization_config" in self.stored:
+            raise CheckpointError(f"{self.name}: {_quantised(self.stored)}")
+        self.described = network.with_tensors(self.shapes)
+        if left := [name for name in self.tensors if name not in self.described.shapes]:
+            classes = " or ".join(each.__name__ for each in self.described.classes)
+            self.notes.append(f"left out, for {classes} has no such tensors: {listed(left)}")
+        self.tensors = {name: self.tensors[name] for name in self.described.shapes}
+        self.drop_tied()
+        self.described = network.with_tensors(self.shapes)
 
     def drop_tied(self) -> None:
         """Leave out tensors that are another one by a second name.
@@ -322,7 +339,8 @@ class Checkpoint:
             published_as: name of the published checkpoint that the weights, or those of the base, are.
             torch_version: that drew them, where it did.
         """
-        left = ("perturbation", "digest", "torch_dtype", "torch_version", "_name_or_path", "num_labels", "published_as")
+        left = {"perturbation", "digest", "torch_version", "_name_or_path", "published_as"}
+        left |= {*()} if isinstance(network, AnyNetwork) else {"torch_dtype", "num_labels"}
         kept = {key: value for key, value in self.stored.items() if key not in left}
         said = {
             "digest": digest,
@@ -331,6 +349,8 @@ class Checkpoint:
             "torch_version": torch_version,
         }
         said = {key: value for key, value in said.items() if value is not None}
+        if isinstance(network, AnyNetwork):  # whose files are stock ones, and stay so
+            return {**kept, **said}
         made = {"dtype": DTYPES[dtype], "transformers_version": version("transformers")}
         return {**kept, **network.to_dict(), **made, **said}
 
@@ -340,71 +360,6 @@ def write_configuration(folder: Path, content: Mapping[str, Any]) -> None:
     (folder / "config.json").write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _open_original(file: Path) -> Checkpoint:
-    if file.suffix in (".safetensors", ".json"):
-        raise CheckpointError(f"{file} is one file of a folder; give the folder, which has the config.json too")
-    found = read_original(file)
-    origin = "sequence-models" if found.network.family == "carp" else "fair-esm"
-    # its own package loads it in float32
-    more: dict[str, Any] = {"record": found.record, "dtype": "F32", "notes": found.notes}
-    return Checkpoint(found.name, origin, found.network, found.tensors, **more)
-
-
-def _read(place: Place, weights: bool, family: str | None) -> Checkpoint:
-    """Read a folder or a repository once; the caller looks whether its files changed meanwhile."""
-    written, place = place.configuration()
-    if family is not None:
-        written = {"model_type": family, **written}
-    stock, name = is_stock(written), place.name
-    try:
-        ours, others = (config_from_stock(written), {}) if stock else stored_fields(written, family)
-        record = written.get("perturbation")
-        record = None if record is None else Perturbation.parse(record)
-        check_digest("digest", ours.get("digest"))
-        if record is not None and ours.get("digest") is not None:
-            raise ValueError("digest: got one beside a perturbation; a control has its digest inside: take it out")
-    except (ValueError, CheckpointError) as error:
-        raise CheckpointError(f"{name!r}: its config.json cannot be used: {error}") from error
-    read_as = ours if family is None or ours.get("model_type") in PREFIXES else {**ours, "model_type": family}
-    architecture, unusable = _class_of(written if stock else read_as, stock, name)
-    network = Network.read(read_as, architecture, name) if architecture else None
-    if weights and network is not None:
-        refuse_other_alphabet(place, written, network.alphabet)  # before weights are fetched
-    tensors, headers = read_files(files := place.weights() if weights else [])
-    is_recipe = weights and not files
-    if not files and network is None:
-        raise CheckpointError(f"{name!r}: {unusable}")
-    elsewhere = is_recipe and (place.variant is not None or any(map(place.find, WEIGHTS)))
-    if is_recipe and (record is None or record.changed or elsewhere):
-        raise CheckpointError(f"{name!r} has no weights; looked for {', '.join(place.weight_names)}")
-    notes = [f"left out of config.json, for no such network has it: {listed(map(repr, others))}"] if others else []
-    more: dict[str, Any] = {"place": place, "headers": headers, "is_recipe": is_recipe, "unusable": unusable}
-    if stock and network is not None:
-        tensors, network, theta = read_stock(name, tensors, network, written)
-        said = f"its rotary frequencies are not stored: computed from rope_theta {theta}, as Transformers does"
-        more["rope_theta"], notes = theta, [said] if theta is not None else []
-    origin = "transformers" if stock else "hf_perturb"
-    if unusable and network is not None and files and not stock:
-        more |= {"unusable": "", "owner": (owner := ours["architectures"][0])}
-        network, more["prefix"], found = network.among(tensors, name)
-        more["own"] = {key: tensor for key, tensor in tensors.items() if key not in {*found.values()}}
-        if more["own"]:
-            notes.append(f"left out, being no part of the network but {owner}'s own: {listed(more['own'])}")
-        tensors = {key: tensors[stored] for key, stored in found.items()}
-    return Checkpoint(name, origin, network, tensors, ours, others, record, **more, notes=notes)
-
-
-def _class_of(stored: Mapping[str, Any], stock: bool, name: str) -> tuple[str, str]:
-    """Return our class of a checkpoint, or that of its trunk and why; none for a family that is not ours."""
-    family = "fair_esm" if stock else stored.get("model_type")
-    if not isinstance(family, str) or family not in PREFIXES:
-        return "", f"model_type is {family!r}; allowed: {', '.join(PREFIXES)}, esm (Transformers' own)"
-    ours = [PREFIXES[family] + head for head in AUTO_CLASSES.values()]
-    allowed = list(STOCK_CLASSES) if stock else ours
-    given = stored.get("architectures") or [allowed[0] if stock else f"{PREFIXES[family]}ForMaskedLM"]
-    problem = f"architectures is {given!r}; allowed: one of {', '.join(allowed)}"
-    if given[0] not in allowed:
-        trunk = f"{PREFIXES[family]}Model"
-        alone = f"hf_perturb.{trunk}.from_pretrained({name!r}).save_pretrained('OUT')"
-        return trunk, f"{problem}; its trunk alone is one: {alone}"
-    return (f"Fair{given[0]}" if stock else str(given[0])), ""
+def _quantised(stored: Mapping[str, Any]) -> str:
+    method = (stored["quantization_config"] or {}).get("quant_method", "unknown")
+    return f"its weights are quantised ({method}), and no digest tells of those; use what they were made from"

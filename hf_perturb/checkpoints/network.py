@@ -31,7 +31,7 @@ from hf_perturb.networks.sizes import (
     read_fields,
     tensors_of_network,
 )
-from hf_perturb.perturbation.rules import rule_of
+from hf_perturb.perturbation.rules import FAMILIES, Table, default_rules
 from hf_perturb.perturbation.spec import Perturbation
 
 _LOG = logging.getLogger("hf_perturb")
@@ -210,6 +210,19 @@ class Network:
         return self.sizes.family
 
     @property
+    def rules(self) -> str:
+        """The rules that hold if none are asked for."""
+        return default_rules(self.family)
+
+    def table(self, rules: str | None = None) -> Table:
+        """Return what a set of rules says of each tensor; those of the family if none are named."""
+        if rules != "transformers":
+            return FAMILIES[self.family]
+        from hf_perturb.checkpoints.any_network import derived_table  # takes torch and Transformers
+
+        return derived_table(self)
+
+    @property
     def version(self) -> str | None:
         """The generation of an ESM, `"ESM-1b"`; `None` for CARP."""
         return getattr(self.sizes, "model_version", None)
@@ -332,9 +345,11 @@ class Network:
         """Return the parameters that the globs of `include` name and the rules keep, the language head's among them."""
         from hf_perturb.perturbation.plan import named  # takes numpy, which few need who open a checkpoint
 
-        found = named(self.family, [*self.shapes, *self.language_head], perturbation) if perturbation.include else ()
-        also = perturbation.also
-        return [name for name in found if is_parameter(name) and rule_of(self.family, name).is_kept(also)]
+        if not perturbation.include:
+            return []
+        table, also = self.table(perturbation.rules), perturbation.also
+        found = named(table, [*self.shapes, *self.language_head], perturbation)
+        return [name for name in found if is_parameter(name) and table.row(name).is_kept(also)]
 
     def tell_what_is_kept(self, perturbations: Iterable[Perturbation]) -> None:
         """Log a note, once, if `include` names parameters that the rules keep: to name them does not perturb them."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from hf_perturb.checkpoints.any_network import AnyNetwork
 from hf_perturb.checkpoints.checkpoint import Checkpoint
+from hf_perturb.checkpoints.network import Network
 from hf_perturb.demo import located
 from hf_perturb.errors import CheckpointError, DigestError, StackedPerturbationError
 from hf_perturb.perturbation.spec import Base, Perturbation
@@ -58,11 +60,12 @@ class Recipe:
         """Name of the base: a folder, a Hub id or `demo`."""
         return str(self.base.name)
 
-    def open_base(self, hub: Mapping[str, Any] | None = None) -> Checkpoint:
+    def open_base(self, hub: Mapping[str, Any] | None = None, trust_remote_code: bool = False) -> Checkpoint:
         """Open the base at the recorded revision.
 
         Args:
             hub: what finds a file on the Hub, but for the revision.
+            trust_remote_code: whether the code that comes with it may be run.
 
         Raises:
             CheckpointError: naming both, if it is missing or is no base, or if it is a folder of somebody else's.
@@ -74,7 +77,8 @@ class Recipe:
                 " author to publish the base, and a recipe of that"
             )
         try:
-            return Checkpoint.open(base, self.base.revision, hub=hub).base()
+            more: dict[str, Any] = {"hub": hub, "rules": self.record.rules, "trust_remote_code": trust_remote_code}
+            return Checkpoint.open(base, self.base.revision, **more).base()
         except DigestError:
             raise
         except (OSError, StackedPerturbationError) as error:
@@ -110,9 +114,36 @@ class Recipe:
         )
 
 
+def open_base(
+    source: str | Path,
+    asked: Iterable[Perturbation],
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+) -> Checkpoint:
+    """Open and check a base, as a network of the kind that the rules are for; see `Checkpoint.open`."""
+    rules = {perturbation.rules for perturbation in asked}
+    only = rules.pop() if len(rules) == 1 else None
+    return Checkpoint.open(source, revision, rules=only, trust_remote_code=trust_remote_code).base()
+
+
+def with_versions(asked: object, network: Network) -> Perturbation:
+    """Return a request as a network is to record it: its rules said, and by which classes they are those.
+
+    Args:
+        asked: a `Perturbation`, its dict, or a method name.
+        network: that it is for.
+    """
+    perturbation = Perturbation.parse(asked, network.rules)
+    if perturbation.rules != "transformers":
+        return perturbation
+    code = network.code_revision if isinstance(network, AnyNetwork) else None
+    return replace(perturbation, transformers_version=version("transformers"), code_revision=code)
+
+
 def torch_version(record: Perturbation) -> str | None:
     """Return the version of torch here if that is what draws under the rules of a record."""
-    return None if record.rules == "documented" else version("torch")
+    is_torchs = record.rules == "published" or (record.rules == "transformers" and record.method == "reinit")
+    return version("torch") if is_torchs else None
 
 
 def other_sizes(variant: Checkpoint, base: Checkpoint, *, heads: bool = True) -> list[str]:
@@ -132,4 +163,6 @@ def other_sizes(variant: Checkpoint, base: Checkpoint, *, heads: bool = True) ->
 
 
 def _said(checkpoint: Checkpoint) -> dict[str, Any]:
-    return {**checkpoint.stored, **checkpoint.network.to_dict(), "num_labels": checkpoint.network.labels}
+    network = checkpoint.network
+    labels = {} if isinstance(network, AnyNetwork) else {"num_labels": network.labels}
+    return {**checkpoint.stored, **network.to_dict(), **labels}

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hf_perturb.errors import StackedPerturbationError
-from hf_perturb.perturbation.rules import default_axis
 from hf_perturb.perturbation.spec import Perturbation
 
 Decision = Literal["keep", "apply", "rebuild"]
@@ -52,7 +51,7 @@ def decide(record: Record, asked: Perturbation | None) -> Decision:
             f"{record.what} is {done}: trained or edited, so it is no control any more; got {asked}: start from the"
             " base for that, or leave perturbation out to have it as it is"
         )
-    if asked is not None and done.with_axis(axis := default_axis(record.family)) != asked.with_axis(axis):
+    if asked is not None and done.spelt_out(record.family) != asked.spelt_out(record.family):
         raise StackedPerturbationError(
             f"{record.what} is perturbed already, by {done}; got {asked} on top; perturbations do not stack: start from"
             " the base"

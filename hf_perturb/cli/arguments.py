@@ -77,7 +77,7 @@ Needs: pip install 'hf-perturb[embed]'
   hf-perturb embed my-base proteins.fasta my-embeddings --layers 0,6,-1 --pool mean --pool max --long window
   hf-perturb embed my-base proteins.fasta my-matrix --layers all --method reinit --method resample
 """
-_BASE = "a folder, a Hub id, an original .pt, or 'demo'"
+_BASE = "a folder or Hub id of any Transformers model, an original .pt, or 'demo'"
 _VERIFIED = "a variant, a recipe or a base: a folder or a Hub id"
 _LIST = """\
 Without BASE: the published checkpoints. With BASE: its tensors, what each method does to them by the rules, and
@@ -102,6 +102,7 @@ def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentP
 
     listing = add("list", "the published checkpoints, or the tensors of a base", _LIST)
     listing.add_argument("base", nargs="?", type=_name, metavar="BASE", help=_BASE)
+    _add_rules(listing)
     _add_convert(add("convert", "make a base of a checkpoint", _CONVERT))
     _add_create(add("create", "build a variant, or many", _CREATE))
 
@@ -116,6 +117,9 @@ def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentP
     compare.add_argument("--plot", type=_name, metavar="FILE", help="draw distances and histograms (.png, .pdf, .svg)")
     _add_embed(add("embed", "FASTA to representations", _EMBED))
     _add_push(add("push", "publish on the Hub", _PUSH))
+    trusted = "run the code that comes with a network that Transformers does not have; read it first"
+    for command in (listing, made["create"], verify, compare, made["embed"]):
+        command.add_argument("--trust-remote-code", action="store_true", help=trusted)
     for command in (made["create"], verify, compare):
         command.add_argument("--jobs", type=_count, metavar="N", help="tensors at a time; default: one a processor")
     return parser, made
@@ -169,19 +173,29 @@ def _add_perturbation(parser: Any) -> None:
     parser.add_argument("--method", choices=spec.METHODS, help="repeatable", **many)
     seeds = f"42, a range 0-4, or several 0-2,7; repeatable; default: {spec.DEFAULT_SEED}"
     parser.add_argument("--seed", type=_name, metavar="N", help=seeds, **many)
-    published = f"published: as the study's code did, for ESM-1, ESM-1b and CARP; default: {spec.RULES[0]}"
-    parser.add_argument("--rules", choices=spec.RULES, help=published)
+    _add_rules(parser)
     axis = "what resample shuffles (outputs: whole rows change places), repeatable; default: the family's"
     parser.add_argument("--axis", choices=spec.AXES, help=axis, **many)
     for option, what in (("--include", "perturb only these"), ("--exclude", "leave these as they are")):
         help_text = f"glob over tensor names, repeatable: {what}"
         parser.add_argument(option, metavar="GLOB", help=help_text, **many)
-    names = "top:K, bottom:K, layers:I-J, attention, feed_forward, convolution, keep_layer_norms"
+    names = (
+        "top:K, bottom:K, layers:I-J (encoder.top:K, where there are several stacks of layers); of ESM and CARP also"
+        " attention, feed_forward, convolution, keep_layer_norms"
+    )
     parser.add_argument("--scope", metavar="SCOPE", help=f"perturb only a part, repeatable (all hold): {names}", **many)
     kept = "perturb a part that the rules keep, too, repeatable"
     parser.add_argument("--also", choices=rules.PARTS, help=kept, **many)
     depths = "one variant for each depth, from the first layer on that side to all of them"
-    parser.add_argument("--cascade", choices=tuple(scopes.DIRECTIONS), help=depths)
+    parser.add_argument("--cascade", type=_direction, metavar="top-down|bottom-up", help=depths)
+
+
+def _add_rules(parser: Any) -> None:
+    published = (
+        "documented, for ESM and CARP their default; published: as the study's code did, for ESM-1, ESM-1b and CARP;"
+        " transformers: the network's own _init_weights, the default for any other"
+    )
+    parser.add_argument("--rules", choices=spec.RULES, help=published)
 
 
 def _add_push(push: argparse.ArgumentParser) -> None:
@@ -212,6 +226,14 @@ class _Parser(argparse.ArgumentParser):
 def _name(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("it is empty; give a name (is a shell variable not set?)")
+    return text
+
+
+def _direction(text: str) -> str:
+    try:
+        scopes.cascade(1, text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
     return text
 
 

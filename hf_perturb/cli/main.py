@@ -21,7 +21,7 @@ from hf_perturb.cli import output
 from hf_perturb.cli.arguments import make_parser
 from hf_perturb.embedding.options import EmbedOptions
 from hf_perturb.embedding.ranks import SaidElsewhereError, launched
-from hf_perturb.perturbation.spec import DEFAULT_SEED, RULES, Perturbation
+from hf_perturb.perturbation.spec import DEFAULT_SEED, Perturbation
 from hf_perturb.storage.folders import NOWHERE
 from hf_perturb.variants.matrix import folders, folders_of, matrix
 
@@ -114,7 +114,11 @@ def run_list(options: argparse.Namespace) -> None:
     """Print the catalogue, or the tensors of a base."""
     from hf_perturb.variants.listing import catalogue_rows, tensor_rows
 
-    rows = catalogue_rows(options.json) if options.base is None else tensor_rows(options.base, options.json)
+    rows = (
+        catalogue_rows(options.json)
+        if options.base is None
+        else tensor_rows(options.base, options.json, options.rules, options.trust_remote_code)
+    )
     output.print_json(rows, indent=1) if options.json else output.print_table(rows)
 
 
@@ -148,6 +152,7 @@ def run_create(options: argparse.Namespace) -> None:
     out = Path(options.out)
     with output.progress_bar() as progress:
         shared = {"force": options.force, "jobs": options.jobs, "progress": progress}
+        shared["trust_remote_code"] = options.trust_remote_code
         if options.method:
             asked = _asked(options, options.base)
             wanted: dict[Any, Any] = {out: asked[0]} if len(asked) == 1 and not options.cascade else folders(out, asked)
@@ -176,7 +181,9 @@ def _asked(options: argparse.Namespace, base: str, revision: str | None = None) 
 
         if layers := [scope for scope in options.scope if ":" in scope]:
             raise UsageError(f"argument --cascade: not with --scope {layers[0]}; a cascade chooses the layers itself")
-        depth = depth_of(Checkpoint.open(base, revision).base().tensors)
+        code = {"trust_remote_code": options.trust_remote_code}
+        opened = Checkpoint.open(base, revision, rules=options.rules, **code).base()
+        depth = depth_of(opened.tensors, opened.network.table(options.rules), options.cascade)
         scopes = [[*options.scope, scope] for scope in cascade(depth, options.cascade)]
     try:
         return matrix(
@@ -184,7 +191,7 @@ def _asked(options: argparse.Namespace, base: str, revision: str | None = None) 
             options.seed or [DEFAULT_SEED],
             options.axis,
             scopes,
-            rules=options.rules or RULES[0],
+            rules=options.rules,
             include=options.include,
             exclude=options.exclude,
             also=options.also,
@@ -198,7 +205,7 @@ def run_verify(options: argparse.Namespace) -> int:
     try:
         several = folders_of(options.path)
         with output.progress_bar() as progress:
-            shared = {"jobs": options.jobs, "progress": progress}
+            shared = {"jobs": options.jobs, "progress": progress, "trust_remote_code": options.trust_remote_code}
             if several:
                 found = hf_perturb.verify_variants(options.path, options.base, **shared)
             else:

@@ -53,7 +53,7 @@ def perturb_model(
         shared: whether somebody else may hold the tensors; those that were just loaded may be given new memory.
         fresh: whether a model that was built without values has those of a base now.
     """
-    asked = Perturbation.parse(perturbation)
+    asked = Perturbation.parse(perturbation, "documented")
     is_quantised = getattr(model, "is_quantized", False) or bool(quantised_weights(model))
     owner, model = model, model.recorded
     network = network_of(model)
@@ -66,17 +66,18 @@ def perturb_model(
         raise quantised(model)
     refuse_adapters("perturb", model)
     refuse_untied("perturb", model, model.recorded_tensors())
-    tensors, head = model.document_tensors(asked.rules), network.language_head
+    rules = str(asked.rules)
+    table, tensors, head = network.table(rules), model.document_tensors(rules), network.language_head
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    plan = make_plan(network.family, shapes, asked, network.whole(asked.rules))
+    plan = make_plan(table, shapes, asked, network.whole(rules))
     check_values(plan, tensors, asked, network.tied)
     network.tell_what_is_kept([asked])
     model._is_torn = True
-    if asked.rules == "documented":
-        owner.untie(select(network.family, [*tensors, *head], asked))
+    if rules == "documented":
+        owner.untie(select(table, [*tensors, *head], asked))
     own = model.document_names()
     owners = {} if shared else {name: x for name, x in model.named_parameters(remove_duplicate=False) if name in own}
-    apply_plan(plan, model.document_tensors(asked.rules), owners)
+    apply_plan(plan, model.document_tensors(rules), owners)
     _tell(model, asked.with_record(None, None))
     return model
 

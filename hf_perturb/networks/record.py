@@ -76,7 +76,7 @@ def parse_perturbation(value: Any) -> Any:
     if value is None:
         return None
     if Perturbation is not None:
-        return Perturbation.parse(value)
+        return Perturbation.parse(value, "documented")
     if isinstance(value, str):
         return {"method": value}
     if not isinstance(value, dict) or "method" not in value:

@@ -297,8 +297,11 @@ class FairEsmSizes:
 
 
 def is_of_network(family: str, name: str) -> bool:
-    """Whether a tensor is called as one of a network of a family, with however many layers; no head on top is."""
-    return re.fullmatch(NAMES[family], name) is not None
+    """Whether a tensor is called as one of a network of a family, with however many layers; no head on top is.
+
+    Of a network that is none of ours every tensor is.
+    """
+    return family not in NAMES or re.fullmatch(NAMES[family], name) is not None
 
 
 def tensors_of_network(family: str, names: Iterable[str]) -> list[str]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_perturb.errors import PerturbationError
-from hf_perturb.perturbation.floats import Array, dtype_code, other_types
+from hf_perturb.perturbation.floats import Array, cast, dtype_code, other_types
 from hf_perturb.perturbation.kernels import KERNELS, READERS, bounds, check_moments, fill
-from hf_perturb.perturbation.rules import Shape, default_axis, rule_of
+from hf_perturb.perturbation.rules import Shape, Table, table_of
 from hf_perturb.perturbation.scopes import in_scope
 from hf_perturb.perturbation.spec import Perturbation
 from hf_perturb.perturbation.streams import Stream, stream_key
@@ -30,8 +30,9 @@ _NONE: Mapping[str, Shape] = MappingProxyType({})
 class Step:
     """What happens to one tensor: `kernel` is a name in `kernels.KERNELS`.
 
-    `key` is that of the tensor's own stream, `None` where the plan has one generator for all. Those of `before`, for
-    tensors that the network lacks and the study's class has, are drawn with that one first, and dropped.
+    `key` is that of the tensor's own stream, `None` where the plan has one generator for all, or where the network
+    itself draws it, which is `drawn`. Those of `before`, for tensors that the network lacks and the study's class has,
+    are drawn with that one generator first, and dropped.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Step:
     arguments: tuple[tuple[str, float | str], ...]
     key: int | None
     before: tuple[Step, ...] = ()
+    drawn: Callable[[], Array] | None = field(default=None, compare=False, repr=False)
 
     @property
     def reads(self) -> bool:
@@ -69,6 +71,8 @@ class Step:
         """
         check_types({self.name: dtype_code(dtype)})
         given = (values,) if self.reads else ()
+        if self.drawn is not None:
+            return iter([cast(self.drawn(), dtype).reshape(-1)])
         if self.key is None:
             if generator is None:
                 raise PerturbationError(f"step {self.name!r} has no stream of its own; give the plan's generator")
@@ -121,11 +125,11 @@ def check_types(types: Mapping[str, str]) -> None:
         raise PerturbationError(said)
 
 
-def select(family: str, names: Iterable[str], perturbation: Perturbation) -> set[str]:
+def select(family: str | Table, names: Iterable[str], perturbation: Perturbation) -> set[str]:
     """Return the names that `include`, `exclude` and `scope` leave and that the rules and `also` perturb.
 
     Args:
-        family: `"fair_esm"` or `"carp"`.
+        family: `"fair_esm"` or `"carp"`, or the table of another network.
         names: every tensor of the network, its language head's even where the model at hand has none: the same
             perturbation must work on a model with and without it.
         perturbation: what to do.
@@ -134,14 +138,14 @@ def select(family: str, names: Iterable[str], perturbation: Perturbation) -> set
         PerturbationError: if a glob matches no tensor, if `include` names only tensors that the rules keep, if nothing
             of a part in `also` is left, or if a scope is not one of this network.
     """
-    known = list(dict.fromkeys(names))
-    rows = {name: rule_of(family, name) for name in known}
+    known, table = list(dict.fromkeys(names)), table_of(family)
+    rows = {name: table.row(name) for name in known}
     perturbed = [name for name in known if not rows[name].is_kept(perturbation.also)]
     for key, candidates in (("include", perturbed), ("exclude", known)):
         for glob in getattr(perturbation, key):
-            if any(fnmatchcase(name, glob) for name in candidates):
+            if any(_is_named(table, name, [glob]) for name in candidates):
                 continue
-            parts = {rows[name].part for name in known if fnmatchcase(name, glob)}
+            parts = {rows[name].part for name in known if _is_named(table, name, [glob])}
             problem = "matches only tensors that the rules keep" if parts else "matches no parameter"
             if more := ", ".join(repr(part) for part in sorted(filter(None, parts))):
                 problem += f", which also: [{more}] would perturb"
@@ -149,7 +153,7 @@ def select(family: str, names: Iterable[str], perturbation: Perturbation) -> set
                 f"perturbation {key}: glob {glob!r} {problem}; allowed: globs over names such as"
                 f" {', '.join(map(repr, perturbed[:2] + perturbed[-1:]))}"
             )
-    chosen = set(named(family, known, perturbation)) & set(perturbed)
+    chosen = set(named(table, known, perturbation)) & set(perturbed)
     for part in perturbation.also:
         # the rules perturb a head of the name `lm_head` by themselves
         named_so = {name for name in known if rows[name].part == part or (part == "head" and name[:8] == "lm_head.")}
@@ -161,25 +165,30 @@ def select(family: str, names: Iterable[str], perturbation: Perturbation) -> set
     return chosen
 
 
-def named(family: str, names: Iterable[str], perturbation: Perturbation) -> list[str]:
+def named(family: str | Table, names: Iterable[str], perturbation: Perturbation) -> list[str]:
     """Return the names that `include`, `exclude` and `scope` leave, also of what the rules keep; see `select`."""
-    known = list(dict.fromkeys(names))
-    scoped = in_scope(family, known, perturbation.scope)
+    known, table = list(dict.fromkeys(names)), table_of(family)
+    scoped, left = in_scope(table, known, perturbation.scope), perturbation.exclude
 
     def asked(name: str) -> bool:
-        included = not perturbation.include or any(fnmatchcase(name, glob) for glob in perturbation.include)
-        return included and not any(fnmatchcase(name, glob) for glob in perturbation.exclude)
+        included = not perturbation.include or _is_named(table, name, perturbation.include)
+        return included and not _is_named(table, name, left)
 
     return [name for name in known if name in scoped and asked(name)]
 
 
+def _is_named(table: Table, name: str, globs: Iterable[str]) -> bool:
+    """Whether one of the globs matches a tensor, by what it is called here or is drawn by."""
+    return any(fnmatchcase(each, glob) for each in {name, table.named(name)} for glob in globs)
+
+
 def make_plan(
-    family: str, shapes: Mapping[str, Shape], perturbation: Perturbation, whole: Mapping[str, Shape] = _NONE
+    family: str | Table, shapes: Mapping[str, Shape], perturbation: Perturbation, whole: Mapping[str, Shape] = _NONE
 ) -> Plan:
     """Plan a perturbation.
 
     Args:
-        family: `"fair_esm"` or `"carp"`.
+        family: `"fair_esm"` or `"carp"`, or the table of another network.
         shapes: shape of every parameter and stored buffer under its document name, in the order of the original
             class's `state_dict`.
         perturbation: what to do.
@@ -188,39 +197,46 @@ def make_plan(
 
     Raises:
         RuleError: if no row, or more than one, names a tensor.
-        PerturbationError: if a glob matches nothing, a scope does not fit, or nothing is left to perturb.
+        PerturbationError: if a glob matches nothing, a scope does not fit, the rules are those of other networks, or
+            nothing is left to perturb.
     """
-    every = {**whole, **shapes}
-    chosen = select(family, every, perturbation)
-    documented = perturbation.rules == "documented"
+    every, table = {**whole, **shapes}, table_of(family)
+    perturbation = Perturbation.parse(perturbation, table.rules[0])
+    if perturbation.rules not in table.rules:
+        allowed = " or ".join(map(repr, table.rules))
+        raise PerturbationError(
+            f"perturbation rules: got {perturbation.rules!r} for {table.family}; allowed: {allowed}"
+        )
+    chosen, shared = select(table, every, perturbation), perturbation.rules == "published"
     steps: list[Step] = []
     missing: list[Step] = []
-    for name, shape in every.items():
-        if name in chosen and (kernel := _kernel(family, name, every, perturbation)) is not None:
-            step = Step(name, tuple(shape), *kernel, stream_key(perturbation.seed, name) if documented else None)
+    for name in every:
+        if name in chosen and (step := _step(table, name, every, perturbation)) is not None:
             if name not in shapes:
                 missing.append(step)
                 continue
-            steps.append(step if documented else replace(step, before=tuple(missing)))
+            steps.append(replace(step, before=tuple(missing)) if shared else step)
             missing.clear()
     if not any(step.can_change() for step in steps) and chosen <= shapes.keys():
         raise PerturbationError(
             f"perturbation: {perturbation} leaves nothing to perturb; widen include or scope (a tensor has to be in"
             " every scope that is named), narrow exclude, or take another axis"
         )
-    return Plan(tuple(steps), None if documented else perturbation.seed)
+    return Plan(tuple(steps), perturbation.seed if shared else None)
 
 
-def _kernel(
-    family: str, name: str, shapes: Mapping[str, Shape], perturbation: Perturbation
-) -> tuple[str, tuple[tuple[str, float | str], ...]] | None:
-    if perturbation.method == "gaussian":
-        return "gaussian", ()
-    if perturbation.method == "resample":
-        axis = "all" if perturbation.rules == "published" else perturbation.axis or default_axis(family)
-        return "shuffle", (("axis", axis),)
-    initialiser = rule_of(family, name).initialiser(perturbation.rules)
+def _step(table: Table, name: str, shapes: Mapping[str, Shape], asked: Perturbation) -> Step | None:
+    """Return what is done to a tensor that is to be perturbed, `None` where the rules leave it all the same."""
+    rules, shape = str(asked.rules), tuple(shapes[name])
+    key = None if rules == "published" else stream_key(asked.seed, table.named(name))
+    if asked.method == "gaussian":
+        return Step(name, shape, "gaussian", (), key)
+    if asked.method == "resample":
+        axis = "all" if rules == "published" else asked.axis or table.axis
+        return Step(name, shape, "shuffle", (("axis", axis),), key)
+    initialiser = table.initialiser(name, rules)
     if initialiser is None:
         return None
-    weight = shapes.get(name.removesuffix("bias") + "weight", shapes[name])
-    return initialiser.kernel, initialiser.for_shape(shapes[name], weight)
+    drawn = table.drawn(name, asked.seed)
+    arguments = initialiser.for_shape(shape, shapes.get(name.removesuffix("bias") + "weight", shape))
+    return Step(name, shape, initialiser.kernel, arguments, None if drawn else key, drawn=drawn)

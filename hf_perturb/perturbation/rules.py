@@ -10,12 +10,17 @@ sequence-models 1.8.0, *torch* is `torch.nn`.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
+from typing import TYPE_CHECKING, NamedTuple
 
 from hf_perturb.errors import PerturbationError, RuleError
+
+if TYPE_CHECKING:
+    from hf_perturb.perturbation.floats import Array
 
 Shape = tuple[int, ...]
 
@@ -23,6 +28,7 @@ Shape = tuple[int, ...]
 _ACTIONS = {"resample": "shuffle", "gaussian": "normal of its mean and deviation"}
 # what the document keeps, and `also` names
 PARTS = ("embeddings", "head")
+_IN_LAYER = re.compile(r"(?:model\.embedder\.)?layers\.([0-9]+)\.(.+)")
 
 
 @dataclass(frozen=True)
@@ -109,6 +115,20 @@ class Row:
         return f"{self.action(method)}; also `{self.part}`: {self.action(method, also=(self.part,))}"
 
 
+class Place(NamedTuple):
+    """Where in a network a tensor is.
+
+    Args:
+        stack: of layers, by what scopes call it where there are several, else `""`.
+        layer: its number there, `None` outside of layers.
+        rest: of its name.
+    """
+
+    stack: str
+    layer: int | None
+    rest: str
+
+
 @cache
 def expand(pattern: str) -> tuple[str, ...]:
     """Return the globs that a pattern stands for, its braces expanded."""
@@ -117,6 +137,56 @@ def expand(pattern: str) -> tuple[str, ...]:
         return (pattern,)
     choices, _, tail = rest.partition("}")
     return tuple(glob for choice in choices.split(",") for glob in expand(head + choice + tail))
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rules of a kind of network: what is done to each of its tensors.
+
+    Args:
+        family: `model_type` of the network.
+        rows: one for every tensor.
+        axis: that resample takes if none is asked for.
+        rules: the sets of rules that it is the table of, the default first.
+    """
+
+    family: str
+    rows: tuple[Row, ...]
+    axis: str = "all"
+    rules: tuple[str, ...] = ("documented", "published")
+
+    def row(self, name: str) -> Row:
+        """Return the one row that names a tensor.
+
+        Raises:
+            RuleError: if no row does, or more than one.
+        """
+        rows = [row for row in self.rows if row.names(name)]
+        if len(rows) != 1:
+            found = (
+                "no rule names it" if not rows else "rules " + " and ".join(repr(r.pattern) for r in rows) + " name it"
+            )
+            raise RuleError(
+                f"tensor {name!r} of family {self.family!r}: {found}; every tensor needs exactly one row in"
+                " hf_perturb/perturbation/rules.py"
+            )
+        return rows[0]
+
+    def initialiser(self, name: str, rules: str) -> Initialiser | None:
+        """Return how a tensor is drawn anew under a set of rules, `None` to keep it."""
+        return self.row(name).initialiser(rules)
+
+    def drawn(self, name: str, seed: int) -> Callable[[], Array] | None:
+        """Return what draws a tensor, where that is neither a kernel nor the study's generator."""
+
+    def named(self, name: str) -> str:
+        """Return the name that a tensor is drawn by, whatever it is called where it is stored."""
+        return name
+
+    def place(self, name: str) -> Place:
+        """Return where in the network a tensor is."""
+        found = _IN_LAYER.fullmatch(name)
+        return Place("", int(found[1]), found[2]) if found else Place("", None, name)
 
 
 XAVIER = Initialiser("uniform", "`xavier_uniform_()`", scale=lambda shape, _: math.sqrt(3.0) * _xavier(shape, 1.0))
@@ -194,36 +264,28 @@ CARP = (
     Row(_BLOCK + "{sequence1.0,sequence1.3,sequence2.0}.bias", ZERO, "document; torch LayerNorm"),
 )
 
-FAMILIES: dict[str, tuple[Row, ...]] = {"fair_esm": FAIR_ESM, "carp": CARP}
-
 # the document: ESM "along non-zero or embedding dimension", CARP "along all dim"
-_DEFAULT_AXES = {"fair_esm": "embedding", "carp": "all"}
+FAMILIES = {"fair_esm": Table("fair_esm", FAIR_ESM, "embedding"), "carp": Table("carp", CARP, "all")}
 
 
-def rows_of(family: str) -> tuple[Row, ...]:
-    """Return the table of a family; raise a `PerturbationError` if there is none."""
+def default_rules(family: str) -> str:
+    """Return the rules that hold for a `model_type` if none are asked for."""
+    return FAMILIES[family].rules[0] if family in FAMILIES else "transformers"
+
+
+def default_axis(family: str, rules: str | None = None) -> str:
+    """Return the axis that resample takes if none is asked for: under the document's rules, the one that it names."""
+    return FAMILIES[family].axis if family in FAMILIES and rules != "transformers" else "all"
+
+
+def table_of(family: str | Table) -> Table:
+    """Return the table of a family of ours; a table is its own.
+
+    Raises:
+        PerturbationError: if there is none.
+    """
+    if isinstance(family, Table):
+        return family
     if family not in FAMILIES:
         raise PerturbationError(f"family {family!r} has no rules; allowed: {', '.join(FAMILIES)}")
     return FAMILIES[family]
-
-
-def rule_of(family: str, name: str) -> Row:
-    """Return the one row that names a tensor.
-
-    Raises:
-        RuleError: if no row does, or more than one.
-    """
-    rows = [row for row in rows_of(family) if row.names(name)]
-    if len(rows) != 1:
-        found = "no rule names it" if not rows else "rules " + " and ".join(repr(r.pattern) for r in rows) + " name it"
-        raise RuleError(
-            f"tensor {name!r} of family {family!r}: {found}; every tensor needs exactly one row in"
-            " hf_perturb/perturbation/rules.py"
-        )
-    return rows[0]
-
-
-def default_axis(family: str) -> str:
-    """Return the axis that the document names for a family."""
-    rows_of(family)
-    return _DEFAULT_AXES[family]

@@ -9,12 +9,13 @@ cascading randomisation of Adebayo et al., "Sanity checks for saliency maps", 20
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import NamedTuple
 
 from hf_perturb.errors import PerturbationError
-from hf_perturb.perturbation.rules import expand, rows_of
+from hf_perturb.perturbation.rules import Place, Table, expand, table_of
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,10 @@ class Part:
     source: str
     keeps: bool = False
 
-    def holds(self, layer: int | None, rest: str) -> bool:
-        """Whether a tensor is in scope: the `rest` of its name after its `layer`, `None` outside the layers."""
-        named = any(fnmatchcase(rest, glob) for glob in expand(self.pattern))
-        return not named if self.keeps else named and layer is not None
+    def holds(self, place: Place) -> bool:
+        """Whether a tensor is in scope."""
+        named = any(fnmatchcase(place.rest, glob) for glob in expand(self.pattern))
+        return not named if self.keeps else named and place.layer is not None
 
 
 _STUDY = "ESM1LayerNorm and ESM1bLayerNorm; the study leaves them"
@@ -98,8 +99,9 @@ DIRECTIONS = {"top-down": "top", "bottom-up": "bottom"}
 _NAMES = tuple(sorted({part.name for parts in PARTS.values() for part in parts}))
 # six digits are more layers than any network has, and int() refuses thousands of them in its own words
 _NUMBER = "(0|[1-9][0-9]{0,5})"
-_SPAN = re.compile(f"(?:(top|bottom):|layers:{_NUMBER}-){_NUMBER}")
-_IN_LAYER = re.compile(r"(?:model\.embedder\.)?layers\.([0-9]+)\.(.+)")
+_STACK = r"(?:(\w+(?:\.\w+)*)\.)?"
+_SPAN = re.compile(f"{_STACK}(?:(top|bottom):|layers:{_NUMBER}-){_NUMBER}")
+_DIRECTION = re.compile(f"{_STACK}({'|'.join(DIRECTIONS)})")
 
 
 def parse_scope(value: object) -> tuple[str, ...]:
@@ -120,81 +122,115 @@ def parse_scope(value: object) -> tuple[str, ...]:
     return tuple(sorted(set(names)))
 
 
-def in_scope(family: str, names: Iterable[str], scope: Iterable[str]) -> set[str]:
+def in_scope(family: str | Table, names: Iterable[str], scope: Iterable[str]) -> set[str]:
     """Return the tensors, of all of the network's, that are in every one of the scopes.
 
     Raises:
-        PerturbationError: if the family lacks a scope, or the network a layer.
+        PerturbationError: if the network lacks a scope, a layer, or a stack of layers.
     """
-    places = {name: _place(name) for name in names}
-    depth, chosen = depth_of(places), set(places)
+    table = table_of(family)
+    places = {name: table.place(name) for name in names}
+    depths, chosen = _depths(places.values()), set(places)
     for each in scope:
         if (found := _read(each)) is not None:
-            layers = _layers(each, *found, depth)
-            chosen &= {name for name, (layer, _) in places.items() if layer in layers}
+            stack = _stack_of(each, found.stack, depths)
+            layers = _layers(each, found, depths.get(stack, 0))
+            chosen &= {name for name, place in places.items() if place.stack == stack and place.layer in layers}
         else:
-            part = _part(family, each)
-            chosen &= {name for name, place in places.items() if part.holds(*place)}
+            part = _part(table, each)
+            chosen &= {name for name, place in places.items() if part.holds(place)}
     return chosen
 
 
-def depth_of(names: Iterable[str]) -> int:
-    """Return the number of layers of the network that tensors with these names make."""
-    return max((layer + 1 for layer, _ in map(_place, names) if layer is not None), default=0)
+def depth_of(names: Iterable[str], family: str | Table = "fair_esm", direction: str = "top-down") -> int:
+    """Return the number of layers of the network that tensors with these names make, or of the stack of a cascade."""
+    depths, found = _depths(map(table_of(family).place, names)), _DIRECTION.fullmatch(direction)
+    return depths.get(_stack_of(direction, (found and found[1]) or "", depths), 0)
 
 
-def scope_text(family: str, name: str) -> str:
+def _depths(places: Iterable[Place]) -> dict[str, int]:
+    """Return the number of layers of each stack that tensors are in."""
+    depths: dict[str, int] = {}
+    for place in places:
+        if place.layer is not None:
+            depths[place.stack] = max(depths.get(place.stack, 0), place.layer + 1)
+    return depths
+
+
+def _stack_of(scope: str, named: str, depths: Mapping[str, int]) -> str:
+    """Return the stack that a scope or a cascade is of: the one that it names, or the only one."""
+    if named in depths or (not named and not depths):
+        return named
+    if not named and len(depths) == 1:
+        return next(iter(depths))
+    form = scope.removeprefix(f"{named}.")
+    stacks = [f"{stack}.{form}" if stack else form for stack in depths]
+    raise _refuse(scope, f"one of {', '.join(map(repr, stacks))}, for these are the network's stacks of layers")
+
+
+def scope_text(family: str | Table, name: str) -> str:
     """Return in a few words what a scope perturbs, `"the 4 layers nearest the output"`."""
     if (found := _read(name)) is None:
-        return _part(family, name).text
-    kind, first, last = found
-    return (SPANS[kind].one if first == last else SPANS[kind].text).format(first=first, last=last)
+        return _part(table_of(family), name).text
+    text = SPANS[found.kind].one if found.first == found.last else SPANS[found.kind].text
+    text = text.format(first=found.first, last=found.last)
+    return f"{text} of `{found.stack}`" if found.stack else text
 
 
 def cascade(depth: int, direction: str) -> list[str]:
     """Return the scopes of a cascade, each with one layer more than the one before, up to `depth` layers.
 
-    It begins at the output, `"top-down"`, or at the input, `"bottom-up"`. Source: cascade; it is top-down there.
+    It begins at the output, `"top-down"`, or at the input, `"bottom-up"`; of one of several stacks of layers, that is
+    named before, `"encoder.top-down"`. Source: cascade; it is top-down there.
 
     Raises:
         PerturbationError: if the depth is not a positive integer, or the direction is another.
     """
     if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
         raise PerturbationError(f"cascade depth: got {depth!r}; allowed: the network's number of layers, 1 or more")
-    if direction not in tuple(DIRECTIONS):
-        raise PerturbationError(f"cascade direction: got {direction!r}; allowed: {', '.join(map(repr, DIRECTIONS))}")
-    return [f"{DIRECTIONS[direction]}:{count}" for count in range(1, depth + 1)]
+    found = _DIRECTION.fullmatch(direction) if isinstance(direction, str) else None
+    if found is None:
+        allowed = f"{', '.join(map(repr, DIRECTIONS))}, of several stacks of layers 'encoder.top-down' and the like"
+        raise PerturbationError(f"cascade direction: got {direction!r}; allowed: {allowed}")
+    stack = f"{found[1]}." if found[1] else ""
+    return [f"{stack}{DIRECTIONS[found[2]]}:{count}" for count in range(1, depth + 1)]
 
 
-def _place(name: str) -> tuple[int | None, str]:
-    found = _IN_LAYER.fullmatch(name)
-    return (int(found[1]), found[2]) if found else (None, name)
+class _Span(NamedTuple):
+    """A scope that names layers, as it is written: `top:4` is layers 1 to 4 of kind `top`."""
+
+    stack: str
+    kind: str
+    first: int
+    last: int
 
 
-def _read(name: str) -> tuple[str, int, int] | None:
-    """Return kind, first and last number of a scope that names layers, `("top", 1, 4)` of `top:4`."""
+def _read(name: str) -> _Span | None:
+    """Read a scope that names layers."""
     found = _SPAN.fullmatch(name)
     if found is None:
         return None
-    kind, first, last = found[1] or "layers", int(found[2] or 1), int(found[3])
-    return (kind, first, last) if first <= last else None
+    span = _Span(found[1] or "", found[2] or "layers", int(found[3] or 1), int(found[4]))
+    return (
+        span if (span.kind == "layers" and span.first <= span.last) or (span.kind != "layers" and span.last) else None
+    )
 
 
-def _layers(name: str, kind: str, first: int, last: int, depth: int) -> range:
-    if last > depth - (kind == "layers"):
-        allowed = f"I and J from 0 to {depth - 1}" if kind == "layers" else f"K from 1 to {depth}"
-        raise _refuse(name, f"{SPANS[kind].form!r} with {allowed}, for this network has {depth} layers")
-    if kind == "layers":
-        return range(first, last + 1)
-    return range(depth - last, depth) if kind == "top" else range(last)
+def _layers(name: str, span: _Span, depth: int) -> range:
+    if span.last > depth - (span.kind == "layers"):
+        allowed = f"I and J from 0 to {depth - 1}" if span.kind == "layers" else f"K from 1 to {depth}"
+        raise _refuse(name, f"{SPANS[span.kind].form!r} with {allowed}, for this network has {depth} layers")
+    if span.kind == "layers":
+        return range(span.first, span.last + 1)
+    return range(depth - span.last, depth) if span.kind == "top" else range(span.last)
 
 
-def _part(family: str, name: str) -> Part:
-    rows_of(family)  # names the families if there is no such one
-    for part in PARTS[family]:
+def _part(table: Table, name: str) -> Part:
+    parts = PARTS.get(table.family, ())
+    for part in parts:
         if part.name == name:
             return part
-    raise _refuse(name, f"for family {family!r}, " + _forms(part.name for part in PARTS[family]))
+    raise _refuse(name, f"for family {table.family!r}, " + _forms(part.name for part in parts))
 
 
 def _forms(names: Iterable[str]) -> str:

@@ -9,14 +9,15 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from hf_perturb.errors import PerturbationError
-from hf_perturb.perturbation.rules import PARTS
+from hf_perturb.perturbation.rules import PARTS, default_axis, default_rules
 from hf_perturb.perturbation.scopes import parse_scope
 
 METHODS = ("reinit", "resample", "gaussian")
-RULES = ("documented", "published")
+RULES = ("documented", "published", "transformers")
 AXES = ("embedding", "rows", "outputs", "all")
 MAX_SEED = 2**63 - 1
 PUBLISHED_MAX_SEED = 2**32 - 1  # the study's generator reads 32 bits of a seed
+_VERSIONS = ("transformers_version", "code_revision")  # of what drew the weights
 DEFAULT_SEED = 42  # the study's first, of 42, 0 and 12345
 
 
@@ -30,7 +31,7 @@ def _choose(key: str, value: object, allowed: tuple[str, ...]) -> None:
 
 
 def _known_keys(key: str, given: Mapping[str, Any], cls: type) -> None:
-    allowed = [f.name for f in fields(cls)]
+    allowed = [f.name for f in fields(cls) if f.init]
     for name in given:
         if name not in allowed:
             raise PerturbationError(f"{key} key {name!r} is unknown; allowed: {', '.join(allowed)}")
@@ -81,13 +82,15 @@ class Base:
 class Perturbation:
     """A control: how the weights of a network are drawn anew or shuffled.
 
-    Two perturbations are equal when all keys but `base`, `digest` and `changed`, which are provenance, are.
+    Two perturbations are equal when all keys but those of provenance are, from `base` on.
 
     Args:
         method: `"reinit"` draws weights anew, `"resample"` shuffles the trained ones within each tensor, `"gaussian"`
             draws from a normal distribution with the mean and deviation of each trained tensor.
         seed: 0 to 2**63 - 1; with rules `"published"` 0 to 2**32 - 1, which is all that the study's generator sees.
-        rules: `"documented"`, or `"published"` for what the study's own code did.
+        rules: `"documented"`, `"published"` for what the study's own code did, or `"transformers"` for what the
+            network's own `_init_weights` does; `None` until the network is known, and then the first for ESM and CARP,
+            the last for others.
         axis: for resample, what is shuffled: `"embedding"` applies one permutation of the last dimension to every
             row, `"rows"` permutes every row on its own, `"outputs"` lets whole rows change places, `"all"` permutes all
             entries; `None` is the family's default.
@@ -98,6 +101,8 @@ class Perturbation:
         base: where the weights came from.
         digest: digest of the weights that result; `None` in the record of a model that was cast.
         changed: whether the weights are no longer these: trained further, edited or merged.
+        transformers_version: of the `_init_weights` that drew them, with rules `"transformers"`.
+        code_revision: commit of the code of the network, where that is not Transformers' own.
 
     Raises:
         PerturbationError: a `ValueError` that names the key, the value and what is allowed.
@@ -105,7 +110,7 @@ class Perturbation:
 
     method: str
     seed: int = DEFAULT_SEED
-    rules: str = "documented"
+    rules: str | None = field(default=None, compare=False)
     axis: str | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -114,6 +119,9 @@ class Perturbation:
     base: Base | None = field(default=None, compare=False)
     digest: str | None = field(default=None, compare=False)
     changed: bool = field(default=False, compare=False)
+    transformers_version: str | None = field(default=None, compare=False)
+    code_revision: str | None = field(default=None, compare=False)
+    _rules: str = field(init=False, repr=False)  # what is compared: left open, they are those of the document
 
     def __post_init__(self) -> None:
         _choose("method", self.method, METHODS)
@@ -121,7 +129,9 @@ class Perturbation:
             object.__setattr__(self, "seed", operator.index(self.seed))  # numpy's integers among them
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed <= MAX_SEED:
             raise _refuse("seed", self.seed, f"an integer from 0 to {MAX_SEED}")
-        _choose("rules", self.rules, RULES)
+        if self.rules is not None:
+            _choose("rules", self.rules, RULES)
+        object.__setattr__(self, "_rules", self.rules or RULES[0])
         for key in ("include", "exclude"):
             object.__setattr__(self, key, self._globs(key))
         object.__setattr__(self, "scope", parse_scope(self.scope))
@@ -149,9 +159,12 @@ class Perturbation:
         check_digest("digest", self.digest)
         if not isinstance(self.changed, bool):
             raise _refuse("changed", self.changed, "true, or absent")
+        for key in _VERSIONS:
+            if not isinstance(getattr(self, key), str | None):
+                raise _refuse(key, getattr(self, key), "None or a string")
 
     def __str__(self) -> str:
-        left = ("method", "base", "digest", "changed")
+        left = ("method", "base", "digest", "changed", *_VERSIONS)
         parts = [f"{key} {value}" for key, value in self.to_dict().items() if key not in left]
         return f"{self.method} ({', '.join(parts)}){', changed since' if self.changed else ''}"
 
@@ -177,27 +190,33 @@ class Perturbation:
         return tuple(sorted(set(names)))
 
     @classmethod
-    def parse(cls, value: object) -> Perturbation:
+    def parse(cls, value: object, rules: str | None = None) -> Perturbation:
         """Read a perturbation from a method name, a dict or a `Perturbation`.
+
+        Args:
+            value: any of these.
+            rules: those of the network, where the value leaves them open.
 
         Raises:
             PerturbationError: if the value is none of these, or one of its keys is wrong.
         """
         if isinstance(value, cls):
-            return value
+            return value if value.rules is not None or rules is None else replace(value, rules=rules)
         if isinstance(value, str):
-            return cls(method=value)
+            return cls(method=value, rules=rules)
         if not isinstance(value, Mapping):
             named = f"the name of a method ({', '.join(METHODS)}), a dict or a Perturbation"
             raise PerturbationError(f"perturbation: got {value!r}; allowed: {named}")
         _known_keys("perturbation", value, cls)
         if "method" not in value:
             raise PerturbationError(f"perturbation key 'method' is missing; allowed: {', '.join(METHODS)}")
-        return cls(**value)
+        return cls(**{**value, "rules": rules if value.get("rules") is None else value["rules"]})
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dict that `parse` reads back; optional keys that are not set are left out."""
-        output: dict[str, Any] = {"method": self.method, "seed": self.seed, "rules": self.rules}
+        output: dict[str, Any] = {"method": self.method, "seed": self.seed}
+        if self.rules is not None:
+            output["rules"] = self.rules
         if self.axis is not None:
             output["axis"] = self.axis
         for key in ("include", "exclude", "scope", "also"):
@@ -209,13 +228,13 @@ class Perturbation:
             output["digest"] = self.digest
         if self.changed:
             output["changed"] = True
-        return output
+        return output | {key: value for key in _VERSIONS if (value := getattr(self, key)) is not None}
 
-    def with_axis(self, default: str) -> Perturbation:
-        """Return the same perturbation with the axis spelled out where it was left to the family."""
-        if self.method != "resample" or self.axis is not None or self.rules == "published":
-            return self
-        return replace(self, axis=default)
+    def spelt_out(self, family: str) -> Perturbation:
+        """Return the same perturbation with rules and axis said, where they were left to the `model_type`."""
+        rules = self.rules or default_rules(family)
+        is_left = self.method == "resample" and self.axis is None and rules != "published"
+        return replace(self, rules=rules, axis=default_axis(family, rules) if is_left else self.axis)
 
     def with_record(self, base: Base | None, digest: str | None) -> Perturbation:
         """Return the same perturbation with its provenance, of weights that are as it made them."""

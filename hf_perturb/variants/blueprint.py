@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from hf_perturb.checkpoints.checkpoint import Checkpoint
 from hf_perturb.checkpoints.network import Network
+from hf_perturb.checkpoints.recipe import with_versions
 from hf_perturb.checkpoints.shapes import Shape
 from hf_perturb.perturbation import Perturbation, Plan, Step, make_plan, select
 
@@ -49,7 +50,8 @@ def make_blueprint(base: Checkpoint, asked: Perturbation) -> Blueprint:
         PerturbationError: if the perturbation does not fit the network.
     """
     network, ties = base.network, base.network.tied
-    chosen = select(network.family, [*network.shapes, *network.language_head], asked)
+    asked = with_versions(asked, network)
+    chosen = select(network.table(asked.rules), [*network.shapes, *network.language_head], asked)
     if asked.rules == "documented" and {*ties, *ties.values()} & chosen:
         # the document keeps the embedding and perturbs the head, which start from the same values
         network = network.with_sizes(tie_word_embeddings=False)
@@ -62,7 +64,8 @@ def make_blueprint(base: Checkpoint, asked: Perturbation) -> Blueprint:
 
 def plan_for(network: Network, asked: Perturbation) -> Plan:
     """Plan a perturbation of a network whose head is tied or not as in the variant."""
-    return make_plan(network.family, document_shapes(network, asked.rules), asked, network.whole(asked.rules))
+    rules = asked.rules or network.rules
+    return make_plan(network.table(rules), document_shapes(network, rules), asked, network.whole(rules))
 
 
 def steps_of(network: Network, plan: Plan) -> dict[str, Step | None]:

@@ -10,14 +10,15 @@ from pathlib import Path
 import numpy as np
 
 from hf_perturb.cards.card import base_card, variant_card
+from hf_perturb.checkpoints.any_network import AnyNetwork
 from hf_perturb.checkpoints.catalog import CATALOG, published_name
 from hf_perturb.checkpoints.checkpoint import Checkpoint, write_configuration
+from hf_perturb.checkpoints.companions import write_companions
 from hf_perturb.checkpoints.evidence import differences, other_records
 from hf_perturb.checkpoints.formats import DTYPES, FORMATS
 from hf_perturb.checkpoints.origins.stock_esm import config_to_stock, stock_names
 from hf_perturb.checkpoints.shapes import listed
 from hf_perturb.checkpoints.tensors import Tensor
-from hf_perturb.checkpoints.tokenizers import save_tokenizer
 from hf_perturb.demo import located
 from hf_perturb.errors import CheckpointError, DigestError
 from hf_perturb.perturbation import Perturbation
@@ -96,7 +97,7 @@ def convert_checkpoint(
         kind = next(iter(dtypes.values()))
         content = checkpoint.configuration(network, record, digest=of_base, dtype=kind, published_as=published)
         write_configuration(folder, content)
-        save_tokenizer(network.alphabet, folder)
+        write_companions(checkpoint, folder)
         _write_card(folder, checkpoint, record, of_base, published)
     return Conversion(checkpoint.origin, network.architecture, checkpoint.parameters, digest, tuple(checkpoint.notes))
 
@@ -108,7 +109,13 @@ def _open_source(source: str) -> Checkpoint:
         from hf_perturb.checkpoints.downloads import download
 
         return Checkpoint.open(download(CATALOG[source]))
-    return Checkpoint.open(source)
+    opened = Checkpoint.open(source)
+    if isinstance(opened.described, AnyNetwork) and opened.record is None:
+        raise CheckpointError(
+            f"{source}: model_type is {opened.described.family!r}; allowed: fair_esm, carp, esm (Transformers' own); a"
+            " base of any other network is what Transformers loads already: hf-perturb create takes it as it is"
+        )
+    return opened
 
 
 def _write_card(
@@ -204,7 +211,7 @@ def _write_stock_esm(checkpoint: Checkpoint, out: Path) -> tuple[Path, ...]:
         published, digest = checkpoint.published_as, checkpoint.stored.get("digest")
         ours = checkpoint.configuration(network, record, digest=digest, dtype=kind, published_as=published)
         write_configuration(folder, config_to_stock(ours, network))
-        save_tokenizer(network.alphabet, folder)
+        write_companions(checkpoint, folder)
         _write_card(folder, checkpoint, record, digest, published, stock=True)
     return (out,)
 

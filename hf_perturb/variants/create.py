@@ -13,8 +13,8 @@ from hf_perturb import demo
 from hf_perturb.cards.card import variant_card
 from hf_perturb.checkpoints.catalog import published_name
 from hf_perturb.checkpoints.checkpoint import Checkpoint, write_configuration
-from hf_perturb.checkpoints.recipe import Recipe, other_sizes, torch_version
-from hf_perturb.checkpoints.tokenizers import save_tokenizer
+from hf_perturb.checkpoints.companions import write_companions
+from hf_perturb.checkpoints.recipe import Recipe, open_base, other_sizes, torch_version, with_versions
 from hf_perturb.demo import located
 from hf_perturb.errors import (
     CheckpointError,
@@ -52,6 +52,7 @@ def create_variant(
     force: bool = False,
     jobs: int | None = None,
     progress: Progress | None = None,
+    trust_remote_code: bool = False,
 ) -> Perturbation:
     """Build a variant of a base and write it to a folder, whole or not at all.
 
@@ -63,6 +64,7 @@ def create_variant(
         force: replace the folder if it is a variant and nothing else.
         jobs: tensors at a time, the most that are in memory; `None` for one a processor.
         progress: called with the bytes that are done and those in all.
+        trust_remote_code: run the code that comes with a network that Transformers does not have.
 
     Returns:
         The record that the variant's configuration holds: the perturbation with base and digests.
@@ -77,19 +79,20 @@ def create_variant(
     """
     if perturbation is not None:
         wanted = {out: perturbation}
-        return create_variants(base, wanted, recipe=recipe, force=force, jobs=jobs, progress=progress)[Path(out)]
+        shared: dict[str, Any] = {"jobs": jobs, "progress": progress, "trust_remote_code": trust_remote_code}
+        return create_variants(base, wanted, recipe=recipe, force=force, **shared)[Path(out)]
     if recipe:
         raise PerturbationError("perturbation: got None; allowed: what the recipe is to do")
     source, out = str(base), Path(out)
     check_out = partial(refuse_out, source=Path(source), force=force, kind="variant")
     check_out(out)
-    opened = Checkpoint.open(source)
+    opened = Checkpoint.open(source, trust_remote_code=trust_remote_code)
     if not opened.is_recipe:
         raise PerturbationError(
             f"perturbation: got none for {source!r}, which is no recipe; say --method reinit, resample or gaussian"
         )
     given = Recipe.of(opened)
-    checkpoint = given.open_base()
+    checkpoint = given.open_base(trust_remote_code=trust_remote_code)
     if problems := other_sizes(opened, checkpoint):
         raise CheckpointError(f"the recipe {source!r} is for another network than its base: {'; '.join(problems)}")
     builder = _Builder(checkpoint, given.base_name, check_out, given=given)
@@ -104,6 +107,7 @@ def create_variants(
     force: bool = False,
     jobs: int | None = None,
     progress: Progress | None = None,
+    trust_remote_code: bool = False,
 ) -> dict[Path, Perturbation]:
     """Build several variants of a base in one pass: each of its tensors is read once.
 
@@ -117,6 +121,7 @@ def create_variants(
         force: see there.
         jobs: see there.
         progress: see there.
+        trust_remote_code: see there.
 
     Returns:
         The record of each, by its folder.
@@ -127,12 +132,13 @@ def create_variants(
     if not wanted:
         raise PerturbationError("wanted: got no folder; allowed: one or more, with what to do")
     base, place = str(base), Path(located(str(base)))
-    asked = {Path(out): Perturbation.parse(perturbation) for out, perturbation in wanted.items()}
+    parsed = {Path(out): Perturbation.parse(perturbation) for out, perturbation in wanted.items()}
     check_out = partial(refuse_out, source=place, force=force, kind="variant")
-    for out in asked:
-        check_out(out, keep=len(asked) > 1)
+    for out in parsed:
+        check_out(out, keep=len(parsed) > 1)
+    checkpoint = open_base(base, parsed.values(), trust_remote_code)
+    asked = {out: with_versions(perturbation, checkpoint.network) for out, perturbation in parsed.items()}
     here = {out: perturbation for out, perturbation in asked.items() if out.exists() and not force}
-    checkpoint = Checkpoint.open(base).base()
     if recipe:
         _refuse_recipe(checkpoint)
     builder = _Builder(checkpoint, base, check_out, recipe)
@@ -262,7 +268,7 @@ class _Builder:
             network, record, dtype=dtype, published_as=published, torch_version=torch_version(record)
         )
         write_configuration(variant.folder, content)
-        save_tokenizer(network.alphabet, variant.folder)
+        write_companions(checkpoint, variant.folder)
         card = variant_card(network, record, steps, published, alike, self.recipe)
         (variant.folder / "README.md").write_text(card, encoding="utf-8")
         if variant.shards is not None:

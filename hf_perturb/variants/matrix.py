@@ -70,7 +70,7 @@ def _each_seed(seeds: Iterable[int | str]) -> list[int]:
 def folder_name(perturbation: Perturbation) -> str:
     """Return the name of a variant's folder in a matrix, such as `resample-all-seed42`; its globs are not named."""
     scope = [name.replace(":", "").replace("_", "-") for name in perturbation.scope]
-    rules = ["published"] if perturbation.rules == "published" else []
+    rules = [perturbation.rules] if perturbation.rules not in (None, "documented") else []
     axis = [perturbation.axis] if perturbation.axis is not None else []
     also = ["also", *perturbation.also] if perturbation.also else []
     return "-".join([perturbation.method, *rules, *axis, *scope, *also, f"seed{perturbation.seed}"])

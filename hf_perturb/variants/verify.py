@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from hf_perturb.checkpoints.any_network import AnyNetwork
 from hf_perturb.checkpoints.checkpoint import Checkpoint
 from hf_perturb.checkpoints.evidence import differences, other_records, written_apart
-from hf_perturb.checkpoints.recipe import Recipe, other_sizes
+from hf_perturb.checkpoints.recipe import Recipe, open_base, other_sizes
 from hf_perturb.checkpoints.shapes import listed
 from hf_perturb.checkpoints.tensors import Tensor, is_finite
 from hf_perturb.demo import located
@@ -85,6 +87,7 @@ def verify_variant(
     revision: str | None = None,
     jobs: int | None = None,
     progress: Progress | None = None,
+    trust_remote_code: bool = False,
 ) -> Verification:
     """Compare weights with the digest that their record states, and, with the base, with what the record describes.
 
@@ -99,17 +102,24 @@ def verify_variant(
         revision: of a Hub id.
         jobs: tensors at a time; `None` for one a processor.
         progress: called with the bytes that are done and those in all.
+        trust_remote_code: run the code that comes with a network that Transformers does not have, to build it again.
 
     Raises:
         CheckpointError: if something cannot be read, or if there is nothing to compare with: no digest and no base.
     """
     if Path(located(str(path))).is_file():
         raise CheckpointError(f"{path}: a file records no digest; allowed: the folder of a variant, or its Hub id")
-    return verify_checkpoint(Checkpoint.open(path, revision), base, jobs=jobs, progress=progress)
+    opened = Checkpoint.open(path, revision, trust_remote_code=trust_remote_code)
+    return verify_checkpoint(opened, base, jobs=jobs, progress=progress, trust_remote_code=trust_remote_code)
 
 
 def verify_variants(
-    path: str | Path, base: str | Path | None = None, *, jobs: int | None = None, progress: Progress | None = None
+    path: str | Path,
+    base: str | Path | None = None,
+    *,
+    jobs: int | None = None,
+    progress: Progress | None = None,
+    trust_remote_code: bool = False,
 ) -> list[Verification]:
     """Verify each variant in a matrix folder, also when one of them cannot be read, which is a problem of that one.
 
@@ -118,6 +128,7 @@ def verify_variants(
         base: as for `verify_variant`, of each; like all that follow.
         jobs: see there.
         progress: see there.
+        trust_remote_code: see there.
 
     Raises:
         CheckpointError: if there is no variant in the folder, or the base cannot be used.
@@ -125,15 +136,23 @@ def verify_variants(
     folders = folders_of(path)
     if not folders:
         raise CheckpointError(f"{path}: no folder of variants; verify_variant takes one alone")
+    shared: dict[str, Any] = {"jobs": jobs, "progress": progress, "trust_remote_code": trust_remote_code}
     if base is not None:
-        Checkpoint.open(base).base()  # what is wrong with it is no problem of a variant
+        records = filter(None, (_record_of(folder) for folder in folders))
+        open_base(base, records, trust_remote_code)  # what is wrong with it is no problem of a variant
     found = []
     for folder in folders:
         try:
-            found.append(verify_variant(folder, base, jobs=jobs, progress=progress))
+            found.append(verify_variant(folder, base, **shared))
         except (OSError, ValueError) as error:
             found.append(Verification(str(folder), None, None, problems=(" ".join(str(error).split()),)))
     return found
+
+
+def _record_of(folder: Path) -> Perturbation | None:
+    with suppress(OSError, ValueError):
+        return Checkpoint.open(folder, weights=False).record
+    return None
 
 
 def verify_checkpoint(
@@ -142,21 +161,25 @@ def verify_checkpoint(
     *,
     jobs: int | None = None,
     progress: Progress | None = None,
+    trust_remote_code: bool = False,
 ) -> Verification:
     """Verify a checkpoint that is opened; see `verify_variant`."""
     run = partial(stream, jobs=jobs, progress=progress)
     if opened.is_recipe:
         recipe = Recipe.of(opened)
-        made_from = recipe.open_base() if base is None else Checkpoint.open(base).base()
+        given: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+        made_from = recipe.open_base(**given) if base is None else open_base(base, [recipe.record], **given)
         found = _rebuild(opened, recipe.record, made_from, run)
     elif base is None:
-        return _compare_with_record(opened.check(record=False), run)
+        # its digest says all of a stock folder, whatever its classes are
+        is_any = isinstance(opened.described, AnyNetwork) and opened.record is not None
+        return _compare_with_record(opened if is_any else opened.check(record=False), run)
     else:
         record = opened.check(record=False).record
         if record is None:
             problem = "is no variant: its config.json records no perturbation; leave the base out"
             raise CheckpointError(f"{opened.name!r} {problem}")
-        made_from = Checkpoint.open(base).base()
+        made_from = open_base(base, [record], trust_remote_code)
         found = _rebuild(opened, record, made_from, run)
     return replace(found, problems=(*found.problems, *_stated(opened)))
 
@@ -267,7 +290,8 @@ def _refuse_another_network(opened: Checkpoint, base: Checkpoint, blueprint: Blu
 def _stated(opened: Checkpoint) -> list[str]:
     """Compare what is said beside the weights: the code, the record in the files' headers, the type."""
     problems = []
-    named = None if opened.owner else opened.stored.get("auto_map")  # somebody's class has code of its own
+    stock = isinstance(opened.described, AnyNetwork)
+    named = None if opened.owner or stock else opened.stored.get("auto_map")  # somebody's class has code of its own
     if named not in (None, opened.network.auto_map):
         problems.append(f"config.json: auto_map names other code than this package's: {named}")
     problems += dict.fromkeys([*other_records(opened), *written_apart(opened)])

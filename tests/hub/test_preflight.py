@@ -91,7 +91,7 @@ UNFIT = {
     "another alphabet": (put("tokenizer.json", '{"model": {"vocab": {"A": 0}}}'), "not the alphabet of this network"),
     "a card without metadata": (put("README.md", "# A card"), "has no metadata"),
     "a card that is no YAML": (put("README.md", "---\na: [1\n---\n# A card"), "metadata cannot be read"),
-    "another family": (say(model_type="bert"), "model_type is 'bert'"),
+    "another family": (say(model_type="bert"), "rules: got 'documented' of a 'bert'"),
     "no record": (lambda folder: say(perturbation=None)(folder), "records no digest"),
     "other code": (say(auto_map={"AutoModel": "evil.Model"}), "which does not name the code that is published"),
     "no code named": (say(auto_map=None), "which does not name the code that is published"),

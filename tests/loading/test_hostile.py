@@ -112,7 +112,7 @@ def test_a_hostile_configuration_is_refused_at_once(network, edit, copied):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for way, load in ways(network).items():
         if "model_type" in edit and way in ("auto", "pipeline"):
-            continue  # the Auto classes load what it says it is
+            continue  # Transformers loads what it says it is
         start = time.monotonic()
         with pytest.raises((OSError, ValueError, StrictDataclassError)):
             load(path)

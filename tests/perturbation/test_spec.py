@@ -111,15 +111,39 @@ def test_defaults_and_shorthand():
     reinit = Perturbation.parse("reinit")
     assert reinit == Perturbation.parse({"method": "reinit"}) == Perturbation("reinit")
     assert Perturbation.parse(reinit) is reinit
-    assert reinit.to_dict() == {"method": "reinit", "seed": 42, "rules": "documented"}
-    assert Perturbation("resample", include=None, exclude=[]).to_dict() == {
-        "method": "resample",
-        "seed": 42,
-        "rules": "documented",
-    }
+    assert reinit.to_dict() == {"method": "reinit", "seed": 42}
+    assert Perturbation("resample", include=None, exclude=[]).to_dict() == {"method": "resample", "seed": 42}
     record = Perturbation("resample", 0, axis="all", base=BASE, digest=DIGEST)
     assert record.base == Base(**BASE)
     assert record.to_dict()["base"] == BASE
+
+
+def test_rules_are_left_open_until_the_network_is_known():
+    left = Perturbation("resample", axis=None)
+    spelt = {family: left.spelt_out(family) for family in ("fair_esm", "carp", "bert")}
+    assert {family: (each.rules, each.axis) for family, each in spelt.items()} == {
+        "fair_esm": ("documented", "embedding"),
+        "carp": ("documented", "all"),
+        "bert": ("transformers", "all"),
+    }
+    said = Perturbation("resample", rules="transformers")
+    assert said.spelt_out("fair_esm").axis == "all"
+    assert left == Perturbation("resample", rules="documented") != said
+    assert hash(left) == hash(Perturbation("resample", rules="documented"))
+    assert Perturbation.parse(left, "transformers") == said
+    assert Perturbation.parse(said, "documented") == said
+    for value in ("resample", {"method": "resample"}, {"method": "resample", "rules": None}):
+        assert Perturbation.parse(value, "transformers") == said
+
+
+def test_the_versions_that_drew_are_provenance():
+    versions = {"transformers_version": "5.24.0", "code_revision": "abc"}
+    record = Perturbation("reinit", rules="transformers", **versions)
+    assert record == Perturbation("reinit", rules="transformers")
+    assert Perturbation.parse(record.to_dict()).to_dict() == record.to_dict()
+    assert record.to_dict().items() >= versions.items()
+    with pytest.raises(PerturbationError, match="transformers_version: got 5"):
+        Perturbation("reinit", transformers_version=5)
 
 
 def test_globs_are_a_set():
@@ -131,7 +155,7 @@ def test_also_is_a_set_of_parts_and_one_as_shorthand():
     both = Perturbation("gaussian", also=["head", "embeddings", "head"])
     assert both == Perturbation("gaussian", also=("embeddings", "head"))
     assert both.to_dict()["also"] == ["embeddings", "head"]
-    assert str(both) == "gaussian (seed 42, rules documented, also ['embeddings', 'head'])"
+    assert str(both) == "gaussian (seed 42, also ['embeddings', 'head'])"
     assert Perturbation("reinit", also="head") == Perturbation("reinit", also=["head"])
     for nothing in (None, [], ()):
         assert "also" not in Perturbation("reinit", also=nothing).to_dict()
@@ -176,7 +200,7 @@ def test_immutable():
         assert (twin, twin.to_dict()) == (perturbation, before[1])
 
 
-METHODS, RULES = ("'reinit'", "'resample'", "'gaussian'"), ("'documented'", "'published'")
+METHODS, RULES = ("'reinit'", "'resample'", "'gaussian'"), ("'documented'", "'published'", "'transformers'")
 AXES, PARTS = ("'embedding'", "'rows'", "'outputs'", "'all'"), ("'embeddings'", "'head'")
 SEEDS = ("0", str(2**63 - 1))
 KEYS = ("method", "seed", "rules", "axis", "include", "exclude", "scope", "also", "base", "digest")
@@ -199,10 +223,7 @@ BAD = [
         ({"method": "reinit", "seed": seed}, ("seed", repr(seed), *SEEDS))
         for seed in (True, False, -1, 2**63, 2**70, "42", 42.0, None, [42], float("nan"))
     ],
-    *[
-        ({"method": "reinit", "rules": rules}, ("rules", repr(rules), *RULES))
-        for rules in ("study", None, ["published"])
-    ],
+    *[({"method": "reinit", "rules": rules}, ("rules", repr(rules), *RULES)) for rules in ("study", ["published"])],
     *[({"method": "resample", "axis": axis}, ("axis", repr(axis), *AXES)) for axis in ("columns", "", 0, ["all"])],
     *[
         ({"method": method, "axis": axis}, ("axis", repr(axis), repr(method), "'resample'"))
@@ -279,6 +300,10 @@ def test_the_configuration_field_is_parsed_and_written_as_json(network):
     for value in ("resample", {"method": "resample"}, Perturbation("resample")):
         config = CONFIGS[network](perturbation=value)
         assert config.perturbation == Perturbation("resample")
-        assert json.loads(config.to_json_string())["perturbation"] == Perturbation("resample").to_dict()
+        assert json.loads(config.to_json_string())["perturbation"] == {
+            "method": "resample",
+            "seed": 42,
+            "rules": "documented",
+        }
         assert type(config).from_dict(config.to_dict()).perturbation == Perturbation("resample")
     assert "perturbation" not in json.loads(CONFIGS[network]().to_json_string())

@@ -24,7 +24,6 @@ from hf_perturb.loading.perturb import counted
 from hf_perturb.networks.seal import fingerprints, judged
 from hf_perturb.perturbation import Perturbation, digest_of
 from hf_perturb.perturbation.digest import digest_of_lines, lines_of
-from hf_perturb.perturbation.rules import default_axis
 from support.models import CONFIGS, small_model
 from support.owners import OWN_CLASSES
 
@@ -85,7 +84,7 @@ def network_lines(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
 
 
 def without_provenance(record: Perturbation, family: str) -> Perturbation:
-    return replace(record, base=None, digest=None, changed=False).with_axis(default_axis(family))
+    return replace(record, base=None, digest=None, changed=False).spelt_out(family)
 
 
 def twin(model: Any, tensors: Mapping[str, torch.Tensor] | None = None) -> Any:

@@ -115,7 +115,10 @@ def test_a_killed_process_leaves_no_folder_by_the_name(tmp_path):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda base: (base / "config.json").write_text('{"model_type": "bert"}'), "model_type is 'bert'; allowed"),
+        (
+            lambda base: (base / "config.json").write_text('{"model_type": "none"}'),
+            "model_type is 'none': transformers .* has none of it",
+        ),
         (lambda base: (base / "config.json").write_text("{"), "config.json.*not valid JSON"),
         (
             lambda base: (base / "config.json").write_text('{"model_type": "carp", "kernel_size": 4}'),

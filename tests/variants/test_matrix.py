@@ -204,7 +204,7 @@ def test_more_seeds_than_anybody_means_are_refused(said):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((["resample", "resample"], [42]), r"resample \(seed 42, .* is asked for twice"),
+        ((["resample", "resample"], [42]), r"resample \(seed 42\) is asked for twice"),
         ((["resample"], [42], ["all", "all"]), "asked for twice"),
         ((["reinit"], [42], ["all"]), "axis: got 'all'; allowed: nothing with method 'reinit'"),
         ((["reinit"], [42], [], [["top:1"], ["top:1"]]), "asked for twice"),
@@ -278,7 +278,7 @@ def test_a_cascade_of_one_depth_has_a_folder_of_its_own(tmp_path):
             ["--method=reinit", "--rules=published", "--seed=42", f"--seed={2**32}"],
             "seed: got 4294967296; allowed: 0 to",
         ),
-        (["--method=reinit", "--cascade=sideways"], "invalid choice: 'sideways'"),
+        (["--method=reinit", "--cascade=sideways"], "got 'sideways'; allowed: 'top-down', 'bottom-up'"),
         (["--method=reinit", "--cascade=top-down", "--rules=published"], "scope: got"),
     ],
 )

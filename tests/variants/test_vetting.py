@@ -97,8 +97,8 @@ def test_what_appears_meanwhile_is_kept(base, tmp_path, monkeypatch, build, forc
         (tmp_path / "out").mkdir(exist_ok=True)
         (tmp_path / "out" / "thesis.txt").write_text("irreplaceable")
 
-    monkeypatch.setattr(convert, "save_tokenizer", meanwhile)
-    monkeypatch.setattr(variants, "save_tokenizer", meanwhile)
+    monkeypatch.setattr(convert, "write_companions", meanwhile)
+    monkeypatch.setattr(variants, "write_companions", meanwhile)
     with pytest.raises(hf_perturb.FolderExistsError):
         build(base, tmp_path / "out", force=force)
     assert (tmp_path / "out" / "thesis.txt").read_text() == "irreplaceable"

@@ -44,7 +44,7 @@ def read_original(path: Path) -> Original:
         else:
             raise CheckpointError(f"{path} is no checkpoint of a kind that we know: {kind_of(data)}; {ALLOWED}")
         record = data.get(RECORD_KEY)
-        found.record = None if record is None else Perturbation.parse(record)
+        found.record = None if record is None else Perturbation.parse(record, "documented")
     except PerturbationError as error:
         raise CheckpointError(f"{path}: its record cannot be read: {error}") from error
     except (AttributeError, KeyError, TypeError, ValueError, IndexError, StrictDataclassError) as error:

@@ -1,0 +1,266 @@
+"""Any network that Transformers has, as its configuration and its class describe it: its tensors and its own rules.
+
+Names are those of the files. What a tensor is drawn by is its name in the trunk, so that a model with a head and one
+without agree: `encoder.layer.0.output.dense.weight` for `bert.encoder.layer.0.output.dense.weight`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any
+
+from hf_perturb.checkpoints.network import Network
+from hf_perturb.checkpoints.shapes import Shape, listed
+from hf_perturb.errors import CheckpointError, PerturbationError
+from hf_perturb.perturbation.rules import Initialiser, Place, Row, Table
+
+if TYPE_CHECKING:
+    from hf_perturb.checkpoints.skeleton import Skeleton, Told
+    from hf_perturb.perturbation.floats import Array
+
+_OWN = Initialiser("init_weights", "as its own `_init_weights` draws it")
+_SOURCE = "`PreTrainedModel._init_weights` of the network"
+
+
+@dataclass(frozen=True)
+class DerivedTable(Table):
+    """The rules `"transformers"` of a network, which its own classes say.
+
+    Args:
+        skeletons: the class that it is stored as, and its trunk, which may have tensors of its own.
+    """
+
+    rules: tuple[str, ...] = ("transformers",)
+    skeletons: tuple[Skeleton, ...] = ()
+    _told: dict[tuple[str, Shape], Told] = field(default_factory=dict, repr=False, compare=False)
+
+    def find(self, name: str) -> tuple[Skeleton, str] | None:
+        """Return where a tensor is, and its name there; `None` for one that no class has."""
+        for skeleton in self.skeletons:
+            if (own := skeleton.canonical(name)) in skeleton.shapes:
+                return skeleton, own
+        return None
+
+    def row(self, name: str) -> Row:
+        """Return the rule of a tensor: only a parameter of floating point is perturbed, if it is in no kept part."""
+        found, pattern = self.find(name), _pattern(name)
+        if found is None or found[1] not in found[0].parameters:
+            return Row(pattern, None, "a buffer, or no floating point")
+        return Row(pattern, _OWN, _SOURCE, part=found[0].parts.get(found[1]))
+
+    def initialiser(self, name: str, rules: str) -> Initialiser | None:
+        """Return how the network itself draws a tensor.
+
+        Raises:
+            PerturbationError: if it does not.
+        """
+        found = self.find(name)
+        return None if found is None else self.told(*found).initialiser
+
+    def told(self, skeleton: Skeleton, own: str) -> Told:
+        """Return what is known of the draw of a tensor; those of a pattern and a shape are drawn alike."""
+        alike = _pattern(own), skeleton.shapes[own]
+        if alike not in self._told:
+            self._told[alike] = skeleton.told(own)
+        return self._told[alike]
+
+    def drawn(self, name: str, seed: int) -> Callable[[], Array] | None:
+        """Return what draws a tensor as the network itself does."""
+        found = self.find(name)
+        return None if found is None else partial(found[0].draw, found[1], seed)
+
+    def named(self, name: str) -> str:
+        """Return the name of a tensor in the trunk, by which it is drawn."""
+        found = self.find(name)
+        return name if found is None else found[1]
+
+    def place(self, name: str) -> Place:
+        """Return the stack of layers that a tensor is in, and its number there."""
+        found = self.find(name)
+        if found is None:
+            return Place("", None, name)
+        skeleton, own = found
+        for path in skeleton.stacks:
+            number, _, rest = own.removeprefix(f"{path}.").partition(".")
+            if own.startswith(f"{path}.") and number.isdecimal():
+                return Place(_shortest(path, skeleton.stacks), int(number), rest)
+        return Place("", None, own)
+
+
+def _pattern(name: str) -> str:
+    return re.sub(r"\b\d+\b", "*", name)
+
+
+def _shortest(path: str, stacks: Iterable[str]) -> str:
+    """Return the beginning of the path of a stack that tells it from the others, nothing of the only one."""
+    others, parts = [other for other in stacks if other != path], path.split(".")
+    beginnings = (".".join(parts[:count]) for count in range(len(parts) + 1))
+    return next(
+        each for each in beginnings if not any(f"{other}.".startswith(f"{each}." if each else "") for other in others)
+    )
+
+
+@dataclass(frozen=True)
+class AnyNetwork(Network):
+    """A network that is none of ours, as a class of Transformers or of the code that comes with it has it.
+
+    Torch and Transformers are imported when its classes are asked for: a digest needs neither.
+
+    Args:
+        written: the content of its `config.json`.
+        name: of the folder or Hub id, for messages.
+        source: of the code that comes with it, `None` where none may be run.
+        found: shape of every tensor that is stored; none, to go by the class that it is stored as.
+    """
+
+    sizes: Any = None
+    architecture: str = ""
+    written: Mapping[str, Any] = field(default_factory=dict)
+    name: str = ""
+    source: Code | None = None
+    found: Mapping[str, Shape] = field(default_factory=dict)
+
+    @classmethod
+    def of_config(cls, written: Mapping[str, Any], name: str, source: Code | None) -> AnyNetwork:
+        """Read a network from the content of a `config.json`."""
+        architecture = next(iter(written.get("architectures") or [""]))
+        return cls(architecture=str(architecture), written=written, name=name, source=source)
+
+    def with_tensors(self, found: Mapping[str, Shape]) -> AnyNetwork:
+        """Return the same network as it is stored, with these tensors."""
+        return replace(self, found=dict(found), _shapes={})
+
+    @property
+    def family(self) -> str:
+        """`model_type` of its configuration."""
+        return str(self.written.get("model_type"))
+
+    @property
+    def version(self) -> None:
+        """There are no generations."""
+
+    @property
+    def max_tokens(self) -> None:
+        """What its tokenizer says."""
+
+    @property
+    def rules(self) -> str:
+        """Its own are all that there are, also where a family of ours reads the same files."""
+        return "transformers"
+
+    def table(self, rules: str | None = None) -> DerivedTable:
+        """Return the rules that its classes give, whatever set is asked for."""
+        return derived_table(self)
+
+    @property
+    def classes(self) -> list[type]:
+        """The class that it is stored as, and that of its trunk."""
+        return [type(skeleton.model) for skeleton in self.table().skeletons]
+
+    @property
+    def shapes(self) -> dict[str, Shape]:
+        """Shape of every tensor that is stored and that one of its classes has, or of all of its class."""
+        if not self._shapes:
+            table = self.table()
+            first = table.skeletons[0]
+            every = self.found or {first.stored(name): shape for name, shape in first.shapes.items()}
+            self._shapes.update({name: shape for name, shape in every.items() if table.find(name)})
+        return self._shapes
+
+    @property
+    def language_head(self) -> tuple[str, ...]:
+        """None that another class of it would have."""
+        return ()
+
+    def whole(self, rules: str) -> dict[str, Shape]:
+        """Return nothing beside what is stored: no draw depends on another."""
+        return {}
+
+    @property
+    def tied(self) -> dict[str, str]:
+        """Names of stored tensors that are another one that is stored."""
+        places: dict[tuple[Skeleton, str], str] = {}
+        tied, table = {}, self.table()
+        for name in self.shapes:
+            if found := table.find(name):
+                skeleton, own = found
+                source = places.setdefault((skeleton, skeleton.tied.get(own, own)), name)
+                if source != name:
+                    tied[name] = source
+        return tied
+
+    def differences(self, found: Mapping[str, Shape]) -> str:
+        """Say how the tensors of a checkpoint differ from those of the class that it is stored as."""
+        table = self.table()
+        first = table.skeletons[0]
+        places = {name: place for name in found if (place := table.find(name)) is not None}
+        here = {skeleton.tied.get(own, own) for skeleton, own in places.values()}
+        missing = [first.stored(name) for name in first.parameters if first.tied.get(name, name) not in here]
+        expected = {name: skeleton.shapes[own] for name, (skeleton, own) in places.items()}
+        other = [
+            f"{name} {found[name]} instead of {expected[name]}" for name in expected if expected[name] != found[name]
+        ]
+        problems = {"missing tensors": missing, "tensors of another shape": other}
+        return "; ".join(f"{problem}: {listed(sorted(names))}" for problem, names in problems.items() if names)
+
+    def with_sizes(self, **changes: Any) -> Network:
+        """Raise, for nothing of it is changed."""
+        raise PerturbationError(f"{self.name!r}: got {changes}; allowed: the sizes of its config.json")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return nothing beside what is written."""
+        return {}
+
+    @property
+    def code_revision(self) -> str | None:
+        """The commit of the code that it comes with, if that is run."""
+        return None if self.source is None else dict(self.source.hub).get("revision")
+
+    @property
+    def auto_map(self) -> dict[str, str]:
+        """The code that its `config.json` names, if any."""
+        return dict(self.written.get("auto_map") or {})
+
+
+@dataclass(frozen=True)
+class Code:
+    """The code of a network that Transformers does not have, which may be run.
+
+    Args:
+        location: the folder or Hub id that its `config.json` is in.
+        hub: what else finds a file there, as pairs.
+    """
+
+    location: str
+    hub: tuple[tuple[str, Any], ...] = ()
+
+
+def derived_table(network: Network) -> DerivedTable:
+    """Return what the classes of a network say of each of its tensors.
+
+    Raises:
+        CheckpointError: if Transformers has no such class, or needs code that may not be run.
+    """
+    source = network.source if isinstance(network, AnyNetwork) else None
+    written = network.written if isinstance(network, AnyNetwork) else network.to_dict()
+    name = network.name if isinstance(network, AnyNetwork) else network.family
+    told = {key: value for key, value in written.items() if key not in ("perturbation", "quantization_config")}
+    try:
+        return _table(json.dumps(told, sort_keys=True), network.architecture, source)
+    except CheckpointError as error:
+        raise CheckpointError(f"{name!r}: {error}") from error
+
+
+@lru_cache(maxsize=8)
+def _table(written: str, architecture: str, source: Code | None) -> DerivedTable:
+    from hf_perturb.checkpoints.classes import classes_of
+    from hf_perturb.checkpoints.skeleton import Skeleton
+
+    stored = json.loads(written)
+    config, classes = classes_of(stored, architecture, source)
+    skeletons = tuple(Skeleton.build(each, config) for each in classes)
+    return DerivedTable(str(stored.get("model_type")), (), skeletons=skeletons)

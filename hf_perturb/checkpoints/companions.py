@@ -1,0 +1,73 @@
+"""What lies beside weights and is taken over as it is: tokenizer, processor, generation settings, and code."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
+
+from hf_perturb.checkpoints.any_network import AnyNetwork
+from hf_perturb.checkpoints.checkpoint import Checkpoint
+from hf_perturb.checkpoints.source import Place, reach_hub, retried
+from hf_perturb.checkpoints.tokenizers import save_tokenizer
+from hf_perturb.errors import HubError
+
+# settings and vocabularies, by how they are called; what tells of weights or of their training is no part of it
+_BESIDE = re.compile(r"[\w.-]+\.(json|jsonl|txt|model|vocab|bpe|tiktoken|jinja)", re.ASCII)
+_OF_WEIGHTS = re.compile(
+    r"config\.json|adapter_config\.json|(.*_)?(results|state|args|index)\.json|.*\.index\.(\w+\.)?json|modules\.json"
+    r"|(requirements|license|licence|readme|log)[\w.-]*\.txt|\..*",
+    re.IGNORECASE,
+)
+_CODE = re.compile(r"\w+\.py", re.ASCII)
+
+
+def companions_of(place: Place, code: bool) -> list[Path]:
+    """Return the files beside the weights of a network that belong to it, fetched if they are on the Hub.
+
+    Args:
+        place: of the weights.
+        code: whether the modules that its configuration names are among them.
+    """
+    names = [name for name in _files_of(place) if _is_companion(name) or (code and _CODE.fullmatch(name))]
+    return [path for name in names if (path := place.find(name)) is not None]
+
+
+def _is_companion(name: str) -> bool:
+    return bool(_BESIDE.fullmatch(name)) and not _OF_WEIGHTS.fullmatch(name)
+
+
+def _files_of(place: Place) -> list[str]:
+    """Return the names of the files beside a configuration: at its commit, or as far as they are cached."""
+    subfolder = place.hub.get("subfolder") or ""
+    if not place.is_local:
+        given = {key: value for key, value in place.hub.items() if key in ("revision", "token") and value}
+        prefix = f"{subfolder}/" if subfolder else ""
+        try:
+            reach_hub(place.hub)
+            found = retried(lambda: HfApi().list_repo_files(place.location, **given), connections=True)
+            return [name.removeprefix(prefix) for name in found if name.startswith(prefix)]
+        except (HubError, OSError, ValueError, HfHubHTTPError):
+            path = place.find("config.json")
+            folder = None if path is None else path.parent
+    else:
+        folder = Path(place.location, subfolder)
+    return [] if folder is None else sorted(path.name for path in folder.iterdir() if path.is_file())
+
+
+def write_companions(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write what belongs beside the weights of a network: the tokenizer of ours, or what any other has beside its own.
+
+    Raises:
+        CheckpointError: if a file cannot be fetched.
+        OSError: if the folder cannot be written.
+    """
+    network = checkpoint.network
+    if not isinstance(network, AnyNetwork):
+        save_tokenizer(network.alphabet, folder)
+    elif checkpoint.place is not None:
+        for path in companions_of(checkpoint.place, bool(network.auto_map)):
+            shutil.copyfile(path, folder / path.name)
