@@ -7,29 +7,24 @@ import math
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping
-from contextlib import suppress
 from dataclasses import replace
-from functools import cache
-from importlib import import_module, metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCardData
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 
 from hf_perturb import demo
+from hf_perturb.cards.any_card import any_card
+from hf_perturb.cards.templates import base_model, base_name, rule_rows, templates, versions
 from hf_perturb.checkpoints.any_network import AnyNetwork
 from hf_perturb.checkpoints.catalog import CATALOG, LICENCES, YANG_2022, Entry, published
 from hf_perturb.checkpoints.checkpoint import Checkpoint
 from hf_perturb.checkpoints.network import Network
-from hf_perturb.checkpoints.recipe import torch_version
 from hf_perturb.checkpoints.shapes import AUTO_CLASSES, PREFIXES, is_parameter
 from hf_perturb.perturbation import Perturbation, Step, scope_text
-from hf_perturb.perturbation.rules import Table
 
 if TYPE_CHECKING:
-    from jinja2 import Environment
+    pass
 
 STUDY = (
     'Li, Amini, Yue, Yang and Lu 2024, "Feature reuse and scaling: understanding transfer learning with protein'
@@ -43,7 +38,6 @@ _DEMO_CITATION = f"the demo base that hf_perturb ships, for demonstration alone;
 _DEMO_LICENCE = "CC BY 4.0, as UniProtKB, on which the demo base was trained (The UniProt Consortium)"
 # of every licence, in the words of the Hub's metadata
 _HUB_LICENCES: dict[str, dict[str, Any]] = {**LICENCES, _DEMO_LICENCE: {"license": "cc-by-4.0"}}
-_FOLDER = Path(__file__).resolve().parent.parent
 _TASKS = {
     "AutoModel": "feature-extraction",
     "AutoModelForMaskedLM": "fill-mask",
@@ -76,22 +70,10 @@ def variant_card(
         stock: whether it is stored for Transformers' own ESM.
     """
     if isinstance(network, AnyNetwork):
-        return _any_card(network, record, steps, alike, recipe)
+        return any_card(network, record, steps, alike, recipe)
     origin = origin_of(network, published_as, record.base.digest if record.base is not None else None)
     facts = _variant_facts(network, record, steps, alike)
     return render("variant.md", network, origin, record, stock, recipe=recipe, **facts)
-
-
-def _any_card(
-    network: AnyNetwork,
-    record: Perturbation,
-    steps: Mapping[str, Step | None],
-    alike: Collection[str],
-    recipe: bool,
-) -> str:
-    """Render the card of a variant of a network that is none of ours; the arguments are those of `variant_card`."""
-    # UNFINISHED
-    return "# A control\n"
 
 
 def base_card(checkpoint: Checkpoint, digest: str | None, published_as: str | None, stock: bool = False) -> str:
@@ -124,37 +106,15 @@ def render(
     """Fill a template of `model_cards/` with what every card says, and with the facts that this one names besides."""
     stored = _stored_facts(network, stock)
     card_data = _metadata(stored, origin, record).to_yaml()
-    common = {"network": stored, "origin": origin, "record": record, "study": STUDY, "versions": _versions(record)}
-    return _templates().get_template(template).render({**facts, **common, "card_data": card_data}).rstrip() + "\n"
-
-
-@cache
-def _templates() -> Environment:
-    # only who writes a card pays for the import
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    # inside the package, or in a checkout beside it
-    folders = FileSystemLoader([_FOLDER / "model_cards", _FOLDER.parent / "model_cards"])
-    templates = Environment(loader=folders, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    templates.filters["code"] = _code
-    return templates
-
-
-def _code(value: str) -> str:
-    """Return a text that comes from outside as code on one line, which nothing in it can end, nor a cell around it."""
-    line = " ".join("".join(letter if letter.isprintable() else " " for letter in value).split()) or "?"
-    if not set(line) & set("`|\\"):
-        return f"`{line}`"
-    # no span of Markdown holds a backslash before a bar in a table, so these are spelled as HTML
-    letters = (letter if letter.isalnum() or letter in " -./" else f"&#{ord(letter)};" for letter in line)
-    return f"<code>{''.join(letters)}</code>"
+    common = {"network": stored, "origin": origin, "record": record, "study": STUDY, "versions": versions(record)}
+    return templates().get_template(template).render({**facts, **common, "card_data": card_data}).rstrip() + "\n"
 
 
 def _metadata(stored: Mapping[str, Any], origin: Entry | None, record: Perturbation | None) -> ModelCardData:
     """Return the header of a card."""
     kind = () if record is None else ("from-a-control" if record.changed else "control", record.method)
     tags = ["hf-perturb", "protein", *kind, stored["family"]]
-    base = None if record is None else _base_model(origin, record)
+    base = None if record is None else base_model(record, None if origin is None else origin.stock)
     return ModelCardData(
         library_name="transformers",
         pipeline_tag=_TASKS[stored["auto_class"]],
@@ -164,15 +124,6 @@ def _metadata(stored: Mapping[str, Any], origin: Entry | None, record: Perturbat
         base_model_relation=None if base is None else "finetune",
         **(_HUB_LICENCES[origin.licence] if origin is not None else {}),
     )
-
-
-def _base_model(origin: Entry | None, record: Perturbation) -> str | None:
-    """Return the Hub id of a variant's base: where it came from, or the copy of it that others know."""
-    if record.base is not None and record.base.name and record.base.revision:
-        with suppress(HFValidationError):
-            validate_repo_id(record.base.name)
-            return record.base.name
-    return origin.stock if origin is not None else None
 
 
 # ---- what they say
@@ -222,7 +173,7 @@ def _variant_facts(
     # where the study's code left a tensor, its document may say otherwise
     asked = steps if record.rules == "published" else touched
     return {
-        "base": _base_name(record),
+        "base": base_name(record),
         "axis": next((dict(step.arguments).get("axis") for step in steps.values() if step is not None), None),
         "named_and_kept": network.named_and_kept(record),
         "scopes": {name: scope_text(table, name) for name in record.scope},
@@ -230,41 +181,10 @@ def _variant_facts(
         # of what a record says was done, so that a count needs no base and is the same in every format
         "count": len(touched),
         "total": len(steps),
-        "rows": _rule_rows(table, record, steps, touched),
+        "rows": rule_rows(table, record, steps, touched),
         "alike": Counter(re.sub(r"\blayers\.\d+\.", "layers.*.", name) for name in steps if name in alike),
         "also": [part for part in record.also if any(table.row(name).part == part for name in touched)],
         "tie": [name for name in _TIE if name in touched] if _TIE[0] in steps else [],
         "silent": record.method == "reinit" and "embed_out" in touched,
         "differing": [row for row in table.rows if row.published != "same" and any(map(row.names, asked))],
     }
-
-
-def _rule_rows(
-    table: Table, record: Perturbation, steps: Mapping[str, Step | None], touched: set[str]
-) -> list[dict[str, Any]]:
-    """Return a row for each rule that names a tensor: what was done to its tensors, and to how many of them."""
-    rows = []
-    for row in table.rows:
-        if names := [name for name in steps if row.names(name)]:
-            # that of a tensor which is tied to the head is drawn by the rule of the head
-            step = next((step for name in names if (step := steps[name]) is not None), None)
-            rule = row if step is None else table.row(step.name)
-            action = "keep" if step is None else rule.action(record.method, str(record.rules), record.also)
-            head = None if step is None or rule is row else step.name
-            count = sum(name in touched for name in names)
-            rows.append({"rule": row, "action": action, "head": head, "count": count, "named": len(names)})
-    return rows
-
-
-def _base_name(record: Perturbation) -> str | None:
-    name = record.base.name if record.base is not None else None
-    # a recipe has to know whose disk its base is on, its readers have not
-    return Path(name).name if name and Path(name).is_absolute() else name
-
-
-def _versions(record: Perturbation | None) -> str:
-    """Return the libraries that made what a card tells of, with their versions."""
-    libraries = ["numpy"] if record is None or torch_version(record) is None else ["numpy", "torch"]
-    # the top module is above this one
-    ours = import_module("hf_perturb").__version__
-    return ", ".join([f"hf_perturb {ours}", *(f"{name} {metadata.version(name)}" for name in libraries)])

@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from hf_perturb.perturbation.floats import Array
 
 _OWN = Initialiser("init_weights", "as its own `_init_weights` draws it")
+# the output heads of ours, which are no modules that `get_output_embeddings` could return
+_HEADS = {
+    "fair_esm": ("embed_out", "embed_out_bias", "lm_head.weight"),
+    "carp": ("model.decoder.conv.weight", "model.decoder.conv.bias"),
+}
 _SOURCE = "`PreTrainedModel._init_weights` of the network"
 
 
@@ -50,7 +55,8 @@ class DerivedTable(Table):
         found, pattern = self.find(name), _pattern(name)
         if found is None or found[1] not in found[0].parameters:
             return Row(pattern, None, "a buffer, or no floating point")
-        return Row(pattern, _OWN, _SOURCE, part=found[0].parts.get(found[1]))
+        head = "head" if found[1] in _HEADS.get(self.family, ()) else None
+        return Row(pattern, _OWN, _SOURCE, part=found[0].parts.get(found[1], head))
 
     def initialiser(self, name: str, rules: str) -> Initialiser | None:
         """Return how the network itself draws a tensor.
@@ -67,6 +73,16 @@ class DerivedTable(Table):
         if alike not in self._told:
             self._told[alike] = skeleton.told(own)
         return self._told[alike]
+
+    def is_constant(self, name: str) -> bool:
+        """Whether all entries of a tensor are equal once it is drawn."""
+        found = self.find(name)
+        return found is not None and self.told(*found).constant
+
+    def source(self, name: str) -> str:
+        """Return whose `_init_weights` draws a tensor, and as a part of what; nothing for what none draws."""
+        found = self.find(name)
+        return "" if found is None or found[1] not in found[0].parameters else self.told(*found).source
 
     def drawn(self, name: str, seed: int) -> Callable[[], Array] | None:
         """Return what draws a tensor as the network itself does."""
