@@ -1,8 +1,4 @@
-"""A network of Transformers without values: what its tensors are, and how the installed Transformers draws each.
-
-A tensor is drawn alone: it alone has values, NaN until `_init_weights` writes them, and every random operator is given
-the generator of that tensor. So neither order nor company nor the global random state can change a draw.
-"""
+"""A network of Transformers without values: what its tensors are, and how the installed Transformers draws each."""
 
 from __future__ import annotations
 
@@ -13,34 +9,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from threading import Lock
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.modeling_utils import PreTrainedModel
 
+from hf_perturb.checkpoints.constructed import BUILDING, Construction, construct
+from hf_perturb.checkpoints.drawing import Seen, Slots, has_nan, tied_keys
 from hf_perturb.checkpoints.shapes import Shape
 from hf_perturb.errors import PerturbationError
 from hf_perturb.perturbation.floats import Array
 from hf_perturb.perturbation.rules import Initialiser
-
-# `torch.device` as a context notes the device that was current for the whole process, and puts it back
-_BUILDING = Lock()
-_VIEWS = (
-    "detach",
-    "alias",
-    "view",
-    "select",
-    "slice",
-    "t",
-    "transpose",
-    "unsqueeze",
-    "squeeze",
-    "expand",
-    "as_strided",
-)
 
 
 @dataclass(frozen=True)
@@ -65,30 +45,25 @@ class Skeleton:
     with a head and the one without agree; a tensor's draw goes by that.
 
     Args:
-        model: on the meta device; it belongs to the skeleton from now on.
+        model: it is left as it is.
+        construction: what its constructor did, where that is known.
     """
 
-    def __init__(self, model: PreTrainedModel):
-        self.model = model
-        self._free: list[_Slots] = []
+    def __init__(self, model: PreTrainedModel, construction: Construction | None = None):
+        self.model = copy.deepcopy(model, _twins(model))
+        if construction is not None:
+            self._construction = construction
+        self._free: list[Slots] = []
 
     @classmethod
     def build(cls, model_class: type[PreTrainedModel], config: Any) -> Skeleton:
         """Return the skeleton of a class with a configuration; nothing is drawn."""
-        # Transformers initialises nothing on this device, and ties what is tied
-        with _BUILDING, torch.device("meta"):
-            return cls(model_class(copy.deepcopy(config)))
+        return cls(*construct(model_class, config))
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> Skeleton:
         """Return the skeleton of a model, which is left as it is."""
-        memo: dict[int, Any] = {}
-        for module in model.modules():
-            for held in (module._parameters, module._buffers, vars(module)):
-                for tensor in held.values():
-                    if isinstance(tensor, torch.Tensor):
-                        memo.setdefault(id(tensor), _twin(tensor))
-        return cls(copy.deepcopy(model, memo))
+        return cls(model)
 
     @cached_property
     def _state(self) -> dict[str, torch.Tensor]:
@@ -109,7 +84,7 @@ class Skeleton:
     @cached_property
     def tied(self) -> dict[str, str]:
         """The tensor that another one is, by canonical names."""
-        targets = {self.canonical(name) for name in _tied_keys(self.model)}
+        targets = {self.canonical(name) for name in tied_keys(self.model)}
         first: dict[int, str] = {}
         for name, tensor in sorted(self._state.items(), key=lambda item: item[0] in targets):
             first.setdefault(id(tensor), name)
@@ -177,40 +152,69 @@ class Skeleton:
         Raises:
             PerturbationError: if it is no floating-point parameter, or `_init_weights` leaves some of it as it is.
         """
-        return self._drawn(name, seed, None).numpy()
+        return self._drawn(name, seed).numpy()
 
     def told(self, name: str) -> Told:
         """Return what `draw` does to a tensor; it is drawn once to see it."""
-        seen: list[_Call] = []
+        seen = Seen()
         low, high = (bound.item() for bound in torch.aminmax(self._drawn(name, 0, seen)))
-        call = next(call for call in reversed(seen) if call.writes)
-        text = f"{low:g}" if low == high else call.text
-        return Told(Initialiser("init_weights", text), call.source, low == high)
+        text = f"{low:g}" if low == high else ", then ".join(text for text, _ in seen.writes)
+        sources = dict.fromkeys(source for _, source in seen.writes)
+        return Told(Initialiser("init_weights", text), "; ".join(sources), low == high)
 
-    def _drawn(self, name: str, seed: int, seen: list[_Call] | None) -> torch.Tensor:
+    def _drawn(self, name: str, seed: int, seen: Seen | None = None) -> torch.Tensor:
         name = self.tied.get(name, name)
         if name not in self.parameters:
             raise PerturbationError(
                 f"tensor {name!r}: `_init_weights` draws floating-point parameters; got"
                 f" {'a buffer or integers' if name in self.shapes else 'a name that the network lacks'}"
             )
+        stored = self.stored(name)
         with self._slots() as slots, torch.inference_mode(False), torch.no_grad():
-            drawn = slots.draw(self.stored(name), generator_seed(seed, name), seen)
-        if drawn.numel() and torch.aminmax(drawn)[0].isnan():
-            raise PerturbationError(
-                f"tensor {name!r}: `_init_weights` of {type(self.model).__name__} leaves it, or a part of it, as it is,"
-                " so there is no initialisation to draw it by; exclude it"
-            )
+            try:
+                drawn = slots.draw(stored, generator_seed(seed, name), seen)
+                if has_nan(drawn) and (begun := self._constructed(name, seed)) is not None:
+                    # what it does not write is as the constructor left it, and so is what it works on
+                    if seen is not None:
+                        seen.before = [(step.text, step.constructor) for step in self._construction.steps(stored)]
+                    drawn = slots.draw(stored, generator_seed(seed, name), seen, begun)
+            except Exception as error:
+                raise self._refused(name, f"fails ({type(error).__name__}: {error})") from error
+        if has_nan(drawn):
+            raise self._refused(name, "and the constructor leave it, or a part of it, as it is")
         return drawn
 
+    def _refused(self, name: str, why: str) -> PerturbationError:
+        return PerturbationError(
+            f"tensor {name!r}: `_init_weights` of {type(self.model).__name__} {why}, so there is no initialisation to"
+            " draw it by; exclude it"
+        )
+
+    def _constructed(self, name: str, seed: int) -> torch.Tensor | None:
+        """Return a tensor as the constructor leaves it, `None` where that cannot be told."""
+        stored = self.stored(name)
+        noted = self._construction.tensors.get(stored)
+        if noted is None or noted.shape != self.shapes[name]:
+            return None
+        draws, owner = self._construction.draws(stored), stored.rpartition(".")[0]
+        # parts of one draw, as direction and length of a weight are, come of the same numbers
+        beside = (each for each in self._construction.tensors if draws and each.rpartition(".")[0] == owner)
+        last = max([stored, *(each for each in beside if self._construction.draws(each) & draws)])
+        generator = torch.Generator().manual_seed(generator_seed(seed, self.canonical(last)))
+        return self._construction.value(stored, generator)
+
+    @cached_property
+    def _construction(self) -> Construction:
+        return construct(type(self.model), self.model.config)[1]
+
     @contextmanager
-    def _slots(self) -> Iterator[_Slots]:
+    def _slots(self) -> Iterator[Slots]:
         """Lend a network of one's own: while a tensor is drawn it has values there."""
         try:
             slots = self._free.pop()
         except IndexError:
-            with _BUILDING:  # nobody copies what another copies
-                slots = _Slots(copy.deepcopy(self.model))
+            with BUILDING:  # nobody copies what another copies
+                slots = Slots(copy.deepcopy(self.model))
         try:
             yield slots
         finally:
@@ -223,70 +227,15 @@ def generator_seed(seed: int, name: str) -> int:
     return int.from_bytes(words, "big") & (2**63 - 1)
 
 
-class _Slots:
-    """Where the tensors of a network are held, and which modules' initialisation reaches each, the last one last."""
-
-    def __init__(self, model: PreTrainedModel):
-        self._order = {id(module): (module, holder) for module, holder in _in_order(model, model)}
-        rank = {key: number for number, key in enumerate(self._order)}
-        tied = set(_tied_keys(model))
-        reached: dict[str, set[int]] = defaultdict(set)
-        self._places: dict[str, list[tuple[nn.Module, str]]] = {}
-        names: dict[int, str] = {}
-        above: dict[str, tuple[int, ...]] = {}
-        for path, module in model.named_modules(remove_duplicate=False):
-            above[path] = (*above[path.rpartition(".")[0]], id(module)) if path else (id(module),)
-            for leaf, tensor in module._parameters.items():
-                stored = f"{path}.{leaf}" if path else leaf
-                # tying comes after the initialisation, and drops what that made of the target
-                if tensor is None or stored in tied:
-                    continue
-                first = names.setdefault(id(tensor), stored)
-                self._places.setdefault(stored, self._places.setdefault(first, []))
-                self._places[first].append((module, leaf))
-                reached[first] |= set(above[path])
-        # by the place, which the names of one tensor share
-        calls = {
-            id(self._places[name]): [self._order[key] for key in sorted(keys, key=rank.__getitem__)]
-            for name, keys in reached.items()
-        }
-        self._calls = {name: calls[id(places)] for name, places in self._places.items()}
-
-    def draw(self, name: str, seed: int, seen: list[_Call] | None) -> torch.Tensor:
-        """Return a tensor as its initialisation leaves it; NaN where that writes nothing."""
-        places, calls = self._places[name], self._calls[name]
-        kept = [(module, dict(module._parameters), dict(module._buffers)) for module, _ in calls]
-        held = places[0][0]._parameters[places[0][1]]
-        assert held is not None
-        real = nn.Parameter(torch.full(held.shape, torch.nan, dtype=torch.float32, device="cpu"), requires_grad=False)
-        try:
-            for module, leaf in places:
-                module._parameters[leaf] = real
-            for module, holder in calls:
-                call = _Call(module, holder, real) if seen is not None else None
-                with _Draws(torch.Generator().manual_seed(seed), call):
-                    _initialise(holder, module)
-                if seen is not None and call is not None:
-                    seen.append(call)
-            now = (module._parameters[leaf] for module, leaf in reversed(places))
-            return next((tensor for tensor in now if tensor is not None and tensor is not real), real).detach()
-        finally:
-            for module, parameters, buffers in kept:
-                module._parameters.update(parameters)
-                module._buffers.update(buffers)
-
-
-def _initialise(holder: PreTrainedModel, module: nn.Module) -> None:
-    # ours does what the original package of the family does
-    ours = type(holder)._init_weights.__module__.startswith("hf_perturb.")
-    (PreTrainedModel._init_weights if ours else type(holder)._init_weights)(holder, module)
-
-
-def _in_order(module: nn.Module, holder: PreTrainedModel) -> Iterator[tuple[nn.Module, PreTrainedModel]]:
-    """Yield modules, and whose `_init_weights` is called with each, as `initialize_weights` does: parts come first."""
-    for child in module.children():
-        yield from _in_order(child, child if isinstance(child, PreTrainedModel) else holder)
-    yield module, holder
+def _twins(model: nn.Module) -> dict[int, Any]:
+    """Return a tensor without values for each that a network holds, by its identity, so that ties stay."""
+    return {
+        id(tensor): _twin(tensor)
+        for module in model.modules()
+        for held in (module._parameters, module._buffers, vars(module))
+        for tensor in held.values()
+        if isinstance(tensor, torch.Tensor)
+    }
 
 
 def _twin(tensor: torch.Tensor) -> torch.Tensor:
@@ -295,10 +244,6 @@ def _twin(tensor: torch.Tensor) -> torch.Tensor:
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(twin, requires_grad=tensor.requires_grad)
     return twin
-
-
-def _tied_keys(model: PreTrainedModel) -> dict[str, str]:
-    return getattr(model, "all_tied_weights_keys", None) or {}
 
 
 def _asked(model: PreTrainedModel, method: str) -> Any:
@@ -318,66 +263,3 @@ def _tensors_of(held: Any) -> Iterator[torch.Tensor]:
     elif isinstance(held, dict | list | tuple):
         for each in held.values() if isinstance(held, dict) else held:
             yield from _tensors_of(each)
-
-
-class _Call:
-    """What one call of `_init_weights` does to a tensor."""
-
-    def __init__(self, module: nn.Module, holder: PreTrainedModel, tensor: torch.Tensor):
-        self.source = f"{type(holder)._init_weights.__qualname__}, {type(module).__name__}"
-        self.writes: list[str] = []
-        self._tensor, self._others = tensor, list[str]()
-
-    def note(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Note an operator, before it runs."""
-        name = func.overloadpacket.__name__
-        first = args[0] if args and isinstance(args[0], torch.Tensor) else None
-        if first is None or not func._schema.is_mutable:
-            if name not in _VIEWS:
-                self._others.append(name)
-        elif first.is_meta:
-            self._others.clear()  # what came before was for another tensor
-        elif first.untyped_storage().data_ptr() == self._tensor.untyped_storage().data_ptr():
-            if first.numel() == self._tensor.numel() and name in ("normal_", "uniform_", "fill_", "zero_", "copy_"):
-                self.writes.clear()
-            given = [f"{each:g}" for each in (*args[1:], *kwargs.values()) if isinstance(each, int | float)]
-            made = f" of {', '.join(dict.fromkeys(self._others))}" if name == "copy_" else ""
-            part = "" if first.numel() == self._tensor.numel() else " in a part"
-            self.writes.append(f"`{name}({', '.join(given)})`{made}{part}")
-            self._others.clear()
-
-    @property
-    def text(self) -> str:
-        return ", then ".join(self.writes)
-
-
-class _Draws(TorchDispatchMode):
-    """Gives a generator to every random operator of this thread."""
-
-    def __init__(self, generator: torch.Generator, call: _Call | None):
-        super().__init__()
-        self._generator, self._call = generator, call
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        if self._call is not None:
-            self._call.note(func, args, kwargs)
-        if _takes_generator(func):
-            kwargs["generator"] = self._generator
-        elif torch.Tag.nondeterministic_seeded in func.tags:
-            func, kwargs = _with_generator(func), {**kwargs, "generator": self._generator}
-        return func(*args, **kwargs)
-
-
-def _takes_generator(func: Any) -> bool:
-    return any(argument.name == "generator" for argument in func._schema.arguments)
-
-
-def _with_generator(func: Any) -> Any:
-    """Return the overload of a random operator that takes a generator."""
-    packet = func.overloadpacket
-    named = {argument.name for argument in func._schema.arguments} | {"generator"}
-    for each in map(packet.__getattr__, packet.overloads()):
-        if {argument.name for argument in each._schema.arguments} == named:
-            return each
-    raise PerturbationError(f"`_init_weights` uses {func}, which takes no generator of its own")
