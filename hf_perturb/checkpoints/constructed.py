@@ -31,9 +31,12 @@ from hf_perturb.errors import PerturbationError
 BUILDING = Lock()
 # what they write does not depend on what was there
 OVERWRITING = frozenset(("normal_", "uniform_", "fill_", "zero_", "copy_"))
+# what makes numbers of the type that is the process's default, which somebody else may have changed at the moment
+_OF_DEFAULT_TYPE = frozenset(("empty", "zeros", "ones", "full", "linspace", "rand", "randn", "normal"))
 _IS_META: Any = torch.Tensor.is_meta.__get__  # type: ignore[attr-defined]
 
 
+@torch.inference_mode(False)
 def construct(model_class: type[PreTrainedModel], config: Any) -> tuple[PreTrainedModel, Construction]:
     """Build a network on the meta device, where Transformers initialises nothing and ties what is tied.
 
@@ -49,10 +52,12 @@ def construct(model_class: type[PreTrainedModel], config: Any) -> tuple[PreTrain
 
 
 def with_generator(func: Any, kwargs: dict[str, Any], generator: torch.Generator) -> tuple[Any, dict[str, Any]]:
-    """Return an operator and its keywords, with a generator where it is random."""
+    """Return an operator and its keywords, with a generator where it is random, and a type where it lacks one."""
     if isinstance(func, FunctionType):
         return func, ({**kwargs, "generator": generator} if "generator" in kwargs else kwargs)
     named = {argument.name for argument in func._schema.arguments}
+    if "dtype" in named and kwargs.get("dtype") is None and name_of(func) in _OF_DEFAULT_TYPE:
+        kwargs = {**kwargs, "dtype": torch.float32}
     if "generator" in named:
         return func, {**kwargs, "generator": generator}
     if torch.Tag.nondeterministic_seeded not in func.tags:

@@ -88,24 +88,23 @@ class Slots:
             name: stored.
             seed: of torch's generator.
             seen: is told what is done.
-            begun: its values before that, NaN if there are none.
+            begun: its values before that; NaN without.
         """
-        if begun is None:
-            begun = torch.full(_held(*self._places[name][0]).shape, torch.nan, dtype=torch.float32, device="cpu")
         try:
-            return self._draw(name, seed, seen, begun, beside=False)
+            return self._draw(name, seed, seen, begun, False)
         except Exception:
-            # it works on others of the module, or makes something where they are
-            return self._draw(name, seed, seen, begun, beside=True)
+            # it works on others of these modules, or makes something where they are
+            return self._draw(name, seed, seen, begun, True)
 
-    def _draw(self, name: str, seed: int, seen: Seen | None, begun: torch.Tensor, *, beside: bool) -> torch.Tensor:
+    def _draw(self, name: str, seed: int, seen: Seen | None, begun: torch.Tensor | None, beside: bool) -> torch.Tensor:
         places, calls = self._places[name], self._calls[name]
         kept = [(module, dict(module._parameters), dict(module._buffers)) for module, _ in calls]
-        real = nn.Parameter(begun.clone() if beside else begun, requires_grad=False)
+        real = _empty(_held(*places[0])) if begun is None else nn.Parameter(begun.clone(), requires_grad=False)
         try:
+            for module, _ in calls if beside else ():
+                floats = {key: x for key, x in module._parameters.items() if x is not None and x.is_floating_point()}
+                module._parameters.update({key: _empty(x) for key, x in floats.items()})
             for module, leaf in places:
-                if beside:
-                    module._parameters.update({key: _empty(x) for key, x in module._parameters.items()})
                 module._parameters[leaf] = real
             if seen is not None:
                 seen.begin(real)
@@ -225,11 +224,10 @@ def _held(module: nn.Module, leaf: str) -> torch.Tensor:
     return tensor
 
 
-def _empty(tensor: nn.Parameter | None) -> nn.Parameter | None:
+def _empty(tensor: torch.Tensor) -> nn.Parameter:
     """Return a parameter of NaN in the place of one without values."""
-    if tensor is None or not tensor.is_floating_point():
-        return tensor
-    return nn.Parameter(torch.full(tensor.shape, torch.nan, device="cpu"), requires_grad=False)
+    values = torch.full(tensor.shape, torch.nan, dtype=torch.float32, device="cpu")
+    return nn.Parameter(values, requires_grad=False)
 
 
 def has_nan(tensor: torch.Tensor) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_iter
 from transformers.modeling_utils import PreTrainedModel
 
 from hf_perturb.checkpoints.constructed import BUILDING, Construction, construct
@@ -49,6 +50,7 @@ class Skeleton:
         construction: what its constructor did, where that is known.
     """
 
+    @torch.inference_mode(False)
     def __init__(self, model: PreTrainedModel, construction: Construction | None = None):
         self.model = copy.deepcopy(model, _twins(model))
         if construction is not None:
@@ -104,19 +106,17 @@ class Skeleton:
     @cached_property
     def stacks(self) -> dict[str, int]:
         """The number of blocks of each stack of equal ones, by the canonical path of its `ModuleList`."""
-        found: dict[str, dict[str, int]] = defaultdict(dict)
+        found: dict[str, dict[str, nn.ModuleList]] = defaultdict(dict)
         lists: list[str] = []
         holders = [name for name, each in self.model.named_modules() if isinstance(each, PreTrainedModel)]
         for path, module in self.model.named_modules():
             if not isinstance(module, nn.ModuleList) or any(path.startswith(f"{each}.") for each in lists):
                 continue
             lists.append(path)
-            if len({type(block) for block in module}) == 1 and any(True for _ in module.parameters()):
+            if len({type(block) for block in module}) == 1:
                 above = max((name for name in holders if not name or path.startswith(f"{name}.")), key=len)
-                found[above][self.canonical(path)] = len(module)
-        return {
-            path: blocks for each in found.values() for path, blocks in each.items() if blocks == max(each.values())
-        }
+                found[above][self.canonical(path)] = module
+        return {path: blocks for each in found.values() for path, blocks in _longest(each).items()}
 
     @cached_property
     def _prefix(self) -> str:
@@ -157,7 +157,8 @@ class Skeleton:
     def told(self, name: str) -> Told:
         """Return what `draw` does to a tensor; it is drawn once to see it."""
         seen = Seen()
-        low, high = (bound.item() for bound in torch.aminmax(self._drawn(name, 0, seen)))
+        drawn = self._drawn(name, 0, seen)
+        low, high = (bound.item() for bound in torch.aminmax(drawn)) if drawn.numel() else (0.0, 0.0)
         text = f"{low:g}" if low == high else ", then ".join(text for text, _ in seen.writes)
         sources = dict.fromkeys(source for _, source in seen.writes)
         return Told(Initialiser("init_weights", text), "; ".join(sources), low == high)
@@ -170,7 +171,7 @@ class Skeleton:
                 f" {'a buffer or integers' if name in self.shapes else 'a name that the network lacks'}"
             )
         stored = self.stored(name)
-        with self._slots() as slots, torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), self._slots() as slots:
             try:
                 drawn = slots.draw(stored, generator_seed(seed, name), seen)
                 if has_nan(drawn) and (begun := self._constructed(name, seed)) is not None:
@@ -201,7 +202,7 @@ class Skeleton:
         beside = (each for each in self._construction.tensors if draws and each.rpartition(".")[0] == owner)
         last = max([stored, *(each for each in beside if self._construction.draws(each) & draws)])
         generator = torch.Generator().manual_seed(generator_seed(seed, self.canonical(last)))
-        return self._construction.value(stored, generator)
+        return self._construction.value(stored, generator).float()
 
     @cached_property
     def _construction(self) -> Construction:
@@ -227,13 +228,20 @@ def generator_seed(seed: int, name: str) -> int:
     return int.from_bytes(words, "big") & (2**63 - 1)
 
 
+def _longest(lists: dict[str, nn.ModuleList]) -> dict[str, int]:
+    """Return the number of blocks of the longest lists of a model, by path."""
+    sizes = {path: sum(tensor.numel() for tensor in each.parameters()) for path, each in lists.items()}
+    # a list of small parts, such as norms or the embeddings of tags, is no trunk however long
+    long = {path: len(each) for path, each in lists.items() if 0 < 10 * sizes[path] >= max(sizes.values())}
+    return {path: blocks for path, blocks in long.items() if blocks == max(long.values())}
+
+
 def _twins(model: nn.Module) -> dict[int, Any]:
     """Return a tensor without values for each that a network holds, by its identity, so that ties stay."""
     return {
         id(tensor): _twin(tensor)
         for module in model.modules()
-        for held in (module._parameters, module._buffers, vars(module))
-        for tensor in held.values()
+        for tensor in tree_iter(vars(module))
         if isinstance(tensor, torch.Tensor)
     }
 
