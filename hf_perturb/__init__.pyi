@@ -31,6 +31,7 @@ from .errors import (
     UnusedKeywordError as UnusedKeywordError,
 )
 from .hub.upload import Push as Push, push_variant as push_variant
+from .loading.any_model import perturb as perturb
 from .loading.wrap import wrap as wrap
 from .networks.configuration_carp import CarpConfig as CarpConfig
 from .networks.configuration_fair_esm import FairEsmConfig as FairEsmConfig
@@ -46,7 +47,6 @@ from .networks.modeling_fair_esm import (
     FairEsmForTokenClassification as FairEsmForTokenClassification,
     FairEsmModel as FairEsmModel,
 )
-from .networks.perturbable import perturb as perturb
 from .perturbation import Perturbation as Perturbation
 from .variants.convert import (
     Conversion as Conversion,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -54,7 +54,8 @@ def perturb_model(
         fresh: whether a model that was built without values has those of a base now.
     """
     asked = Perturbation.parse(perturbation, "documented")
-    is_quantised = getattr(model, "is_quantized", False) or bool(quantised_weights(model))
+    replaced = quantised_weights(model)
+    is_quantised = getattr(model, "is_quantized", False) or bool(replaced)
     owner, model = model, model.recorded
     network = network_of(model)
     model.refuse_unknown("perturb", empty=False)
@@ -63,7 +64,8 @@ def perturb_model(
             return model
         model.refuse_unknown("perturb")
     if is_quantised:
-        raise quantised(model)
+        state = model.state_dict()
+        raise quantised([f"{name} {dtype_code(state[name].dtype)}" if name in state else name for name in replaced])
     refuse_adapters("perturb", model)
     refuse_untied("perturb", model, model.recorded_tensors())
     rules = str(asked.rules)
@@ -295,12 +297,10 @@ def _is_as_stored(tensor: torch.Tensor, line: str | None) -> bool:
     return line is not None and line.startswith(digest_line(dtype_code(tensor.dtype), tensor.shape, ""))
 
 
-def quantised(model: PerturbablePreTrainedModel | None = None) -> PerturbationError:
-    """Return the error for quantised weights, which names those of a model."""
-    state, names = ({}, []) if model is None else (model.state_dict(), quantised_weights(model))
-    kinds = [f"{name} {dtype_code(state[name].dtype)}" if name in state else name for name in names]
+def quantised(weights: Sequence[str] = ()) -> PerturbationError:
+    """Return the error for quantised weights, some of which it names."""
     return PerturbationError(
-        f"perturbation: quantised weights{f' ({listed(kinds)})' if kinds else ''} cannot be perturbed, but those of"
+        f"perturbation: quantised weights{f' ({listed(weights)})' if weights else ''} cannot be perturbed, but those of"
         f" {', '.join(FLOATS)}; build the variant first (hf-perturb create) and load that with the quantization_config"
     )
 

@@ -17,12 +17,11 @@ from .record import (
     CheckpointError,
     ModelInputError,
     PerturbationError,
-    UnsupportedModuleError,
     loading,
     require,
     same_record,
 )
-from .seal import cast, listed, plainly, record_now, refuse_adapters, share_config, the_network, unread
+from .seal import cast, listed, plainly, record_now, share_config, the_network, unread
 from .sizes import NAMES, tensors_of_network
 from .threads import ThreadSafePreTrainedModel
 
@@ -387,29 +386,3 @@ class PerturbablePreTrainedModel(ThreadSafePreTrainedModel):
     def is_of_language_head(self, name: str) -> bool:
         """Whether a tensor of the network belongs to its language head."""
         return any(re.match(pattern, name) for pattern in self._language_head)
-
-
-def perturb(model: PerturbablePreTrainedModel, perturbation: Any, *, fresh: bool = False) -> PerturbablePreTrainedModel:
-    """Perturb a model of this package in place and return it; see `PerturbablePreTrainedModel.perturb`.
-
-    Args:
-        model: with values in memory.
-        perturbation: a `Perturbation`, its dict, or a method name.
-        fresh: say that the weights of a model that was built without values, or that another model owns, are those of a
-            base.
-
-    Raises:
-        ValueError: if the perturbation is not valid here, if the model was perturbed by another one, or has changed
-            since, or if nobody has said what its weights are.
-        TypeError: if the model is not one of this package: wrap an original module first, with `hf_perturb.wrap`.
-    """
-    if not isinstance(model, PerturbablePreTrainedModel):
-        refuse_adapters("perturb", model)
-        named = model.named_modules() if isinstance(model, torch.nn.Module) else ()
-        held = [name for name, each in named if isinstance(each, PerturbablePreTrainedModel)]
-        raise UnsupportedModuleError(
-            f"perturb: got a {type(model).__name__}; allowed: a model of hf_perturb"
-            + (f", such as that which it holds, model.{held[0]}" if held else "")
-            + "; an original fair-esm or sequence-models module becomes one with hf_perturb.wrap(module)"
-        )
-    return model.perturb(perturbation, fresh=fresh)
