@@ -163,9 +163,21 @@ def _add_embed(embed: argparse.ArgumentParser) -> None:
     embed.add_argument("--long", choices=LONG, default=EmbedOptions.long, help=long)
     shared = "residues that neighbouring windows share, with --long window; default: a quarter of a window"
     embed.add_argument("--overlap", type=int, metavar="N", help=shared)
+    _add_tokenizing(embed.add_argument_group("encoders that are not ours"))
     embed.add_argument("--revision", type=_name, metavar="NAME", help="branch, tag or commit, if MODEL is a Hub id")
     embed.add_argument("--force", action="store_true", help="if OUT holds other embeddings, remove them")
     _add_perturbation(embed.add_argument_group("variants of the base"))
+
+
+def _add_tokenizing(group: Any) -> None:
+    given = "folder or Hub id of the tokenizer; default: the one beside the weights"
+    group.add_argument("--tokenizer", type=_name, metavar="NAME", help=given)
+    blanks = "give it residues separated by blanks, or not; default: found out"
+    group.add_argument("--separate", action=argparse.BooleanOptionalAction, help=blanks)
+    first = "what it is given before each sequence, such as '<AA2fold>'"
+    group.add_argument("--prefix", type=_name, metavar="TEXT", help=first)
+    letters = "letters to read as another: UZOB=X, several with commas"
+    group.add_argument("--replace", type=_name, metavar="LETTERS=LETTER", help=letters)
 
 
 def _add_perturbation(parser: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from hf_perturb.checkpoints.network import alphabet_of
+from hf_perturb.embedding.encoder import Encoder
 from hf_perturb.embedding.fasta import Record
 from hf_perturb.embedding.model import memory_told
 from hf_perturb.embedding.options import Choices
@@ -17,62 +17,35 @@ from hf_perturb.embedding.pooling import Pooling
 
 @dataclass(frozen=True)
 class Unit:
-    """A sequence, the rows of its shard that have it, and which residues the network sees at a time."""
+    """A sequence in pieces, the rows of its shard that have it, and which pieces the network sees at a time."""
 
-    sequence: str
+    sequence: Sequence[Any]
     rows: list[int]
     windows: list[tuple[int, int]]
 
 
-class Encoder:
-    """Sequences to tokens, as the network's tokenizer does, by a table: it has one token for each character.
-
-    Tokens that were spelt out are the characters from 1 on; see `read_records`.
-    """
-
-    def __init__(self, config: Any):
-        ends = ([getattr(config, name, None)] for name in ("bos_token_id", "eos_token_id"))
-        self.begin, self.end = (torch.tensor([id_ for id_ in end if id_ is not None], dtype=torch.long) for end in ends)
-        self.pad: int = config.pad_token_id
-        alphabet = alphabet_of(config)
-        ids = alphabet.ids
-        spelt = dict(enumerate(alphabet.spelt.values(), 1))
-        self.table = torch.tensor([spelt.get(code, ids.get(chr(code), ids[alphabet.unk])) for code in range(128)])
-
-    @property
-    def special(self) -> int:
-        """Tokens of a row that are no residues."""
-        return len(self.begin) + len(self.end)
-
-    def encode(self, sequences: Sequence[str]) -> torch.Tensor:
-        """Return the tokens of sequences, padded on the right, `(batch, length)`."""
-        longest = max(map(len, sequences)) + self.special
-        ids = torch.full((len(sequences), longest), self.pad)
-        for row, sequence in zip(ids, sequences, strict=True):
-            letters = torch.frombuffer(bytearray(sequence, "ascii"), dtype=torch.uint8).long()
-            row[: len(letters) + self.special] = torch.cat([self.begin, self.table[letters], self.end])
-        return ids
-
-
-def units_of(records: Sequence[Record], choices: Choices) -> list[Unit]:
+def units_of(records: Sequence[Record], choices: Choices, encoder: Encoder) -> list[Unit]:
     """Return the different sequences of a shard; records without residues have none."""
     rows: dict[str, list[int]] = {}
     for row, record in enumerate(records):
         if record.sequence:
             rows.setdefault(record.sequence, []).append(row)
-    return [Unit(sequence, places, choices.windows(len(sequence))) for sequence, places in rows.items()]
+    pieces = encoder.pieces([*rows])
+    return [Unit(each, places, choices.windows(len(each))) for each, places in zip(pieces, rows.values(), strict=True)]
 
 
-def batches(units: Sequence[Unit], tokens: int, special: int) -> Iterator[list[Unit]]:
+def batches(units: Sequence[Unit], tokens: int, special: int, padded: bool = True) -> Iterator[list[Unit]]:
     """Put units of like length together, the longest first, so that a device that is too small says so at once.
 
-    A batch has at most so many tokens, padding and the special ones of each row included, or is one unit by itself.
+    A batch has at most so many tokens, padding and the special ones of each row included, or is one unit by itself. One
+    that may have no padding has rows of one length.
     """
     batch: list[Unit] = []
     rows = width = 0
     for unit in sorted(units, key=lambda unit: -len(unit.sequence)):
         first, last = unit.windows[0]
-        if batch and (rows + len(unit.windows)) * width > tokens:
+        is_other = not padded and last - first + special != width
+        if batch and ((rows + len(unit.windows)) * width > tokens or is_other):
             yield batch
             batch, rows = [], 0
         if not batch:  # whatever follows is no wider
@@ -113,7 +86,7 @@ def embed_batch(
 
         size = f"{len(part)} rows of up to {max(map(len, part)) + encoder.special} tokens"
         with memory_told(f"{device}, for a batch of {size}; give fewer with --tokens, or a smaller --dtype"):
-            model.visit_representations(visit, encoder.encode(part), depth=choices.layers[-1], device=device)
+            encoder.show(model, part, visit, choices, device)
     vectors = {name: list(kept[name].cpu().numpy()) for name, _, _ in choices.vectors}
     residues = {name: kept[name].split(pooling.lengths) for name, _ in choices.residues}
     return {**vectors, **{name: [rows.numpy() for rows in each] for name, each in residues.items()}}

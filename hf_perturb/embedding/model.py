@@ -18,13 +18,17 @@ from hf_perturb.checkpoints.formats import DTYPES
 from hf_perturb.checkpoints.network import Network
 from hf_perturb.checkpoints.of_torch import torch_dtype
 from hf_perturb.checkpoints.shapes import PREFIXES
+from hf_perturb.embedding.any_encoder import encoder_of
+from hf_perturb.embedding.encoder import AlphabetEncoder, Encoder
 from hf_perturb.errors import EmbeddingsError, ModelInputError, StackedPerturbationError, UnsupportedModuleError
 from hf_perturb.perturbation import Perturbation
 from hf_perturb.perturbation.digest import digest_of
 from hf_perturb.variants.blueprint import plan_for
 
 if TYPE_CHECKING:
-    from hf_perturb.networks.perturbable import PerturbablePreTrainedModel
+    from transformers import PreTrainedModel
+
+    from hf_perturb.embedding.options import EmbedOptions
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,8 @@ class Embedder:
     """A network that embeds: one that is to be loaded, and perturbed then, or a model that is at hand."""
 
     name: str
-    source: Checkpoint | PerturbablePreTrainedModel
-    network: Network
+    source: Checkpoint | PreTrainedModel
+    encoder: Encoder
     record: Perturbation | None  # what was done to the weights
     published_as: str | None
     dtype: torch.dtype  # of the weights
@@ -55,7 +59,7 @@ class Embedder:
                 "a model that is at hand is not perturbed here, since that would change it; give the base's name"
             )
         # what does not fit is told before hours of work on the base
-        plan_for(self.network, perturbation)
+        plan_for(self.source.network, perturbation)
         return replace(self, perturbation=perturbation)
 
     def digest(self) -> str:
@@ -70,13 +74,13 @@ class Embedder:
         return {
             "name": self.name,
             "revision": self.source.revision if isinstance(self.source, Checkpoint) else None,
-            "model_type": self.network.family,
+            "model_type": self.encoder.kind,
             "published_as": self.published_as,
             "record": None if self.record is None else self.record.to_dict(),
         }
 
     @contextmanager
-    def loaded(self, dtype: torch.dtype, device: str) -> Iterator[PerturbablePreTrainedModel]:
+    def loaded(self, dtype: torch.dtype, device: str) -> Iterator[PreTrainedModel]:
         """Give the model, ready to embed in a type on a device; one that is at hand is as it was afterwards.
 
         Raises:
@@ -100,7 +104,7 @@ class Embedder:
 
 def _load(
     checkpoint: Checkpoint, perturbation: Perturbation | None, dtype: torch.dtype, device: str
-) -> PerturbablePreTrainedModel:
+) -> PreTrainedModel:
     """Load a network, and perturb it; the device is one that torch names, or `auto`: spread over all there are."""
     network = checkpoint.network
     if checkpoint.place is None:  # an original file, which `from_pretrained` does not read
@@ -117,17 +121,18 @@ def _load(
     return model if device == "auto" else model.to(device)
 
 
-def open_embedder(model: str | Path | PerturbablePreTrainedModel, revision: str | None = None) -> Embedder:
+def open_embedder(model: str | Path | PreTrainedModel, options: EmbedOptions) -> Embedder:
     """Open a checkpoint by its name, and compare it with its network; or take a model that is at hand.
 
     Raises:
         CheckpointError: if there is none, or it is damaged or of another family.
         EmbeddingsError: if it is a recipe that does not say which weights it has.
+        ModelInputError: if an option says of sequences what is not so for this network.
         UnsupportedModuleError: for any other object.
     """
     if not isinstance(model, (str, Path)):
-        return _at_hand(model)
-    found = Checkpoint.open(model, revision)
+        return _at_hand(model, options)
+    found = Checkpoint.open(model, options.revision)
     if not found.is_recipe:
         found.check()
         [(stored, _)] = Counter(tensor.dtype for tensor in found.tensors.values()).most_common(1)
@@ -136,21 +141,40 @@ def open_embedder(model: str | Path | PerturbablePreTrainedModel, revision: str 
     else:
         stored = found.stated_dtype or "F32"
     dtype = torch_dtype(found.dtype or stored)
-    return Embedder(str(model), found, found.network, found.record, found.published_as, dtype)
+    return Embedder(str(model), found, _of_ours(found.network, options), found.record, found.published_as, dtype)
 
 
-def _at_hand(model: PerturbablePreTrainedModel) -> Embedder:
-    if getattr(getattr(model, "config", None), "family", None) not in PREFIXES:
+def _of_ours(network: Network, options: EmbedOptions) -> Encoder:
+    """Return what a network of ours reads, whose alphabet is part of it."""
+    options.refuse_tokenizing(network.family)
+    return AlphabetEncoder(network.sizes)
+
+
+def _at_hand(model: Any, options: EmbedOptions) -> Embedder:
+    from transformers import PreTrainedModel
+
+    is_ours = getattr(getattr(model, "config", None), "family", None) in PREFIXES
+    if not (is_ours or isinstance(model, PreTrainedModel)):
         raise UnsupportedModuleError(
-            f"model: got a {type(model).__name__}; allowed: a name, a folder, or a model of hf_perturb; an original"
-            " becomes one with hf_perturb.wrap(module)"
+            f"model: got a {type(model).__name__}; allowed: a name, a folder, or a model of hf_perturb or Transformers;"
+            " an original becomes one with hf_perturb.wrap(module)"
         )
     if any(tensor.is_meta for tensor in model.state_dict().values()):
         raise UnsupportedModuleError(f"model: the weights of this {type(model).__name__} are not in memory")
-    model.refuse_unknown("embed")
-    name, record = model.name_or_path or type(model).__name__, loading.record_now(model)
-    network = model.recorded  # which somebody's own model may hold
-    return Embedder(name, network, loading.network_of(network), record, network.config.published_as, network.dtype)
+    name = model.name_or_path or type(model).__name__
+    if is_ours:
+        model.refuse_unknown("embed")
+        record = loading.record_now(model)
+        network = model.recorded  # which somebody's own model may hold
+        encoder = _of_ours(loading.network_of(network), options)
+        return Embedder(name, network, encoder, record, network.config.published_as, network.dtype)
+    if options.tokenizer is None and not model.name_or_path:
+        raise ModelInputError(
+            "tokenizer: got none, and this model does not say where its own is; allowed: one, or a name"
+        )
+    record = getattr(model.config, "perturbation", None)
+    record = None if record is None else Perturbation.parse(record)
+    return Embedder(name, model, encoder_of(model, model.name_or_path, {}, options), record, None, model.dtype)
 
 
 def choose_dtype(asked: str | torch.dtype | None, embedder: Embedder) -> torch.dtype:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from inspect import Parameter, getdoc, signature
 from operator import index
@@ -12,12 +12,17 @@ from hf_perturb.embedding.manifest import EMBEDDED, Schema
 from hf_perturb.errors import FastaError, ModelInputError
 
 if TYPE_CHECKING:
-    import torch
+    from pathlib import Path
 
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+    from hf_perturb.embedding.encoder import Encoder
     from hf_perturb.networks.sizes import CarpSizes, FairEsmSizes
 
 POOLS = ("mean", "max", "cls")
 LONG = ("refuse", "truncate", "window")
+TOKENIZING = ("tokenizer", "separate", "prefix", "replace")  # options for encoders that are not ours
 
 # called with the residues that are done and those that this process has to do
 Progress = Callable[[int, int], object]
@@ -42,6 +47,11 @@ class EmbedOptions:
         long: what to make of records of more residues than a network with learned positions takes: `"refuse"` them,
             `"truncate"` them, or slide a `"window"` along, whose representations are averaged where windows overlap.
         overlap: residues that neighbouring windows share; `None` for a quarter of a window.
+        tokenizer: of an encoder that is not ours, if it is not beside the weights: a folder, a Hub id, or one that is
+            loaded.
+        separate: whether it is given residues separated by blanks; `None` to find out what it makes of both.
+        prefix: what it is given before each sequence, such as `<AA2fold>`; no residue.
+        replace: letters that are read as others: `"UZOB=X"`, several with commas, or a dict.
         revision: branch, tag or commit of a Hub id.
         force: if the folder holds other embeddings, remove them and begin again.
         progress: called with the residues that are done and those that there are to do, for each folder.
@@ -58,6 +68,10 @@ class EmbedOptions:
     tokens: int | None = None
     long: str = "refuse"
     overlap: int | None = None
+    tokenizer: str | Path | PreTrainedTokenizerBase | None = None
+    separate: bool | None = None
+    prefix: str | None = None
+    replace: str | Mapping[str, str] | None = None
     revision: str | None = None
     force: bool = False
     progress: Progress | None = None
@@ -66,32 +80,42 @@ class EmbedOptions:
         if self.tokens is not None and (not isinstance(self.tokens, int) or self.tokens < 1):
             raise ModelInputError(f"tokens: got {self.tokens!r}; allowed: a number of at least 1")
 
-    def choices(self, config: Config) -> Choices:
-        """Say what is made of each record by a network of this configuration.
+    def choices(self, encoder: Encoder) -> Choices:
+        """Say what is made of each record by a network that reads them so.
 
         Raises:
             ModelInputError: naming the option, what it got and what is allowed.
         """
-        pools = self._pools(config)
+        pools = self._pools(encoder)
         if self.long not in LONG:
             raise ModelInputError(f"long: got {self.long!r}; allowed: {', '.join(LONG)}")
-        ends = (getattr(config, name, None) for name in ("bos_token_id", "eos_token_id"))
-        tokens, special = getattr(config, "max_tokens", None), sum(end is not None for end in ends)
-        limit = None if tokens is None else tokens - special
+        limit = None if encoder.most is None else encoder.most - encoder.special
         if limit is not None and limit < 1:
-            raise ModelInputError(f"this network takes {tokens} tokens, and none of them a residue")
-        overlap, layers = self._overlap(limit), read_layers(self.layers, config.num_hidden_layers)
+            raise ModelInputError(f"this network takes {encoder.most} tokens, and none of them a residue")
+        overlap, layers = self._overlap(limit), read_layers(self.layers, encoder.depth)
         return Choices(layers, pools, self.per_residue, limit, self.long, overlap)
 
-    def _pools(self, config: Config) -> tuple[str, ...]:
+    def refuse_tokenizing(self, kind: str) -> None:
+        """Raise a `ModelInputError` if an option is for a tokenizer, which a network of our own does not ask."""
+        for name in TOKENIZING:
+            if (got := getattr(self, name)) is not None:
+                raise ModelInputError(
+                    f"{name}: got {got!r}; a {kind} network has its alphabet, a token for each residue: leave it out"
+                )
+
+    def _pools(self, encoder: Encoder) -> tuple[str, ...]:
         pools = tuple(dict.fromkeys([self.pool] if isinstance(self.pool, str) else self.pool))
         for name in pools:
             if name not in POOLS:
                 raise ModelInputError(f"pool: got {name!r}; allowed: {', '.join(POOLS)}")
-        if "cls" in pools and getattr(config, "bos_token_id", None) is None:
+        if "cls" in pools and not encoder.has_cls:
             raise ModelInputError(
-                f"pool: got 'cls'; a {config.model_type} network has no token that begins a sequence; allowed: mean,"
-                " max"
+                f"pool: got 'cls'; a {encoder.kind} network has no token that begins a sequence; allowed: mean, max"
+            )
+        if self.per_residue and not encoder.by_residue:
+            raise ModelInputError(
+                f"per_residue: got True; the tokenizer of this {encoder.kind} network makes tokens of several residues;"
+                " allowed: pooled over tokens"
             )
         if not pools and not self.per_residue:
             raise ModelInputError("pool: got none; allowed: at least one of mean, max, cls, or the vectors of residues")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hf_perturb.embedding.batches import Encoder, Unit, batches, embed_batch, units_of
+from hf_perturb.embedding.batches import Unit, batches, embed_batch, units_of
 from hf_perturb.embedding.fasta import Record, file_of, stamp_of
 from hf_perturb.embedding.manifest import EMBEDDED, MANIFEST, Manifest, Schema, Shard
 from hf_perturb.embedding.model import Embedder, choose_device, choose_dtype, open_embedder
@@ -153,14 +153,15 @@ def _embed_all(
         _path("fasta", fasta)
         if ranks.size > 1 and str(fasta) == "-":
             raise FastaError("fasta: got '-' on several processes, and only one has a standard input; name a file")
-        network = open_embedder(model, options.revision)
+        network = open_embedder(model, options)
         each = {out: network.perturbed(perturbation) for out, perturbation in wanted.items()}
-        choices = options.choices(network.network.sizes)
+        choices = options.choices(network.encoder)
         return each, choices, choose_dtype(options.dtype, network), choose_device(options.device, network, ranks.device)
 
     embedders, choices, dtype, device = ranks.together(prepare)
     [network, *_] = embedders.values()
-    width = network.network.sizes.hidden_size
+    encoder = network.encoder
+    width = encoder.width
     # bytes of a record and of a residue, whose vectors are of float32
     record, residue = 64 + 4 * width * len(choices.vectors), 1 + 4 * width * len(choices.residues)
     with file_of(fasta) as path:
@@ -170,7 +171,7 @@ def _embed_all(
             for out in wanted:
                 refuse_foreign(out)
             limits = ShardLimits(record_bytes=record, residue_bytes=residue)
-            found = survey(path, limits, network.network.alphabet.spelt)
+            found = survey(path, limits, encoder.spelt, encoder.look)
             choices.refuse_long(found.longest, found.longest_name)
             return found, network.digest()
 
@@ -223,7 +224,7 @@ class _Run:
             fingerprint=manifest.fingerprint,
             computed=sum(shard.residues for shard in left),
             findings=self.found.findings.to_dict(),
-            notes=tuple(self.found.findings.lines()),
+            notes=(*embedder.encoder.notes, *self.found.findings.lines()),
         )
 
     def _inputs(self, embedder: Embedder) -> dict[str, Any]:
@@ -231,7 +232,8 @@ class _Run:
         dtype = str(self.dtype).removeprefix("torch.")
         asked = embedder.perturbation
         model = {"weights": self.weights, "perturbation": None if asked is None else asked.to_dict()}
-        return {"model": model, "fasta": self.found.digest, "dtype": dtype, **self.choices.to_dict()}
+        chosen = {**self.choices.to_dict(), **embedder.encoder.to_dict()}
+        return {"model": model, "fasta": self.found.digest, "dtype": dtype, **chosen}
 
     def _described(self, embedder: Embedder) -> dict[str, Any]:
         """Return what is said of them besides, as JSON."""
@@ -248,18 +250,19 @@ class _Run:
 
     def _write(self, store: Store, shards: Sequence[Shard], embedder: Embedder) -> None:
         """Embed the records of some shards, and write these."""
-        encoder, tokens = Encoder(embedder.network.sizes), embedder.network.alphabet.spelt
+        encoder = embedder.encoder
         done, total = 0, sum(shard.residues for shard in shards)
         advance = self.options.progress or (lambda done, total: None)
         with embedder.loaded(self.dtype, self.device) as model:
             advance(0, total)
             budget = self.options.tokens or (_TOKENS_ON_CPU if model.device.type == "cpu" else _TOKENS_ELSEWHERE)
-            for shard, records in iterate_shards(self.fasta, shards, self.stamp, tokens):
-                units = units_of(records, self.choices)
+            network, padded = encoder.prepare(model, self.choices)
+            for shard, records in iterate_shards(self.fasta, shards, self.stamp, encoder.spelt):
+                units = units_of(records, self.choices, encoder)
                 columns = self._blank(records)
-                for batch in batches(units, budget, encoder.special):
-                    self._fill(columns, records, batch, embed_batch(model, batch, encoder, self.choices, budget))
-                    done += sum(len(unit.sequence) * len(unit.rows) for unit in batch)
+                for batch in batches(units, budget, encoder.special, padded):
+                    self._fill(columns, records, batch, embed_batch(network, batch, encoder, self.choices, budget))
+                    done += sum(len(records[row].sequence) for unit in batch for row in unit.rows)
                     advance(done, total)
                 store.write(shard, columns)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -47,13 +47,19 @@ class Survey:
     shards: tuple[Shard, ...]  # consecutive, together all of it; they depend on the records and the limits alone
 
 
-def survey(path: Path, limits: ShardLimits, tokens: Iterable[str] = ()) -> Survey:
+def survey(
+    path: Path,
+    limits: ShardLimits,
+    tokens: Iterable[str] = (),
+    look: Callable[[Record, Findings], object] = lambda record, findings: None,
+) -> Survey:
     """Read a FASTA once; memory does not grow with it, but for the plan.
 
     Args:
         path: the FASTA.
         limits: of a shard.
         tokens: that may be spelt out; see `read_records`.
+        look: called with each record, and what is told of the others.
 
     Raises:
         FastaError: as `read_records` does.
@@ -64,6 +70,7 @@ def survey(path: Path, limits: ShardLimits, tokens: Iterable[str] = ()) -> Surve
     def sizes() -> Iterator[tuple[int, int]]:
         nonlocal total, longest, longest_name
         for record in read_records(path, findings, tokens):
+            look(record, findings)
             length = len(record.sequence)
             digest.update(f"{record.id}\t{record.sequence}\n".encode())
             total += length

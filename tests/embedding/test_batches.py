@@ -11,7 +11,8 @@ from support.embedding import draw
 from support.models import CONFIGS, build_tokenizer
 
 from hf_perturb.checkpoints.network import alphabet_of
-from hf_perturb.embedding.batches import Encoder, Unit, batches, units_of
+from hf_perturb.embedding.batches import Unit, batches, units_of
+from hf_perturb.embedding.encoder import AlphabetEncoder
 from hf_perturb.embedding.fasta import Record, read_records
 from hf_perturb.embedding.options import Choices
 from hf_perturb.errors import FastaError
@@ -19,7 +20,7 @@ from hf_perturb.errors import FastaError
 
 def test_the_encoder_does_what_the_tokenizer_does(network):
     config = CONFIGS[network]()
-    encoder, tokenizer = Encoder(config), build_tokenizer(alphabet_of(config))
+    encoder, tokenizer = AlphabetEncoder(config), build_tokenizer(alphabet_of(config))
     sequences = [string.ascii_uppercase, "M", *string.ascii_uppercase, *draw((7, 40, 3))]
     theirs = tokenizer(sequences, padding=True, return_tensors="pt")["input_ids"]
     assert torch.equal(encoder.encode(sequences), theirs)
@@ -29,7 +30,7 @@ def test_the_encoder_does_what_the_tokenizer_does(network):
 def test_tokens_that_are_spelt_out_are_those_of_the_tokenizer(network, tmp_path):
     config = CONFIGS[network]()
     alphabet = alphabet_of(config)
-    encoder, tokenizer = Encoder(config), build_tokenizer(alphabet)
+    encoder, tokenizer = AlphabetEncoder(config), build_tokenizer(alphabet)
     assert ("<cls>" in alphabet.spelt) is (network != "carp")
     written = [f"MK{token}V{token}{token}" for token in alphabet.spelt] + ["<mask>", "m<mask>k", "MK"]
     path = tmp_path / "some.fasta"
@@ -53,7 +54,7 @@ def test_tokens_that_are_spelt_out_are_those_of_the_tokenizer(network, tmp_path)
 )
 def test_batches_hold_the_budget_and_every_sequence_once(lengths, tokens, limit, long):
     records = [Record(i, str(i), "A" * length) for i, length in enumerate(lengths)]
-    units = units_of(records, Choices((1,), limit=limit, long=long, overlap=5))
+    units = units_of(records, Choices((1,), limit=limit, long=long, overlap=5), AlphabetEncoder(CONFIGS["esm1b"]()))
     assert sorted(row for unit in units for row in unit.rows) == [i for i, length in enumerate(lengths) if length]
     made = list(batches(units, tokens, special=2))
     assert sorted(id(unit) for batch in made for unit in batch) == sorted(map(id, units))

@@ -10,7 +10,8 @@ from support.far_device import FarDevice
 from support.models import CONFIGS, small_model
 
 from hf_perturb.embedding import pooling
-from hf_perturb.embedding.batches import Encoder, Unit, embed_batch
+from hf_perturb.embedding.batches import Unit, embed_batch
+from hf_perturb.embedding.encoder import AlphabetEncoder
 from hf_perturb.embedding.options import Choices
 from hf_perturb.embedding.pooling import pool_rows
 from hf_perturb.networks import inputs
@@ -62,7 +63,7 @@ def units_of(sequences, choices):
 def test_a_large_batch_has_the_launches_of_a_small_one(name, limit, overlap, segments, monkeypatch):
     monkeypatch.setattr(inputs, "_asserts_later", lambda device: device.type == "lazy")
     model = small_model(name)
-    encoder, pools = Encoder(model.config), ("mean", "max", *["cls"][: name != "carp"])
+    encoder, pools = AlphabetEncoder(model.config), ("mean", "max", *["cls"][: name != "carp"])
     choices = Choices((0, 1, 3), pools, True, limit, "window", overlap)
     batches = [units_of(draw([20, 30, 25, 7] + [50] * (limit is not None)) * n, choices) for n in (1, 4)]
     expected = [embed_batch(model, units, encoder, choices, 10**6) for units in batches]
@@ -87,7 +88,7 @@ def test_a_large_batch_has_the_launches_of_a_small_one(name, limit, overlap, seg
 @pytest.mark.parametrize("name", CONFIGS)
 def test_cuda_embeds_as_the_cpu_does(name, limit, overlap):
     model = small_model(name)
-    encoder, pools = Encoder(model.config), ("mean", "max", *["cls"][: name != "carp"])
+    encoder, pools = AlphabetEncoder(model.config), ("mean", "max", *["cls"][: name != "carp"])
     choices = Choices((0, 3), pools, True, limit, "window", overlap)
     units = units_of(draw([20, 30, 25, 1, 7] + [50] * (limit is not None)), choices)
     expected = embed_batch(model, units, encoder, choices, 10**6)

@@ -1,0 +1,260 @@
+"""Any encoder of Transformers: what its own tokenizer makes of sequences, and its hidden states."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from inspect import signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from hf_perturb.embedding.encoder import Encoder, Visit
+from hf_perturb.embedding.tokenizing import Tokenizing, read_replace
+from hf_perturb.errors import FastaError, ModelInputError, UnsupportedModuleError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from hf_perturb.embedding.fasta import Findings, Record
+    from hf_perturb.embedding.options import Choices, EmbedOptions
+
+_RARE = "UZOB"  # which the networks of ProtTrans are given as X
+_SHORT, _LONG = 8, 40  # pieces of two sequences that a network is tried with
+# of the largest value, in float32 and in half types
+_NEAR, _NEAR_HALF, _FLOAT = 1e-3, 5e-2, 4
+
+
+def trunk_of(model: PreTrainedModel) -> Any:
+    """Return the part of a model that gives representations: the encoder where there is a decoder too, without heads.
+
+    Raises:
+        UnsupportedModuleError: if it reads no tokens.
+    """
+    several = getattr(model.config, "is_encoder_decoder", False)
+    trunk: Any = model.get_encoder() if several else model.base_model
+    if getattr(trunk, "main_input_name", "input_ids") != "input_ids":
+        raise UnsupportedModuleError(
+            f"model: a {type(model).__name__} reads {trunk.main_input_name}; allowed: networks that read tokens"
+        )
+    return trunk
+
+
+def positions_of(trunk: Any, tokenizer: Any) -> int | None:
+    """Return the tokens that a network has positions for, `None` where these are computed for any number.
+
+    A table of positions is an embedding beside that of the tokens, with a row for each position of the configuration.
+    Some have rows that no token has: up to that of their padding (RoBERTa, ESM), or some more than positions (BART).
+    """
+    stated = getattr(trunk.config, "max_position_embeddings", None)
+    if not isinstance(stated, int):
+        return None
+    words = trunk.get_input_embeddings()
+    tables = [each for each in trunk.modules() if isinstance(each, torch.nn.Embedding) and each is not words]
+    rows = [each.num_embeddings - (0 if (pad := each.padding_idx) is None else pad + 1) for each in tables]
+    # a table of kinds of tokens, or of distances, has few rows
+    counts = [min(stated, count) for each, count in zip(tables, rows, strict=True) if each.num_embeddings >= stated]
+    if not counts:
+        return None
+    return min(*counts, tokenizer.model_max_length)
+
+
+class TokenizerEncoder(Encoder):
+    """What any encoder of Transformers reads by its own tokenizer, and its `hidden_states`."""
+
+    def __init__(self, model: PreTrainedModel, tokenizing: Tokenizing):
+        trunk = trunk_of(model)
+        config = trunk.config
+        self._tokenizing, self._name = tokenizing, type(model).__name__
+        self.kind, self.width, self.depth = config.model_type, config.hidden_size, config.num_hidden_layers
+        self.begin, self.end = (torch.tensor(ids, dtype=torch.long) for ids in (tokenizing.begin, tokenizing.end))
+        pads = (tokenizing.tokenizer.pad_token_id, config.pad_token_id)
+        self.pad = next((pad for pad in pads if pad is not None), 0)
+        self._positions = positions_of(trunk, tokenizing.tokenizer)
+        self.by_residue, self.has_cls = tokenizing.by_residue, tokenizing.has_cls
+        # of tokens that are no residues, nobody knows where a record would be cut
+        self.most = self._positions if self.by_residue else None
+        self.spelt = tokenizing.spelt
+        self._vocabulary = trunk.get_input_embeddings().weight.shape[0]
+        said = []
+        if trunk is not model.base_model:
+            said.append(f"{self._name} has a decoder too: these are representations of its encoder")
+        if not self.by_residue:
+            said.append(f"{tokenizing.name} makes tokens of several residues: pooled over tokens")
+        self.notes = tuple(said)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what of the tokenizer decides the embeddings, as JSON."""
+        return self._tokenizing.to_dict()
+
+    def look(self, record: Record, findings: Findings) -> None:
+        """Raise a `FastaError` for residues that the tokenizer does not know; note those that are rare, or replaced."""
+        tokenizing, sequence = self._tokenizing, record.sequence
+        if odd := tokenizing.odd(sequence):
+            other = "X" if "X" in tokenizing.known else sorted(tokenizing.known)[0]
+            raise FastaError(
+                f"record {record.name!r} has {', '.join(odd)}, which {tokenizing.name} does not know; say what to read"
+                f" them as, such as --replace {''.join(odd)}={other}"
+            )
+        letters = {*sequence}
+        if letters & tokenizing.replace.keys():
+            findings.add("replaced", record.name)
+        if letters & {*_RARE} - tokenizing.replace.keys():
+            findings.add("rare", record.name)
+        if self.by_residue or self._positions is None or len(sequence) <= (most := self._positions - self.special):
+            return
+        if (tokens := len(tokenizing.tokens([sequence])[0])) > most:
+            raise FastaError(
+                f"record {record.name!r} is {tokens:,} tokens; allowed: at most {most:,}, because this network has"
+                " learned its positions; leave it out, or divide it"
+            )
+
+    def pieces(self, sequences: Sequence[str]) -> Sequence[list[int]]:
+        """Cut sequences into tokens."""
+        return self._tokenizing.tokens(sequences) if sequences else []
+
+    def ids_of(self, part: list[int]) -> torch.Tensor:
+        """Return tokens as they are."""
+        return torch.tensor(part, dtype=torch.long)
+
+    def prepare(self, model: PreTrainedModel, choices: Choices) -> tuple[_Network, bool]:
+        """Run short sequences, and see whether the network does with them what is thought here.
+
+        Returns:
+            What is called for a batch, and whether padding beside a sequence changes nothing of it.
+
+        Raises:
+            UnsupportedModuleError: if it gives no representations of tokens, or others than its configuration says.
+            ModelInputError: if `cls` is asked for, and sees nothing of a sequence.
+        """
+        network = _Network(model, self.depth)
+        room = _LONG if self._positions is None else min(_LONG, self._positions - self.special)
+        sample = self._tokenizing.sample
+        long, other = (part[:room] for part in self.pieces([sample, sample[::-1]]))
+        size = min(len(long), _SHORT)
+        alone, changed, padded = (
+            self._tried(network, each) for each in ([long[:size]], [other[:size]], [long, long[:size]])
+        )
+        if "cls" in choices.pools and _is_near(alone[-1][0], changed[-1][0]):
+            raise ModelInputError(
+                f"pool: got 'cls'; the first token of this {self.kind} network sees nothing of a sequence; allowed:"
+                " mean, max"
+            )
+        return network, all(_is_near(one, both[-len(one) :]) for one, both in zip(alone, padded, strict=True))
+
+    def _tried(self, network: _Network, parts: Sequence[list[int]]) -> list[torch.Tensor]:
+        """Return all representations of a batch, and see that there are as many as there should be."""
+        shown: list[torch.Tensor] = []
+        device = "cpu" if network.device.type == "meta" else network.device
+        ids = self.encode(parts)
+        try:
+            network.show(ids, self._sizes(parts), True, device, lambda _, values: shown.append(values))
+        except (TypeError, ValueError, AttributeError, LookupError, NotImplementedError) as error:
+            said = str(error).partition("\n")[0]
+            raise UnsupportedModuleError(f"model: a {self._name} gives no representations of tokens: {said}") from error
+        if [values.shape[1] for values in shown] != [self.width] * (self.depth + 1):
+            got = f"{len(shown)} representations of {', '.join(map(str, {values.shape[1] for values in shown}))}"
+            raise UnsupportedModuleError(
+                f"model: a {self._name} gives {got} numbers; allowed: {self.depth + 1} of {self.width}, as its"
+                " config.json says"
+            )
+        return shown
+
+    def encode(self, parts: Sequence[list[int]]) -> torch.Tensor:
+        """Return tokens, padded on the right, `(batch, length)`.
+
+        Raises:
+            ModelInputError: for a token that the network does not have.
+        """
+        ids = super().encode(parts)
+        if (largest := int(ids.max())) >= self._vocabulary:
+            token = self._tokenizing.tokenizer.convert_ids_to_tokens(largest)
+            raise ModelInputError(
+                f"tokenizer: {token!r} of this {self._tokenizing.name} has the id {largest:,}, and the network has"
+                f" {self._vocabulary:,} tokens; name its own with --tokenizer"
+            )
+        return ids
+
+    def _sizes(self, parts: Sequence[list[int]]) -> list[int]:
+        return [len(part) + self.special for part in parts]
+
+    def show(self, model: _Network, parts: Sequence[list[int]], visit: Visit, choices: Choices, device: Any) -> None:
+        """Run a batch, and show its hidden states: that of the embedding, and those of the layers."""
+        model.show(self.encode(parts), self._sizes(parts), choices.layers != (self.depth,), device, visit)
+
+
+class _Network:
+    """The part of a model that gives representations, as it is called for a batch."""
+
+    def __init__(self, model: PreTrainedModel, depth: int):
+        self._trunk, self._depth, self.device = trunk_of(model), depth, model.device
+        taken = signature(self._trunk.forward).parameters
+        self._options = {"use_cache": False} if "use_cache" in taken else {}
+        self._is_masked = "attention_mask" in taken
+        self._ends_with: bool | None = None  # whether the last state is what the network returns
+
+    @torch.no_grad()
+    def show(self, ids: torch.Tensor, sizes: Sequence[int], every: bool, device: Any, visit: Visit) -> None:
+        """Show representations, all of them if `every`, else the last.
+
+        Args:
+            ids: tokens, padded on the right.
+            sizes: tokens of each row.
+            every: whether all are wanted.
+            device: where the network takes tokens.
+            visit: called with the number of each, and the values of all tokens one after another, without padding.
+        """
+        mask = torch.arange(ids.shape[1]) < torch.tensor(sizes).unsqueeze(1)
+        there = None if mask.all() else mask.flatten().nonzero().squeeze(1)
+        given = {"attention_mask": mask.long().to(device)} if self._is_masked else {}
+        every = every or not self._ends_with
+        output = self._trunk(
+            input_ids=ids.to(device), output_hidden_states=every, return_dict=True, **given, **self._options
+        )
+        last: Any = getattr(output, "last_hidden_state", None)
+        states: dict[int, torch.Tensor] = dict(enumerate(output.hidden_states)) if every else {self._depth: last}
+        if self._ends_with is None:
+            self._ends_with = last is not None and torch.equal(last, [*states.values()][-1])
+        for number, state in states.items():
+            rows = state.flatten(0, 1)
+            visit(number, rows if there is None else rows.index_select(0, there.to(rows.device, non_blocking=True)))
+
+
+def _is_near(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether values differ by no more than batches of other sizes make them."""
+    allowed = _NEAR if one.dtype.itemsize >= _FLOAT else _NEAR_HALF
+    return bool((one - other).abs().max() <= allowed * one.abs().max())
+
+
+def encoder_of(model: PreTrainedModel, name: Any, hub: Mapping[str, Any], options: EmbedOptions) -> TokenizerEncoder:
+    """Say what a network reads.
+
+    Args:
+        model: the network, with values or without.
+        name: the folder or Hub id that has its tokenizer, if the options name no other.
+        hub: what else finds a file there.
+        options: for the tokenizer.
+
+    Raises:
+        ModelInputError: if there is no tokenizer, or it and the options do not say what a residue is.
+        UnsupportedModuleError: if the network reads no tokens.
+    """
+    given: Any = options.tokenizer
+    if given is None or isinstance(given, str | Path):
+        given = _tokenizer(name, hub) if given is None else _tokenizer(given, {})
+    elif not isinstance(given, PreTrainedTokenizerBase):
+        raise ModelInputError(
+            f"tokenizer: got a {type(given).__name__}; allowed: one of Transformers, a folder or a Hub id"
+        )
+    replace = read_replace(options.replace)
+    return TokenizerEncoder(model, Tokenizing(given, options.separate, options.prefix, replace))
+
+
+def _tokenizer(name: Any, hub: Mapping[str, Any]) -> PreTrainedTokenizerBase:
+    try:
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **hub)
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, ImportError) as error:
+        said = str(error).strip().partition("\n")[0]
+        raise ModelInputError(f"tokenizer: {str(name)!r} has none that can be loaded: {said}; name another") from error
+    return found
