@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from hf_perturb.embedding.encoder import Encoder, Visit
-from hf_perturb.embedding.tokenizing import Tokenizing, read_replace
+from hf_perturb.embedding.tokenizing import Tokenizing, load_tokenizer, read_replace
 from hf_perturb.errors import FastaError, ModelInputError, UnsupportedModuleError
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def positions_of(trunk: Any, tokenizer: Any) -> int | None:
 class TokenizerEncoder(Encoder):
     """What any encoder of Transformers reads by its own tokenizer, and its `hidden_states`."""
 
-    def __init__(self, model: PreTrainedModel, tokenizing: Tokenizing):
+    def __init__(self, model: PreTrainedModel, tokenizing: Tokenizing, notes: Sequence[str] = ()):
         trunk = trunk_of(model)
         config = trunk.config
         self._tokenizing, self._name = tokenizing, type(model).__name__
@@ -77,7 +77,7 @@ class TokenizerEncoder(Encoder):
         self.most = self._positions if self.by_residue else None
         self.spelt = tokenizing.spelt
         self._vocabulary = trunk.get_input_embeddings().weight.shape[0]
-        said = []
+        said = list(notes)
         if trunk is not model.base_model:
             said.append(f"{self._name} has a decoder too: these are representations of its encoder")
         if not self.by_residue:
@@ -241,20 +241,12 @@ def encoder_of(model: PreTrainedModel, name: Any, hub: Mapping[str, Any], option
         UnsupportedModuleError: if the network reads no tokens.
     """
     given: Any = options.tokenizer
+    notes: tuple[str, ...] = ()
     if given is None or isinstance(given, str | Path):
-        given = _tokenizer(name, hub) if given is None else _tokenizer(given, {})
+        given, notes = load_tokenizer(name, hub) if given is None else load_tokenizer(given, {})
     elif not isinstance(given, PreTrainedTokenizerBase):
         raise ModelInputError(
             f"tokenizer: got a {type(given).__name__}; allowed: one of Transformers, a folder or a Hub id"
         )
     replace = read_replace(options.replace)
-    return TokenizerEncoder(model, Tokenizing(given, options.separate, options.prefix, replace))
-
-
-def _tokenizer(name: Any, hub: Mapping[str, Any]) -> PreTrainedTokenizerBase:
-    try:
-        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **hub)
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, ImportError) as error:
-        said = str(error).strip().partition("\n")[0]
-        raise ModelInputError(f"tokenizer: {str(name)!r} has none that can be loaded: {said}; name another") from error
-    return found
+    return TokenizerEncoder(model, Tokenizing(given, options.separate, options.prefix, replace), notes)

@@ -9,18 +9,20 @@ import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from hf_perturb.checkpoints.source import Place
 from hf_perturb.errors import FastaError, ModelInputError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 _STANDARD = "MKWVTFLSRDNAYHIQGECP"
 _SPELT = re.compile("<[^<>]*>")
 # special tokens that have a name in every tokenizer; more of them would not fit below the letters
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "cls_token")
 _OTHER = "; is it that of a network that reads sequences? name another with --tokenizer"
+_FAILURES = (OSError, ValueError, TypeError, LookupError, AttributeError, ImportError)
 
 
 @dataclass(frozen=True)
@@ -245,3 +247,38 @@ def read_replace(given: str | Mapping[str, str] | None) -> dict[str, str]:
         if not re.fullmatch("[A-Z]+", str(letters)) or not re.fullmatch("[A-Z]", str(other)):
             raise ModelInputError(f"replace: got {given!r}; allowed: letters and what to read them as, such as UZOB=X")
     return {letter: other for letters, other in parts for letter in letters}
+
+
+def load_tokenizer(name: str | Path, hub: Mapping[str, Any]) -> tuple[PreTrainedTokenizerBase, tuple[str, ...]]:
+    """Load the tokenizer of a folder or a Hub id.
+
+    A class may build another one than its `tokenizer.json` has, as Transformers 5 does of Ankh's, to which it adds the
+    beginning of a word, an unknown token. Where they make other tokens of residues, the file is what the network has.
+
+    Args:
+        name: the folder or Hub id.
+        hub: what else finds a file there.
+
+    Returns:
+        The tokenizer, and what is to be said of it.
+
+    Raises:
+        ModelInputError: if there is none.
+    """
+    try:
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **{"trust_remote_code": False, **hub})
+    except _FAILURES as error:
+        said = str(error).strip().partition("\n")[0]
+        raise ModelInputError(f"tokenizer: {str(name)!r} has none that can be loaded: {said}; name another") from error
+    given = {key: value for key, value in hub.items() if key != "trust_remote_code"}
+    try:
+        if Place(str(name), str(name), given).find("tokenizer.json") is None:
+            return found, ()
+        written: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(name, **given)
+    except _FAILURES:  # the class reads other files
+        return found, ()
+    texts = [separator.join(_STANDARD) for separator in ("", " ")]
+    if all(found.tokenize(text) == written.tokenize(text) for text in texts):
+        return found, ()
+    kind = type(found).__name__
+    return written, (f"tokenizer.json is read as it is written; {kind} would make other tokens of residues",)

@@ -10,7 +10,17 @@ import torch
 
 pytest.importorskip("pyarrow")
 
-from support.any_encoders import ENCODERS, characters, encoder, merging, prefixed, unigram, wordpiece
+from support.any_encoders import (
+    ENCODERS,
+    LETTERS,
+    characters,
+    encoder,
+    merging,
+    prefixed,
+    unigram,
+    wordpiece,
+    write_ankh,
+)
 from support.embedding import draw, read_all, write_fasta
 from transformers.models.esmc.tokenization_esmc import EsmcTokenizer
 
@@ -185,6 +195,20 @@ def test_what_cannot_be_told_is_asked_for(make, options, said):
 def test_an_answer_settles_it():
     both = unigram("ACDEFGHIKLMNPQRSTVWY")
     assert Tokenizing(both, separate=True).tokens(["MK"]) != Tokenizing(both, separate=False).tokens(["MK"])
+
+
+def test_a_tokenizer_is_what_its_file_says(tmp_path):
+    """Transformers' class of it puts an unknown token before each word."""
+    folder = write_ankh(tmp_path / "ankh")
+    model, _ = encoder("t5-encoder")
+    sequences = draw((9, 30))
+    fasta = write_fasta(tmp_path / "a.fasta", sequences)
+    done = hf_perturb.embed(model, fasta, tmp_path / "out", tokenizer=folder, per_residue=True, pool=())
+    assert done.notes[0] == "tokenizer.json is read as it is written; T5Tokenizer would make other tokens of residues"
+    for sequence, got in zip(sequences, hf_perturb.read_embeddings(tmp_path / "out")[1], strict=True):
+        ids = torch.tensor([[*(3 + LETTERS.index(letter) for letter in sequence), 1]])
+        with torch.no_grad():
+            np.testing.assert_allclose(got, model(ids).last_hidden_state[0, :-1], atol=1e-5)
 
 
 @pytest.mark.parametrize("given", ["UZOB", "UZOB=", "=X", "u=X", "U=XX", "U=x", "", {"U": ""}, {"U": "XY"}])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 
 import torch
 import transformers
-from tokenizers import ByteLevelBPETokenizer
+from tokenizers import ByteLevelBPETokenizer, Tokenizer
+from tokenizers.models import Unigram
+from tokenizers.processors import TemplateProcessing
 from transformers import BertTokenizer, EsmTokenizer, PreTrainedTokenizerFast, T5Tokenizer
 from transformers.models.esmc.tokenization_esmc import EsmcTokenizer
 
@@ -48,6 +51,20 @@ def prefixed() -> T5Tokenizer:
     tokenizer = unigram()
     tokenizer.add_tokens(["<AA2fold>", "<fold2AA>"])
     return tokenizer
+
+
+def write_ankh(folder: Path) -> Path:
+    """Write a tokenizer such as Ankh's, of whose pieces none begins a word, though its class thinks so."""
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((letter, -2.0) for letter in LETTERS)]
+    written = Tokenizer(Unigram(pieces, unk_id=2, byte_fallback=False))
+    written.post_processor = TemplateProcessing(single="$A </s>", pair="$A $B </s>", special_tokens=[("</s>", 1)])
+    written.add_special_tokens(["<pad>", "</s>", "<unk>"])
+    folder.mkdir()
+    written.save(str(folder / "tokenizer.json"))
+    said = {"tokenizer_class": "T5Tokenizer", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps({**said, "extra_ids": 0}))
+    (folder / "config.json").write_text(json.dumps({"model_type": "t5"}))
+    return folder
 
 
 def characters() -> EsmTokenizer:
