@@ -76,6 +76,7 @@ Needs: pip install 'hf-perturb[embed]'
   hf-perturb embed my-base proteins.fasta.gz my-embeddings --layers all --dtype bfloat16
   hf-perturb embed my-base proteins.fasta my-embeddings --layers 0,6,-1 --pool mean --pool max --long window
   hf-perturb embed my-base proteins.fasta my-matrix --layers all --method reinit --method resample
+  hf-perturb embed Rostlab/ProstT5 proteins.fasta my-prostt5 --prefix '<AA2fold>' --replace UZOB=X
 """
 _BASE = "a folder or Hub id of any Transformers model, an original .pt, or 'demo'"
 _VERIFIED = "a variant, a recipe or a base: a folder or a Hub id"
@@ -159,7 +160,7 @@ def _add_embed(embed: argparse.ArgumentParser) -> None:
     embed.add_argument("--device", type=_name, metavar="NAME", help=device)
     tokens = "most tokens of a batch; default: 4096 on the CPU, 32768 elsewhere"
     embed.add_argument("--tokens", type=_count, metavar="N", help=tokens)
-    long = "records longer than ESM-1b and ESM-1v take (1022 residues); default: refuse"
+    long = "records longer than the network has positions for (ESM-1b: 1022 residues); default: refuse"
     embed.add_argument("--long", choices=LONG, default=EmbedOptions.long, help=long)
     shared = "residues that neighbouring windows share, with --long window; default: a quarter of a window"
     embed.add_argument("--overlap", type=int, metavar="N", help=shared)

@@ -41,23 +41,29 @@ def trunk_of(model: PreTrainedModel) -> Any:
     return trunk
 
 
-def positions_of(trunk: Any, tokenizer: Any) -> int | None:
+def _words_of(trunk: Any) -> Any:
+    """Return the embedding of tokens, `None` where a network does not say which it is."""
+    try:
+        return trunk.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        return None
+
+
+def positions_of(trunk: Any, config: Any, tokenizer: Any) -> int | None:
     """Return the tokens that a network has positions for, `None` where these are computed for any number.
 
     A table of positions is an embedding beside that of the tokens, with a row for each position of the configuration.
     Some have rows that no token has: up to that of their padding (RoBERTa, ESM), or some more than positions (BART).
     """
-    stated = getattr(trunk.config, "max_position_embeddings", None)
+    stated, words = getattr(config, "max_position_embeddings", None), _words_of(trunk)
     if not isinstance(stated, int):
         return None
-    words = trunk.get_input_embeddings()
     tables = [each for each in trunk.modules() if isinstance(each, torch.nn.Embedding) and each is not words]
-    rows = [each.num_embeddings - (0 if (pad := each.padding_idx) is None else pad + 1) for each in tables]
     # a table of kinds of tokens, or of distances, has few rows
-    counts = [min(stated, count) for each, count in zip(tables, rows, strict=True) if each.num_embeddings >= stated]
-    if not counts:
-        return None
-    return min(*counts, tokenizer.model_max_length)
+    tables = [each for each in tables if each.num_embeddings >= stated]
+    unused = [0 if each.padding_idx is None else each.padding_idx + 1 for each in tables]
+    counts = [min(stated, each.num_embeddings - rows) for each, rows in zip(tables, unused, strict=True)]
+    return min(*counts, tokenizer.model_max_length) if counts else None
 
 
 class TokenizerEncoder(Encoder):
@@ -65,18 +71,23 @@ class TokenizerEncoder(Encoder):
 
     def __init__(self, model: PreTrainedModel, tokenizing: Tokenizing, notes: Sequence[str] = ()):
         trunk = trunk_of(model)
-        config = trunk.config
+        config: Any = getattr(trunk, "config", model.config)
         self._tokenizing, self._name = tokenizing, type(model).__name__
-        self.kind, self.width, self.depth = config.model_type, config.hidden_size, config.num_hidden_layers
+        self.kind = config.model_type
+        try:
+            self.width, self.depth = config.hidden_size, config.num_hidden_layers
+        except AttributeError as error:
+            raise UnsupportedModuleError(f"model: the configuration of a {self._name} has no size: {error}") from error
         self.begin, self.end = (torch.tensor(ids, dtype=torch.long) for ids in (tokenizing.begin, tokenizing.end))
-        pads = (tokenizing.tokenizer.pad_token_id, config.pad_token_id)
+        pads = (tokenizing.tokenizer.pad_token_id, getattr(config, "pad_token_id", None))
         self.pad = next((pad for pad in pads if pad is not None), 0)
-        self._positions = positions_of(trunk, tokenizing.tokenizer)
+        self._positions = positions_of(trunk, config, tokenizing.tokenizer)
         self.by_residue, self.has_cls = tokenizing.by_residue, tokenizing.has_cls
         # of tokens that are no residues, nobody knows where a record would be cut
         self.most = self._positions if self.by_residue else None
         self.spelt = tokenizing.spelt
-        self._vocabulary = trunk.get_input_embeddings().weight.shape[0]
+        words = _words_of(trunk)
+        self._vocabulary: int | None = None if words is None else words.weight.shape[0]
         said = list(notes)
         if trunk is not model.base_model:
             said.append(f"{self._name} has a decoder too: these are representations of its encoder")
@@ -168,7 +179,7 @@ class TokenizerEncoder(Encoder):
             ModelInputError: for a token that the network does not have.
         """
         ids = super().encode(parts)
-        if (largest := int(ids.max())) >= self._vocabulary:
+        if self._vocabulary is not None and (largest := int(ids.max())) >= self._vocabulary:
             token = self._tokenizing.tokenizer.convert_ids_to_tokens(largest)
             raise ModelInputError(
                 f"tokenizer: {token!r} of this {self._tokenizing.name} has the id {largest:,}, and the network has"
@@ -217,6 +228,8 @@ class _Network:
         if self._ends_with is None:
             self._ends_with = last is not None and torch.equal(last, [*states.values()][-1])
         for number, state in states.items():
+            if state.shape[:2] != ids.shape:
+                raise ValueError(f"representation {number} of {tuple(ids.shape)} tokens is {tuple(state.shape)}")
             rows = state.flatten(0, 1)
             visit(number, rows if there is None else rows.index_select(0, there.to(rows.device, non_blocking=True)))
 

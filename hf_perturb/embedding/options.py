@@ -89,6 +89,11 @@ class EmbedOptions:
         pools = self._pools(encoder)
         if self.long not in LONG:
             raise ModelInputError(f"long: got {self.long!r}; allowed: {', '.join(LONG)}")
+        if self.long != "refuse" and not encoder.by_residue:
+            raise ModelInputError(
+                f"long: got {self.long!r}; the tokenizer of this {encoder.kind} network makes tokens of several"
+                " residues; allowed: refuse, as a record is taken whole"
+            )
         limit = None if encoder.most is None else encoder.most - encoder.special
         if limit is not None and limit < 1:
             raise ModelInputError(f"this network takes {encoder.most} tokens, and none of them a residue")

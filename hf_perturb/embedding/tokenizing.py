@@ -208,7 +208,7 @@ class Tokenizing:
             if not (is_framed and is_known) or (self.by_residue and len(core) != len(sequence)):
                 raise FastaError(
                     f"the sequence {sequence[:20]!r} ... of {len(sequence):,} residues: this {self.name} makes"
-                    f" {len(core):,} tokens of it, {self._shown(ids)} ..., which are not its residues"
+                    f" {len(core):,} tokens of it, {self._shown(core)} ..., which are not its residues"
                 )
             made.append(core)
         return made

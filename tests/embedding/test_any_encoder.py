@@ -96,20 +96,24 @@ def test_neither_padding_nor_the_batch_matters(tmp_path, name):
         np.testing.assert_allclose(other, columns[0], rtol=0, atol=1e-5 * np.abs(columns[0]).max())
 
 
-def test_a_network_that_minds_padding_is_given_none(tmp_path, monkeypatch):
-    widths = []
-    model, tokenizer = encoder("convbert")
+@pytest.mark.parametrize(
+    ("name", "batches"), [("bert", [(5, False)]), ("convbert", [(3, True), (2, True)])], ids=["bert", "convbert"]
+)
+def test_a_network_that_minds_padding_is_given_none(tmp_path, monkeypatch, name, batches):
+    seen = []
+    model, tokenizer = encoder(name)
     call = type(model).forward
 
-    def seen(self, input_ids, attention_mask, **options):
-        widths.append((input_ids.shape[0], bool(attention_mask.all())))
+    def forward(self, input_ids, attention_mask, **options):
+        seen.append((input_ids.shape[0], bool(attention_mask.all())))
         return call(self, input_ids, attention_mask, **options)
 
-    monkeypatch.setattr(type(model), "forward", seen)
+    monkeypatch.setattr(type(model), "forward", forward)
     fasta = write_fasta(tmp_path / "a.fasta", draw((9, 30, 30, 9, 30)))
     hf_perturb.embed(model, fasta, tmp_path / "out", tokenizer=tokenizer)
-    assert widths[-2:] == [(3, True), (2, True)]
-    assert (2, False) in widths[:-2]  # as it was found out
+    tried, embedded = seen[: -len(batches)], seen[-len(batches) :]
+    assert embedded == batches
+    assert tried == [(1, True), (1, True), (2, False)]
 
 
 def test_the_last_layer_alone_keeps_no_others(tmp_path, monkeypatch):
@@ -146,6 +150,35 @@ def test_a_prefix_is_no_residue(tmp_path):
     for prefix in ("<AA3fold>", "<unk>"):
         with pytest.raises(ModelInputError, match=f"prefix: got '{prefix}', which this T5Tokenizer has no token of"):
             hf_perturb.embed(model, fasta, tmp_path / "none", prefix=prefix, tokenizer=tokenizer)
+
+
+def test_a_prefix_that_is_special_by_itself_is_no_end():
+    """Tokenizers in Python mark every special token, wherever it is."""
+    assert Tokenizing(characters(), prefix="<mask>").begin == [0, 32]
+
+
+def test_a_prefix_leaves_residues_as_they_are():
+    tokenizer = merging()
+    joined = next(letter for letter in LETTERS if f"{letter}M" in tokenizer.get_vocab())
+    with pytest.raises(ModelInputError, match=f"prefix: got '{joined}'; this .* makes other tokens of the residues th"):
+        Tokenizing(tokenizer, prefix=joined)
+
+
+def test_tokens_that_are_not_the_residues_are_an_error():
+    tokenizer = EsmcTokenizer()
+    tokenizer.add_tokens(["ACD"])
+    with pytest.raises(FastaError, match=r"'MACDM' ... of 5 residues: this EsmcTokenizer makes 3 tokens of it, M ACD"):
+        Tokenizing(tokenizer).tokens(["MAC", "MACDM"])
+
+
+def test_how_a_tokenizer_was_called_before_does_not_matter():
+    tokenizer = wordpiece()
+    before = Tokenizing(tokenizer).digest
+    tokenizer(["M K T"], padding="max_length", truncation=True, max_length=4)
+    after = Tokenizing(tokenizer)
+    assert after.digest == before
+    assert len(after.tokens(["MKTAYI"])[0]) == 6
+    assert Tokenizing(wordpiece(LETTERS[::-1])).digest != before
 
 
 @pytest.mark.parametrize(
@@ -266,13 +299,24 @@ def test_positions_that_are_learned_have_an_end(tmp_path, name):
     assert hf_perturb.read_embeddings(tmp_path / "seen", "residues_3")[1][0].shape == (65, 16)
 
 
+def test_positions_that_are_computed_have_none(tmp_path):
+    model, tokenizer = encoder("llama", max_position_embeddings=32)
+    hf_perturb.embed(model, write_fasta(tmp_path / "a.fasta", draw((80,))), tmp_path / "out", tokenizer=tokenizer)
+
+
 def test_tokens_of_several_residues_have_no_vectors_of_residues(tmp_path):
     model, tokenizer = encoder("gpt2")
     fasta = write_fasta(tmp_path / "a.fasta", draw((9, 80)))
-    done = hf_perturb.embed(model, fasta, tmp_path / "out", tokenizer=tokenizer)
+    seen = []
+    done = hf_perturb.embed(
+        model, fasta, tmp_path / "out", tokenizer=tokenizer, progress=lambda *counts: seen.append(counts)
+    )
+    assert (seen[-1], done.computed) == ((89, 89), 89)
     assert done.notes == ("TokenizersBackend makes tokens of several residues: pooled over tokens",)
     with pytest.raises(ModelInputError, match="per_residue: got True; the tokenizer of this gpt2 network makes tokens"):
         hf_perturb.embed(model, fasta, tmp_path / "none", tokenizer=tokenizer, per_residue=True)
+    with pytest.raises(ModelInputError, match="long: got 'window'; the tokenizer of this gpt2 network makes tokens"):
+        hf_perturb.embed(model, fasta, tmp_path / "none", tokenizer=tokenizer, long="window")
     with pytest.raises(FastaError, match=r"record 's0' is \d+ tokens; allowed: at most 64, because"):
         hf_perturb.embed(model, write_fasta(fasta, draw((300,))), tmp_path / "none", tokenizer=tokenizer)
 
