@@ -177,6 +177,10 @@ class AnyNetwork(Network):
         """The class that it is stored as, and that of its trunk."""
         return [type(skeleton.model) for skeleton in self.table().skeletons]
 
+    def empty(self) -> Any:
+        """Return the model that it is stored as, without values; it is nobody's to change."""
+        return self.table().skeletons[0].model
+
     @property
     def shapes(self) -> dict[str, Shape]:
         """Shape of every tensor that is stored and that one of its classes has, or of all of its class."""

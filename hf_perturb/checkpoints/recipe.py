@@ -121,9 +121,13 @@ def open_base(
     revision: str | None = None,
 ) -> Checkpoint:
     """Open and check a base, as a network of the kind that the rules are for; see `Checkpoint.open`."""
+    return Checkpoint.open(source, revision, rules=only_rules(asked), trust_remote_code=trust_remote_code).base()
+
+
+def only_rules(asked: Iterable[Perturbation]) -> str | None:
+    """Return the rules of perturbations that all have the same, which say what kind of network is meant."""
     rules = {perturbation.rules for perturbation in asked}
-    only = rules.pop() if len(rules) == 1 else None
-    return Checkpoint.open(source, revision, rules=only, trust_remote_code=trust_remote_code).base()
+    return rules.pop() if len(rules) == 1 else None
 
 
 def with_versions(asked: object, network: Network) -> Perturbation:

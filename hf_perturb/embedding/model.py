@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -13,14 +13,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hf_perturb import loading
+from hf_perturb.checkpoints.any_network import AnyNetwork
 from hf_perturb.checkpoints.checkpoint import Checkpoint
 from hf_perturb.checkpoints.formats import DTYPES
 from hf_perturb.checkpoints.network import Network
 from hf_perturb.checkpoints.of_torch import torch_dtype
-from hf_perturb.checkpoints.shapes import PREFIXES
+from hf_perturb.checkpoints.recipe import only_rules, with_versions
+from hf_perturb.checkpoints.shapes import PREFIXES, listed
 from hf_perturb.embedding.any_encoder import encoder_of
 from hf_perturb.embedding.encoder import AlphabetEncoder, Encoder
-from hf_perturb.errors import EmbeddingsError, ModelInputError, StackedPerturbationError, UnsupportedModuleError
+from hf_perturb.errors import (
+    CheckpointError,
+    EmbeddingsError,
+    ModelInputError,
+    StackedPerturbationError,
+    UnsupportedModuleError,
+)
 from hf_perturb.perturbation import Perturbation
 from hf_perturb.perturbation.digest import digest_of
 from hf_perturb.variants.blueprint import plan_for
@@ -59,6 +67,7 @@ class Embedder:
                 "a model that is at hand is not perturbed here, since that would change it; give the base's name"
             )
         # what does not fit is told before hours of work on the base
+        perturbation = with_versions(perturbation, self.source.network)
         plan_for(self.source.network, perturbation)
         return replace(self, perturbation=perturbation)
 
@@ -107,6 +116,8 @@ def _load(
 ) -> PreTrainedModel:
     """Load a network, and perturb it; the device is one that torch names, or `auto`: spread over all there are."""
     network = checkpoint.network
+    if isinstance(network, AnyNetwork):
+        return _load_any(checkpoint, network, perturbation, {"dtype": dtype}, device)
     if checkpoint.place is None:  # an original file, which `from_pretrained` does not read
         model: Any = loading.model_of(checkpoint)
         if perturbation is not None:
@@ -121,8 +132,37 @@ def _load(
     return model if device == "auto" else model.to(device)
 
 
-def open_embedder(model: str | Path | PreTrainedModel, options: EmbedOptions) -> Embedder:
+def _load_any(
+    checkpoint: Checkpoint, network: AnyNetwork, perturbation: Perturbation | None, given: dict[str, Any], device: str
+) -> PreTrainedModel:
+    """Load a network that is none of ours by the class that it is stored as, of which nothing is missing."""
+    from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING
+
+    empty = network.empty()
+    cls: Any = type(empty)
+    if perturbation is None and not checkpoint.is_recipe and empty.config.is_encoder_decoder:
+        # its decoder would be loaded for nothing
+        cls = MODEL_FOR_TEXT_ENCODING_MAPPING.get(type(empty.config), cls)
+    places = {} if checkpoint.place is None else checkpoint.place.arguments
+    config, spread = deepcopy(empty.config), {"device_map": "auto"} if device == "auto" else {}
+    given = {**places, **given, **spread, "config": config, "output_loading_info": True}
+    model, info = cls.from_pretrained(checkpoint.location, **given)
+    if not checkpoint.is_current():
+        raise CheckpointError(f"{checkpoint.name!r} was replaced while it was loaded; run the same command again")
+    if missing := [*info["missing_keys"], *info["mismatched_keys"]]:
+        raise CheckpointError(f"{checkpoint.name!r} has no tensors for {listed(map(str, missing))} of {cls.__name__}")
+    return model.eval() if device == "auto" else model.eval().to(device)
+
+
+def open_embedder(
+    model: str | Path | PreTrainedModel, options: EmbedOptions, asked: Iterable[Perturbation] = ()
+) -> Embedder:
     """Open a checkpoint by its name, and compare it with its network; or take a model that is at hand.
+
+    Args:
+        model: the name, or the model.
+        options: of the run.
+        asked: what is to be done to the weights, which says what kind of network a stock ESM is taken for.
 
     Raises:
         CheckpointError: if there is none, or it is damaged or of another family.
@@ -132,7 +172,9 @@ def open_embedder(model: str | Path | PreTrainedModel, options: EmbedOptions) ->
     """
     if not isinstance(model, (str, Path)):
         return _at_hand(model, options)
-    found = Checkpoint.open(model, options.revision)
+    found = Checkpoint.open(
+        model, options.revision, rules=only_rules(asked), trust_remote_code=options.trust_remote_code
+    )
     if not found.is_recipe:
         found.check()
         [(stored, _)] = Counter(tensor.dtype for tensor in found.tensors.values()).most_common(1)
@@ -140,8 +182,13 @@ def open_embedder(model: str | Path | PreTrainedModel, options: EmbedOptions) ->
         raise EmbeddingsError(f"{found.name!r} is a recipe without a digest, so nothing says which weights it has")
     else:
         stored = found.stated_dtype or "F32"
-    dtype = torch_dtype(found.dtype or stored)
-    return Embedder(str(model), found, _of_ours(found.network, options), found.record, found.published_as, dtype)
+    dtype, network = torch_dtype(found.dtype or stored), found.network
+    if isinstance(network, AnyNetwork):
+        places = {} if found.place is None else {**found.place.hub, "trust_remote_code": options.trust_remote_code}
+        encoder: Encoder = encoder_of(network.empty(), found.location, places, options)
+    else:
+        encoder = _of_ours(network, options)
+    return Embedder(str(model), found, encoder, found.record, found.published_as, dtype)
 
 
 def _of_ours(network: Network, options: EmbedOptions) -> Encoder:

@@ -53,6 +53,7 @@ class EmbedOptions:
         prefix: what it is given before each sequence, such as `<AA2fold>`; no residue.
         replace: letters that are read as others: `"UZOB=X"`, several with commas, or a dict.
         revision: branch, tag or commit of a Hub id.
+        trust_remote_code: run the code that comes with a network that Transformers does not have; read it first.
         force: if the folder holds other embeddings, remove them and begin again.
         progress: called with the residues that are done and those that there are to do, for each folder.
 
@@ -73,6 +74,7 @@ class EmbedOptions:
     prefix: str | None = None
     replace: str | Mapping[str, str] | None = None
     revision: str | None = None
+    trust_remote_code: bool = False
     force: bool = False
     progress: Progress | None = None
 

@@ -153,7 +153,8 @@ def _embed_all(
         _path("fasta", fasta)
         if ranks.size > 1 and str(fasta) == "-":
             raise FastaError("fasta: got '-' on several processes, and only one has a standard input; name a file")
-        network = open_embedder(model, options)
+        asked = [perturbation for perturbation in wanted.values() if perturbation is not None]
+        network = open_embedder(model, options, asked)
         each = {out: network.perturbed(perturbation) for out, perturbation in wanted.items()}
         choices = options.choices(network.encoder)
         return each, choices, choose_dtype(options.dtype, network), choose_device(options.device, network, ranks.device)

@@ -21,7 +21,7 @@ _STANDARD = "MKWVTFLSRDNAYHIQGECP"
 _SPELT = re.compile("<[^<>]*>")
 # special tokens that have a name in every tokenizer; more of them would not fit below the letters
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "cls_token")
-_OTHER = "; is it that of a network that reads sequences? name another with --tokenizer"
+_OTHER = "; if there is none beside the weights, or that of another network, name one with --tokenizer"
 _FAILURES = (OSError, ValueError, TypeError, LookupError, AttributeError, ImportError)
 
 
@@ -141,8 +141,8 @@ class Tokenizing:
             option = "tokenizer" if separate is None else "separate"
             got = "" if separate is None else f"got {separate}; "
             raise ModelInputError(
-                f"{option}: {got}this {self.name} makes no token a residue: {shown}{_OTHER}, or say how residues are"
-                " written with --separate or --no-separate"
+                f"{option}: {got}this {self.name} makes no token a residue: {shown}; say how residues are written with"
+                f" --separate or --no-separate{_OTHER}"
             )
         if len(able) > 1:
             raise ModelInputError(

@@ -213,7 +213,7 @@ def bare(pieces):
             {},
             r"separate: got none, and this T5Tokenizer makes ▁M K W V of 'MKWV' and ▁M ▁K ▁W ▁V of 'M K W V'; say",
         ),
-        (lambda: wordpiece("A"), {}, r"tokenizer: this BertTokenizer makes \[UNK\] of 'M'; is it that"),
+        (lambda: wordpiece("A"), {}, r"tokenizer: this BertTokenizer makes \[UNK\] of 'M'; if there"),
         (wordpiece, {"separate": False}, r"separate: got False; this BertTokenizer makes no token a residue: \[UNK\]"),
         (EsmcTokenizer, {"separate": True}, "separate: got True; this EsmcTokenizer makes no token a residue: M <unk>"),
         (merging, {"separate": True}, "separate: got True; this .* makes no token a residue"),

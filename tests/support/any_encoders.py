@@ -118,3 +118,11 @@ def encoder(name: str, **more: Any) -> tuple[Any, Any]:
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape))
     return model, tokenizer
+
+
+def write_encoder(path: Path, name: str, **more: Any) -> Path:
+    """Write such a model and its tokenizer to a folder."""
+    model, tokenizer = encoder(name, **more)
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path

@@ -1,0 +1,119 @@
+"""A folder that Transformers loads embeds as the model does that it holds, and so do its variants."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+pytest.importorskip("pyarrow")
+
+from support.any_encoders import ENCODERS, encoder, write_encoder
+from support.embedding import draw, read_all, write_fasta
+
+import hf_perturb
+from hf_perturb.cli import main
+from hf_perturb.errors import EmbeddingsError
+
+SEQUENCES = draw((9, 30, 2, 17))
+
+
+@pytest.mark.parametrize("name", [name for name in ENCODERS if name != "esm"])  # which is one of our families
+def test_a_folder_embeds_as_its_model_does(tmp_path, name):
+    fasta, folder = write_fasta(tmp_path / "a.fasta", SEQUENCES), write_encoder(tmp_path / "base", name)
+    options = {"layers": "all", "per_residue": name != "gpt2", "pool": ["mean", "max"]}
+    model, tokenizer = encoder(name)
+    hf_perturb.embed(model, fasta, tmp_path / "model", tokenizer=tokenizer, **options)
+    done = hf_perturb.embed(folder, fasta, tmp_path / "folder", **options)
+    ours, theirs = read_all(tmp_path / "folder"), read_all(tmp_path / "model")
+    assert ours.keys() == theirs.keys() == {*done.columns}
+    for column in ours:
+        for one, other in zip(ours[column][1], theirs[column][1], strict=True):
+            assert np.array_equal(one, other)
+    again = hf_perturb.embed(folder, fasta, tmp_path / "folder", **options)
+    assert (again.computed, again.fingerprint) == (0, done.fingerprint)
+
+
+def test_the_decoder_of_a_t5_is_not_loaded(tmp_path, monkeypatch):
+    from transformers import T5EncoderModel
+
+    loaded, call = [], T5EncoderModel.from_pretrained.__func__
+    monkeypatch.setattr(
+        T5EncoderModel, "from_pretrained", classmethod(lambda cls, *a, **k: loaded.append(cls) or call(cls, *a, **k))
+    )
+    fasta, folder = write_fasta(tmp_path / "a.fasta", SEQUENCES), write_encoder(tmp_path / "base", "t5")
+    hf_perturb.embed(folder, fasta, tmp_path / "out", prefix="<AA2fold>")
+    assert loaded == [T5EncoderModel]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16", "float16"])
+def test_other_types_are_near(tmp_path, dtype):
+    fasta, folder = write_fasta(tmp_path / "a.fasta", SEQUENCES), write_encoder(tmp_path / "base", "esmc")
+    hf_perturb.embed(folder, fasta, tmp_path / "one")
+    hf_perturb.embed(folder, fasta, tmp_path / "other", dtype=dtype)
+    ours, theirs = (hf_perturb.read_embeddings(tmp_path / out)[1] for out in ("one", "other"))
+    assert 0 < np.abs(ours - theirs).max() < (1e-4 if dtype == "float64" else 0.05 * np.abs(ours).max())
+
+
+def test_another_answer_is_another_run(tmp_path):
+    folder, fasta = write_encoder(tmp_path / "base", "t5"), write_fasta(tmp_path / "a.fasta", SEQUENCES)
+    hf_perturb.embed(folder, fasta, tmp_path / "out")
+    with pytest.raises(EmbeddingsError, match='holds other embeddings: prefix: null in the folder, "<AA2fold>" asked'):
+        hf_perturb.embed(folder, fasta, tmp_path / "out", prefix="<AA2fold>")
+    done = hf_perturb.embed(folder, fasta, tmp_path / "out", prefix="<AA2fold>", force=True)
+    assert done.computed == 58
+
+
+def test_a_run_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    from transformers import BertModel
+
+    folder = write_encoder(tmp_path / "base", "bert")
+    fasta = write_fasta(tmp_path / "a.fasta", draw([60] * 600))
+    call, left = BertModel.forward, [7]
+
+    def forward(self, *arguments, **options):
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+        return call(self, *arguments, **options)
+
+    monkeypatch.setattr(BertModel, "forward", forward)
+    with pytest.raises(KeyboardInterrupt):
+        hf_perturb.embed(folder, fasta, tmp_path / "out", tokens=16_384)
+    monkeypatch.undo()
+    done = hf_perturb.embed(folder, fasta, tmp_path / "out", tokens=16_384)
+    assert 0 < done.computed < done.residues
+    hf_perturb.embed(folder, fasta, tmp_path / "whole", tokens=16_384)
+    vectors = [hf_perturb.read_embeddings(tmp_path / out)[1] for out in ("out", "whole")]
+    np.testing.assert_allclose(*vectors, rtol=0, atol=1e-6)
+
+
+def test_the_command_asks_by_the_name_of_the_option(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_encoder(tmp_path / "base", "bert")
+    write_fasta(tmp_path / "a.fasta", ["MKTJ", "UKZ"])
+    assert main(["embed", "base", "a.fasta", "out"]) == 1
+    assert "record 's0' has J, which BertTokenizer does not know; say what to read them" in capsys.readouterr().err
+    assert main(["embed", "base", "a.fasta", "out", "--replace", "J=L,UZOB=X", "--separate", "--layers", "all"]) == 0
+    said = capsys.readouterr()
+    assert "out: 2 records, 7 residues, 7 of them computed now: mean_0" in said.out
+    assert "note: 2 records had residues that were replaced, as asked for (first: 's0')" in said.err
+    inputs = json.loads((tmp_path / "out" / "_manifest.json").read_text())["inputs"]
+    assert inputs["replace"] == {"J": "L", "U": "X", "Z": "X", "O": "X", "B": "X"}
+    assert main(["embed", "base", "a.fasta", "no", "--no-separate"]) == 1
+    assert (
+        "separate: got False; this BertTokenizer makes no token a residue: [UNK] of 'MKWV'" in capsys.readouterr().err
+    )
+
+
+def test_a_folder_without_a_tokenizer_says_so(tmp_path):
+    model, tokenizer = encoder("gpt2")
+    fasta = write_fasta(tmp_path / "a.fasta", SEQUENCES)
+    model.save_pretrained(tmp_path / "base")
+    with pytest.raises(
+        hf_perturb.ModelInputError, match="tokenizer: this GPT2Tokenizer makes nothing of 'M'; if there is none"
+    ):
+        hf_perturb.embed(tmp_path / "base", fasta, tmp_path / "out")
+    tokenizer.save_pretrained(tmp_path / "elsewhere")
+    hf_perturb.embed(tmp_path / "base", fasta, tmp_path / "out", tokenizer=str(tmp_path / "elsewhere"))
