@@ -43,7 +43,7 @@ MAY_IMPORT = {
 # plain data, which needs nothing: who reads a configuration and who runs the network check the same sizes
 _DATA = "hf_perturb.networks.sizes"
 # imported by those who ask about any model of Transformers, when they do
-_NETWORKS = ("skeleton", "drawing", "constructed", "classes")
+_NETWORKS = ("skeleton", "drawing", "constructed", "classes", "conversions")
 _OF_TRANSFORMERS = tuple(f"hf_perturb.checkpoints.{name}" for name in _NETWORKS)
 LONGEST_FILE, LONGEST_FUNCTION, SHORTEST_MODULE = 420, 40, 60  # lines; docstrings do not count for a function
 

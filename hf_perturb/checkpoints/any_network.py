@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from hf_perturb.checkpoints.network import Network
@@ -19,6 +19,7 @@ from hf_perturb.errors import CheckpointError, PerturbationError
 from hf_perturb.perturbation.rules import Initialiser, Place, Row, Table
 
 if TYPE_CHECKING:
+    from hf_perturb.checkpoints.conversions import Stack
     from hf_perturb.checkpoints.skeleton import Skeleton, Told
     from hf_perturb.perturbation.floats import Array
 
@@ -37,18 +38,37 @@ class DerivedTable(Table):
 
     Args:
         skeletons: the class that it is stored as, and its trunk, which may have tensors of its own.
+        stored: where each tensor of its files is, and its name there; `None` for one that no class has.
+        stacks: tensors of its files that are held as others.
     """
 
     rules: tuple[str, ...] = ("transformers",)
     skeletons: tuple[Skeleton, ...] = ()
+    stored: Mapping[str, tuple[Skeleton, str] | None] = field(default_factory=dict, repr=False)
+    stacks: tuple[Stack, ...] = ()
     _told: dict[tuple[str, Shape], Told] = field(default_factory=dict, repr=False, compare=False)
 
     def find(self, name: str) -> tuple[Skeleton, str] | None:
         """Return where a tensor is, and its name there; `None` for one that no class has."""
+        if name in self.stored:
+            return self.stored[name]
         for skeleton in self.skeletons:
             if (own := skeleton.canonical(name)) in skeleton.shapes:
                 return skeleton, own
         return None
+
+    def of_files(self, shapes: Mapping[str, Shape]) -> DerivedTable:
+        """Return the same table for files with tensors of these names, which Transformers may hold by others."""
+        from hf_perturb.checkpoints.conversions import conversions_of
+
+        stored: dict[str, tuple[Skeleton, str] | None] = dict.fromkeys(shapes)
+        stacks: list[Stack] = []
+        for skeleton in self.skeletons:
+            left = {name: shape for name, shape in shapes.items() if stored[name] is None}
+            found = conversions_of(skeleton, left)
+            stored |= {name: (skeleton, own) for name, own in found.names.items()}
+            stacks += found.stacks
+        return replace(self, stored=stored, stacks=tuple(stacks))
 
     def row(self, name: str) -> Row:
         """Return the rule of a tensor: only a parameter of floating point is perturbed, if it is in no kept part."""
@@ -150,6 +170,10 @@ class AnyNetwork(Network):
         """Return the same network as it is stored, with these tensors."""
         return replace(self, found=dict(found), _shapes={})
 
+    @cached_property
+    def _table(self) -> DerivedTable:
+        return derived_table(self).of_files(self.found) if self.found else derived_table(self)
+
     @property
     def family(self) -> str:
         """`model_type` of its configuration."""
@@ -170,7 +194,7 @@ class AnyNetwork(Network):
 
     def table(self, rules: str | None = None) -> DerivedTable:
         """Return the rules that its classes give, whatever set is asked for."""
-        return derived_table(self)
+        return self._table
 
     @property
     def classes(self) -> list[type]:
@@ -183,13 +207,23 @@ class AnyNetwork(Network):
 
     @property
     def shapes(self) -> dict[str, Shape]:
-        """Shape of every tensor that is stored and that one of its classes has, or of all of its class."""
+        """Shape of every tensor that is stored and that one of its classes has, or of all of its class.
+
+        Of what is stored one by one and held as others, these are the others.
+        """
         if not self._shapes:
-            table = self.table()
-            first = table.skeletons[0]
+            table, first = self.table(), self.table().skeletons[0]
             every = self.found or {first.stored(name): shape for name, shape in first.shapes.items()}
-            self._shapes.update({name: shape for name, shape in every.items() if table.find(name)})
+            stacked = {name for stack in table.stacks for name in stack.patterns}
+            self._shapes.update({name: of for name, of in every.items() if table.find(name) and name not in stacked})
+            for stack in table.stacks:
+                self._shapes.update({stack.skeleton.stored(own): shape for own, shape in stack.shapes.items()})
         return self._shapes
+
+    @property
+    def stacks(self) -> tuple[Stack, ...]:
+        """What is stored one by one and held as others."""
+        return self.table().stacks
 
     @property
     def language_head(self) -> tuple[str, ...]:
@@ -203,29 +237,46 @@ class AnyNetwork(Network):
     @property
     def tied(self) -> dict[str, str]:
         """Names of stored tensors that are another one that is stored."""
-        places: dict[tuple[Skeleton, str], str] = {}
-        tied, table = {}, self.table()
+        places: dict[tuple[Skeleton, str], list[str]] = {}
+        table = self.table()
         for name in self.shapes:
             if found := table.find(name):
                 skeleton, own = found
-                source = places.setdefault((skeleton, skeleton.tied.get(own, own)), name)
-                if source != name:
-                    tied[name] = source
-        return tied
+                same = places.setdefault((skeleton, skeleton.tied.get(own, own)), [])
+                # the one that Transformers itself would store comes first
+                same.insert(len(same) if own in skeleton.tied else 0, name)
+        return {name: first for first, *others in places.values() for name in others}
 
     def differences(self, found: Mapping[str, Shape]) -> str:
         """Say how the tensors of a checkpoint differ from those of the class that it is stored as."""
         table = self.table()
-        first = table.skeletons[0]
         places = {name: place for name in found if (place := table.find(name)) is not None}
-        here = {skeleton.tied.get(own, own) for skeleton, own in places.values()}
-        missing = [first.stored(name) for name in first.parameters if first.tied.get(name, name) not in here]
-        expected = {name: skeleton.shapes[own] for name, (skeleton, own) in places.items()}
-        other = [
-            f"{name} {found[name]} instead of {expected[name]}" for name in expected if expected[name] != found[name]
-        ]
+        shapes: dict[str, tuple[Shape, Shape | None]] = {
+            name: (found[name], skeleton.shapes[own]) for name, (skeleton, own) in places.items()
+        }
+        for stack in table.stacks:
+            for name in stack.patterns:
+                del shapes[name]
+            shapes |= {name: (shape, stack.skeleton.shapes.get(name)) for name, shape in stack.shapes.items()}
+        other = [f"{name} {one} instead of {expected}" for name, (one, expected) in shapes.items() if one != expected]
+        # a trunk may be stored under the name of a class with a head, which it lacks
+        missing = min((self.missing(number) for number, _ in enumerate(table.skeletons)), key=bool)
         problems = {"missing tensors": missing, "tensors of another shape": other}
         return "; ".join(f"{problem}: {listed(sorted(names))}" for problem, names in problems.items() if names)
+
+    def missing(self, number: int = 0) -> list[str]:
+        """Return the parameters of one of its classes that are not stored, by default of the first."""
+        table = self.table()
+        skeleton = table.skeletons[number]
+        here = {place[1] for place in table.stored.values() if place is not None}
+        here.update(*(stack.shapes for stack in table.stacks))
+        here = {skeleton.tied.get(name, name) for name in here}
+        return [skeleton.stored(name) for name in skeleton.parameters if skeleton.tied.get(name, name) not in here]
+
+    def may_touch(self, name: str) -> bool:
+        """Whether a tensor is a parameter of floating point; others may be stored as anything."""
+        found = self.table().find(name)
+        return found is not None and found[1] in found[0].parameters
 
     def with_sizes(self, **changes: Any) -> Network:
         """Raise, for nothing of it is changed."""

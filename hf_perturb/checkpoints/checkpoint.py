@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from hf_perturb.perturbation.floats import DTYPES, Array, dtype_code, other_type
 from hf_perturb.perturbation.parallel import for_each
 from hf_perturb.perturbation.spec import Perturbation
 
+_LOG = logging.getLogger("hf_perturb")
 _LOOKS = 10  # at files that somebody replaces meanwhile
 _ROTARY = ".rot_emb.inv_freq"  # stays float32 at least, as it does in the model
 
@@ -282,13 +284,14 @@ class Checkpoint:
             self.tensors, _ = without_prefix(self.tensors, self.network.anchor)
             self.drop_tied()
         said = self.network.differences(self.shapes)
-        odd = other_types({name: tensor.dtype for name, tensor in self.tensors.items()})
+        odd = other_types({name: x.dtype for name, x in self.tensors.items() if self.network.may_touch(name)})
         said = "; ".join(filter(None, (said, odd)))
         if said and "quantization_config" in self.stored:
             said = _quantised(self.stored)
         if said:
             raise CheckpointError(f"{self.name}: {said}")
-        self.tensors = {name: self.tensors[name] for name in self.network.shapes if name in self.tensors}
+        order = {name: None for name in self.network.shapes if name in self.tensors}
+        self.tensors = {name: self.tensors[name] for name in order | dict.fromkeys(self.tensors)}
         if record:
             check_record(self)
         return self
@@ -297,13 +300,28 @@ class Checkpoint:
         """Leave out what no class of the network has: whoever loads it would have no place for it."""
         if "quantization_config" in self.stored:
             raise CheckpointError(f"{self.name}: {_quantised(self.stored)}")
-        self.described = network.with_tensors(self.shapes)
-        if left := [name for name in self.tensors if name not in self.described.shapes]:
-            classes = " or ".join(each.__name__ for each in self.described.classes)
+        self.described = network = network.with_tensors(self.shapes)
+        table = network.table()
+        if left := [name for name in self.tensors if table.find(name) is None]:
+            classes = " or ".join(each.__name__ for each in network.classes)
             self.notes.append(f"left out, for {classes} has no such tensors: {listed(left)}")
-        self.tensors = {name: self.tensors[name] for name in self.described.shapes}
+        self.tensors = {name: tensor for name, tensor in self.tensors.items() if name not in left}
         self.drop_tied()
-        self.described = network.with_tensors(self.shapes)
+        self.described = network = network.with_tensors(self.shapes)
+        if missing := network.missing():
+            self.notes.append(f"{network.classes[0].__name__} has tensors that are not stored: {listed(missing)}")
+        if stacks := network.stacks:
+            one, other = next(iter(stacks[0].patterns)), next(iter(stacks[0].shapes))
+            stored, held = (sum(map(len, each)) for each in ([x.patterns for x in stacks], [x.shapes for x in stacks]))
+            self.notes.append(
+                f"{stored} tensors are {held} others once they are loaded, and are perturbed as these: {one} is a part"
+                f" of {other}"
+            )
+
+    def tell(self) -> None:
+        """Log what a user should know of how the tensors of a network that is none of ours were read."""
+        for note in self.notes if isinstance(self.described, AnyNetwork) else ():
+            _LOG.warning("%s: %s", self.name, note)
 
     def drop_tied(self) -> None:
         """Leave out tensors that are another one by a second name.

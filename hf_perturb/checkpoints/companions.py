@@ -32,12 +32,18 @@ def companions_of(place: Place, code: bool) -> list[Path]:
         place: of the weights.
         code: whether the modules that its configuration names are among them.
     """
-    names = [name for name in _files_of(place) if _is_companion(name) or (code and _CODE.fullmatch(name))]
+    names = [name for name in _files_of(place) if _is_companion(name, code)]
     return [path for name in names if (path := place.find(name)) is not None]
 
 
-def _is_companion(name: str) -> bool:
-    return bool(_BESIDE.fullmatch(name)) and not _OF_WEIGHTS.fullmatch(name)
+def may_be_companion(file: Path) -> bool:
+    """Whether a file may have come from a base with its network, before anybody knows that."""
+    return _is_companion(file.name, code=True) and (file.parent / "config.json").exists()
+
+
+def _is_companion(name: str, code: bool) -> bool:
+    beside = bool(_BESIDE.fullmatch(name)) and not _OF_WEIGHTS.fullmatch(name)
+    return beside or (code and bool(_CODE.fullmatch(name)))
 
 
 def _files_of(place: Place) -> list[str]:
@@ -58,6 +64,17 @@ def _files_of(place: Place) -> list[str]:
     return [] if folder is None else sorted(path.name for path in folder.iterdir() if path.is_file())
 
 
+def taken_over(checkpoint: Checkpoint) -> list[Path]:
+    """Return the files that a variant has from its base, fetched if they are on the Hub; ours has a tokenizer instead.
+
+    Raises:
+        CheckpointError: if a file cannot be fetched.
+    """
+    network, place = checkpoint.network, checkpoint.place
+    is_any = isinstance(network, AnyNetwork) and place is not None
+    return companions_of(place, bool(network.auto_map)) if is_any and place is not None else []
+
+
 def write_companions(checkpoint: Checkpoint, folder: Path) -> None:
     """Write what belongs beside the weights of a network: the tokenizer of ours, or what any other has beside its own.
 
@@ -65,9 +82,7 @@ def write_companions(checkpoint: Checkpoint, folder: Path) -> None:
         CheckpointError: if a file cannot be fetched.
         OSError: if the folder cannot be written.
     """
-    network = checkpoint.network
-    if not isinstance(network, AnyNetwork):
-        save_tokenizer(network.alphabet, folder)
-    elif checkpoint.place is not None:
-        for path in companions_of(checkpoint.place, bool(network.auto_map)):
-            shutil.copyfile(path, folder / path.name)
+    if not isinstance(checkpoint.network, AnyNetwork):
+        save_tokenizer(checkpoint.network.alphabet, folder)
+    for path in taken_over(checkpoint):
+        shutil.copyfile(path, folder / path.name)

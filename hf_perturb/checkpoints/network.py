@@ -364,6 +364,10 @@ class Network:
                 listed(names),
             )
 
+    def may_touch(self, name: str) -> bool:
+        """Whether a perturbation might touch a tensor, so that it has to be of a type that is drawn in."""
+        return True
+
     def with_sizes(self, **changes: Any) -> Network:
         """Return the same network with other sizes."""
         return replace(self, sizes=replace(self.sizes, **changes), _shapes={})

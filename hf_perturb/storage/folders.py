@@ -33,7 +33,14 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 # ---- what may be replaced
 
 
-def refuse_out(out: Path, source: Path, force: bool, kind: str, keep: bool = False) -> None:
+def refuse_out(
+    out: Path,
+    source: Path,
+    force: bool,
+    kind: str,
+    keep: bool = False,
+    beside: Callable[[Path], bool] = lambda file: False,
+) -> None:
     """Raise if a folder to write is or holds the source, or holds what is not ours to replace.
 
     Args:
@@ -42,6 +49,7 @@ def refuse_out(out: Path, source: Path, force: bool, kind: str, keep: bool = Fal
         force: whether a folder of the same kind may be replaced.
         kind: `"variant"` or `"base"`.
         keep: whether a folder of the same kind may stay, for the caller to look into.
+        beside: whether a file is one that was taken over from the base.
 
     Raises:
         CheckpointError: if the source would be lost.
@@ -58,7 +66,7 @@ def refuse_out(out: Path, source: Path, force: bool, kind: str, keep: bool = Fal
     if out.is_symlink() or not out.is_dir():
         raise FolderExistsError(f"{out} is no folder, so --force does not replace it; choose another")
     files = sorted(out.iterdir())
-    if others := [file.name for file in files if not any(file.match(glob) for glob in _FILES)]:
+    if others := [x.name for x in files if not any(x.match(glob) for glob in _FILES) and not beside(x)]:
         raise FolderExistsError(
             f"{out} holds {others[0]}, which is not ours to replace; move it, or choose another folder"
         )

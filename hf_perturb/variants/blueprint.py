@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
+from hf_perturb.checkpoints.any_network import AnyNetwork
 from hf_perturb.checkpoints.checkpoint import Checkpoint
 from hf_perturb.checkpoints.network import Network
 from hf_perturb.checkpoints.recipe import with_versions
@@ -18,10 +21,12 @@ class Output:
     Args:
         source: name of the tensor that it comes from.
         step: what is done to it, `None` to keep it.
+        held: names of the tensors of the network that it is of, where these are others.
     """
 
     source: str
     step: Step | None = None
+    held: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -31,13 +36,15 @@ class Blueprint:
     Args:
         network: of the variant; its head is untied if the perturbation unties it.
         asked: the perturbation.
-        outputs: its tensors, in the order of the network.
+        steps: what is done to every tensor of the network, `None` for one that is kept.
+        outputs: what is stored of these.
         shapes: type (`F32`) and shape of each.
         plan: the steps.
     """
 
     network: Network
     asked: Perturbation
+    steps: dict[str, Step | None]
     outputs: dict[str, Output]
     shapes: dict[str, tuple[str, Shape]]
     plan: Plan
@@ -56,10 +63,28 @@ def make_blueprint(base: Checkpoint, asked: Perturbation) -> Blueprint:
         # the document keeps the embedding and perturbs the head, which start from the same values
         network = network.with_sizes(tie_word_embeddings=False)
     plan = plan_for(network, asked)
-    outputs = {name: Output(ties.get(name, name), step) for name, step in steps_of(network, plan).items()}
+    steps = steps_of(network, plan)
+    outputs = {name: Output(ties.get(name, name), step) for name, step in steps.items()}
+    if isinstance(network, AnyNetwork):
+        outputs = _restacked(network, outputs, base)
     dtypes, stored = base.dtypes(), base.shapes
     shapes = {name: (dtypes[made.source], stored[made.source]) for name, made in outputs.items()}
-    return Blueprint(network, asked, outputs, shapes, plan)
+    return Blueprint(network, asked, steps, outputs, shapes, plan)
+
+
+def _restacked(network: AnyNetwork, outputs: Mapping[str, Output], base: Checkpoint) -> dict[str, Output]:
+    """Return outputs with what is stored of tensors that are stored one by one and held as others, in their place."""
+    made = dict(outputs)
+    for stack in network.stacks:
+        held = {own: stack.skeleton.stored(own) for own in stack.shapes}
+        steps = {own: made.pop(name).step for own, name in held.items()}
+        parts = stack.perturbed(steps, base.tensors) if any(steps.values()) else None
+        for name in stack.patterns:
+            step = None
+            if parts is not None:
+                step = Step(name, base.tensors[name].shape, "part", (), None, drawn=partial(parts.part, name))
+            made[name] = Output(name, step, tuple(held.values()))
+    return made
 
 
 def plan_for(network: Network, asked: Perturbation) -> Plan:

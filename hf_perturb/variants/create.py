@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from hf_perturb import demo
 from hf_perturb.cards.card import variant_card
+from hf_perturb.checkpoints.any_network import AnyNetwork
 from hf_perturb.checkpoints.catalog import published_name
 from hf_perturb.checkpoints.checkpoint import Checkpoint, write_configuration
-from hf_perturb.checkpoints.companions import write_companions
+from hf_perturb.checkpoints.companions import may_be_companion, taken_over, write_companions
 from hf_perturb.checkpoints.recipe import Recipe, open_base, other_sizes, torch_version, with_versions
 from hf_perturb.demo import located
 from hf_perturb.errors import (
@@ -35,12 +36,10 @@ from hf_perturb.storage.folders import (
     scratch_folder,
     whole_folder,
 )
-from hf_perturb.variants.blueprint import Blueprint, make_blueprint
+from hf_perturb.variants.blueprint import Blueprint, Output, make_blueprint
 from hf_perturb.variants.shards import Shards
 from hf_perturb.variants.stream import Progress, Sources, Target, stream
 from hf_perturb.variants.verify import verify_checkpoint
-
-_BESIDE = ("README.md", "tokenizer.json", "tokenizer_config.json")  # the weights and their configuration
 
 
 def create_variant(
@@ -84,7 +83,7 @@ def create_variant(
     if recipe:
         raise PerturbationError("perturbation: got None; allowed: what the recipe is to do")
     source, out = str(base), Path(out)
-    check_out = partial(refuse_out, source=Path(source), force=force, kind="variant")
+    check_out = partial(refuse_out, source=Path(source), force=force, kind="variant", beside=may_be_companion)
     check_out(out)
     opened = Checkpoint.open(source, trust_remote_code=trust_remote_code)
     if not opened.is_recipe:
@@ -133,10 +132,11 @@ def create_variants(
         raise PerturbationError("wanted: got no folder; allowed: one or more, with what to do")
     base, place = str(base), Path(located(str(base)))
     parsed = {Path(out): Perturbation.parse(perturbation) for out, perturbation in wanted.items()}
-    check_out = partial(refuse_out, source=place, force=force, kind="variant")
+    check_out = partial(refuse_out, source=place, force=force, kind="variant", beside=may_be_companion)
     for out in parsed:
         check_out(out, keep=len(parsed) > 1)
     checkpoint = open_base(base, parsed.values(), trust_remote_code)
+    checkpoint.tell()
     asked = {out: with_versions(perturbation, checkpoint.network) for out, perturbation in parsed.items()}
     here = {out: perturbation for out, perturbation in asked.items() if out.exists() and not force}
     if recipe:
@@ -208,6 +208,16 @@ class _Builder:
             records[out] = found.record
         return records
 
+    @cached_property
+    def _beside(self) -> list[str]:
+        """Names of the files beside the weights and their configuration."""
+        if isinstance(self.checkpoint.network, AnyNetwork):
+            return ["README.md", *(path.name for path in taken_over(self.checkpoint))]
+        return ["README.md", "tokenizer.json", "tokenizer_config.json"]
+
+    def _check_out(self, out: Path) -> None:
+        self.check_out(out, beside=lambda file: file.name in self._beside)
+
     def _other_than(self, found: Checkpoint, asked: Perturbation) -> list[str]:
         """Say where a variant is not the one that is asked for, as far as that takes no weights."""
         record = {} if found.record is None else {**found.record.to_dict(), "digest": None}
@@ -216,7 +226,7 @@ class _Builder:
         problems = [f"its {key} is {record.get(key)}, not {wanted.get(key)}" for key in keys]
         if found.is_recipe != self.recipe:
             problems.append("it is a recipe" if found.is_recipe else "it has weights, and a recipe is asked for")
-        absent = [name for name in _BESIDE if not Path(found.name, name).is_file()]
+        absent = [name for name in self._beside if not Path(found.name, name).is_file()]
         return [*problems, *(f"it has no {name}" for name in absent), *other_sizes(found, self.checkpoint)]
 
     def build(
@@ -238,11 +248,11 @@ class _Builder:
                 raise DigestError(f"base {checkpoint.name!r} has digest {base.digest}, its config.json says {stated}")
             records = {out: self._finish(variant, sources, base) for out, variant in variants.items()}
             for out in records:  # all of them before the first is put in place
-                self.check_out(out)
+                self._check_out(out)
         return records
 
     def _begin(self, stack: ExitStack, out: Path, blueprint: Blueprint, base: Base) -> _Variant:
-        folder = stack.enter_context(whole_folder(out, self.check_out))
+        folder = stack.enter_context(whole_folder(out, self._check_out))
         if self.recipe:
             return _Variant(blueprint, folder, Target.of(blueprint, None), None)
         record = blueprint.asked.with_record(base, NO_DIGEST)
@@ -252,10 +262,9 @@ class _Builder:
     def _finish(self, variant: _Variant, sources: Sources, base: Base) -> Perturbation:
         """Write what is beside the weights, now that their digests are known."""
         checkpoint, blueprint, made = self.checkpoint, variant.blueprint, variant.target.digests
-        steps = {name: output.step for name, output in blueprint.outputs.items()}
-        drawn = {name: blueprint.outputs[name].source for name, step in steps.items() if step is not None}
-        alike = {name for name, source in drawn.items() if made[name] == sources.digests[source]}
-        if len(alike) == len(drawn):
+        drawn = {name: output for name, output in blueprint.outputs.items() if output.step is not None}
+        other = {name for name, output in drawn.items() if made[name] != sources.digests[output.source]}
+        if not other:
             raise PerturbationError(
                 f"{blueprint.asked} changes no tensor of {checkpoint.name!r}; take another axis, or widen include"
             )
@@ -269,7 +278,8 @@ class _Builder:
         )
         write_configuration(variant.folder, content)
         write_companions(checkpoint, variant.folder)
-        card = variant_card(network, record, steps, published, alike, self.recipe)
+        alike = _of(drawn, drawn.keys() - other) - _of(drawn, other)
+        card = variant_card(network, record, blueprint.steps, published, alike, self.recipe)
         (variant.folder / "README.md").write_text(card, encoding="utf-8")
         if variant.shards is not None:
             variant.shards.finish(record, made)
@@ -281,6 +291,11 @@ class _Builder:
         if self.name == demo.NAME or not place.exists():
             return self.name
         return str(place.resolve()) if self.recipe else place.resolve().name
+
+
+def _of(outputs: Mapping[str, Output], names: Collection[str]) -> set[str]:
+    """Return the tensors of the network that some outputs are of."""
+    return {held for name in names for held in outputs[name].held or (name,)}
 
 
 def _refuse_recipe(checkpoint: Checkpoint) -> None:

@@ -69,8 +69,7 @@ def tensor_rows(
             "%s is %s; `done` tells what that did, the other columns what the rules do to a base", base, record
         )
         done = steps_of(network, plan_for(network, record))
-    for note in checkpoint.notes if isinstance(table, DerivedTable) else ():
-        _LOG.warning("%s: %s", base, note)
+    checkpoint.tell()
     actions = {method: _actions(network, table, Perturbation(method, rules=rules)) for method in spec.METHODS}
     return [
         {

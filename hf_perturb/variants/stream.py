@@ -57,7 +57,9 @@ class Sources:
             # a tied tensor is drawn when its last name comes
             order.pop(source, None)
             order[source] = None
-        return cls({name: base.tensors[name] for name in order}, base.dtypes())
+        # what Transformers holds otherwise comes last, by the names that it is stored by
+        names = [name for name in order if name in base.tensors]
+        return cls({name: base.tensors[name] for name in dict.fromkeys([*names, *base.tensors])}, base.dtypes())
 
     def digest(self) -> str:
         """Return the digest of what was read."""

@@ -1,0 +1,186 @@
+"""Variants of any Transformers model: the folder is a stock one, and its tensors are those of the plan in memory."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from support.any_folders import KINDS, loaded, made_in_memory, restored, stored
+from transformers import BertForMaskedLM, BertModel
+
+from hf_perturb import Perturbation, create_variant, verify_variant
+from hf_perturb.errors import CheckpointError, FolderExistsError
+
+# of these only the constructor knows how some tensor is drawn
+METHODS = [Perturbation(method, 3, rules="transformers") for method in ("reinit", "resample", "gaussian")]
+UNDRAWN = {"clip": "logit_scale", "wav2vec2": "*parametrizations*"}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def check(base, out, model, asked) -> None:
+    """Make a variant: it is what the plan gives in memory, it loads as that, and it is as recorded."""
+    create_variant(base, out, asked)
+    assert same(loaded(out, type(model)), made_in_memory(model, asked))
+    assert verify_variant(out).ok
+    assert verify_variant(out, base).ok
+
+
+@pytest.mark.parametrize("asked", METHODS, ids=lambda asked: asked.method)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_variant_on_disk_is_the_one_in_memory(kind, asked, tmp_path):
+    model = stored(kind, tmp_path / "base")
+    if asked.method == "reinit" and kind in UNDRAWN:
+        asked = Perturbation("reinit", 3, rules="transformers", exclude=(UNDRAWN[kind],))
+    check(tmp_path / "base", tmp_path / "out", model, asked)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["bert", "qwen3-moe"])
+@pytest.mark.parametrize("asked", METHODS, ids=lambda asked: asked.method)
+def test_half_types_and_shards_change_no_draw(kind, dtype, asked, tmp_path):
+    model = stored(kind, tmp_path / "base", dtype, max_shard_size="10kB")
+    assert len(list((tmp_path / "base").glob("*.safetensors"))) > 1
+    check(tmp_path / "base", tmp_path / "out", model, asked)
+
+
+def test_a_pickle_gives_the_same_variant(tmp_path):
+    model = stored("bert", tmp_path / "base")
+    torch.save(model.state_dict(), tmp_path / "base" / "pytorch_model.bin")
+    (tmp_path / "base" / "model.safetensors").unlink()
+    for asked in METHODS:
+        check(tmp_path / "base", tmp_path / asked.method, model, asked)
+
+
+def test_names_lack_the_prefix_of_the_class_or_have_one_too_many(tmp_path):
+    """A trunk stored under the name of a class with a head, and the other way; both draws are the same."""
+    model = stored("bert-trunk", tmp_path / "bare")
+    restored(tmp_path / "bare", lambda tensors: tensors, architectures=["BertModel"])
+    stored("bert-trunk", tmp_path / "named")
+    restored(tmp_path / "named", lambda tensors: {f"bert.{name}": tensor for name, tensor in tensors.items()})
+    for asked in METHODS:
+        for form in ("bare", "named"):
+            check(tmp_path / form, tmp_path / f"{form}-{asked.method}", model, asked)
+
+
+def test_a_trunk_under_the_name_of_a_class_with_a_head_is_a_base(tmp_path, caplog):
+    """Whoever loads it with a head has a new one, of the variant as of the base."""
+    model = stored("bert-trunk", tmp_path / "base")
+    restored(tmp_path / "base", lambda tensors: tensors, architectures=["BertForMaskedLM"])
+    check(tmp_path / "base", tmp_path / "out", model, METHODS[0])
+    assert "cls.predictions" in caplog.text
+
+
+def test_what_no_class_has_is_left_out_and_said(tmp_path, caplog):
+    model = stored("bert-pretraining", tmp_path / "base")
+    restored(tmp_path / "base", lambda tensors: tensors, architectures=["BertForMaskedLM"])
+    create_variant(tmp_path / "base", tmp_path / "out", METHODS[0])
+    assert re.search("left out, .*BertForMaskedLM.*cls.seq_relationship.bias", caplog.text)
+    made = made_in_memory(model, METHODS[0])
+    for model_class, without in ((BertForMaskedLM, ("bert.pooler.",)), (BertModel, ("cls.",))):
+        model, info = model_class.from_pretrained(tmp_path / "out", output_loading_info=True)
+        assert not info["missing_keys"]
+        assert all(name.startswith(without) for name in info["unexpected_keys"])
+        state = {
+            (name if model_class is BertForMaskedLM else f"bert.{name}"): x for name, x in model.state_dict().items()
+        }
+        assert all(torch.equal(tensor, made[name]) for name, tensor in state.items())
+
+
+def test_the_second_name_of_a_tied_tensor_is_not_stored_again(tmp_path):
+    base, out = tmp_path / "base", tmp_path / "out"
+    model = stored("t5", base)
+    names = {name for name in model.state_dict() if name.endswith("embed_tokens.weight")} | {"lm_head.weight"}
+    restored(base, lambda tensors: tensors | {name: tensors["shared.weight"].clone() for name in names})
+    check(base, out, model, Perturbation("resample", 3, rules="transformers", also=("embeddings",)))
+    assert {"shared.weight"} == {*load_file(out / "model.safetensors")} & {*names, "shared.weight"}
+
+
+def test_tied_tensors_that_differ_are_refused(tmp_path):
+    stored("bert", tmp_path / "base")
+    other = {"cls.predictions.decoder.weight": torch.zeros(33, 16)}
+    restored(tmp_path / "base", lambda tensors: tensors | other)
+    with pytest.raises(CheckpointError, match=r"decoder.weight and .*tie_word_embeddings false"):
+        create_variant(tmp_path / "base", tmp_path / "out", "reinit")
+
+
+@pytest.mark.parametrize("asked", METHODS, ids=lambda asked: asked.method)
+def test_old_names_stay_and_draws_go_by_those_of_the_class(asked, tmp_path):
+    model = stored("bert", tmp_path / "base")
+    old = {"weight": "gamma", "bias": "beta"}
+    restored(
+        tmp_path / "base",
+        lambda tensors: {
+            re.sub(r"(?<=LayerNorm\.)\w+", lambda found: old[found[0]], name): x for name, x in tensors.items()
+        },
+    )
+    check(tmp_path / "base", tmp_path / "out", model, asked)
+
+
+@pytest.mark.parametrize("asked", METHODS, ids=lambda asked: asked.method)
+def test_a_weight_norm_of_before_is_read_as_the_one_of_today(asked, tmp_path):
+    model = stored("wav2vec2", tmp_path / "base")
+    restored(
+        tmp_path / "base",
+        lambda tensors: {
+            name.replace(".parametrizations.weight.original0", ".weight_g").replace(
+                ".parametrizations.weight.original1", ".weight_v"
+            ): tensor
+            for name, tensor in tensors.items()
+        },
+    )
+    left = (UNDRAWN["wav2vec2"],) if asked.method == "reinit" else ()
+    check(tmp_path / "base", tmp_path / "out", model, Perturbation(asked.method, 3, rules="transformers", exclude=left))
+
+
+def test_experts_are_one_tensor(tmp_path, caplog):
+    """A part of a stack may be kept; what stays does so to the bit, in the files as well."""
+    model = stored("mixtral", tmp_path / "base")
+    asked = Perturbation("resample", 3, rules="transformers", include=("*.experts.gate_up_proj",))
+    check(tmp_path / "base", tmp_path / "out", model, asked)
+    assert "27 tensors are 6 others once they are loaded" in caplog.text
+    half = Perturbation("gaussian", 3, rules="transformers", exclude=("*.experts.down_proj",))
+    check(tmp_path / "base", tmp_path / "half", model, half)
+
+
+def test_an_expert_that_is_missing_is_named(tmp_path):
+    stored("mixtral", tmp_path / "base")
+    restored(
+        tmp_path / "base",
+        lambda tensors: {name: x for name, x in tensors.items() if "0.block_sparse_moe.experts.2.w2" not in name},
+    )
+    with pytest.raises(CheckpointError, match=r"another shape: layers.0.mlp.experts.down_proj \(2, "):
+        create_variant(tmp_path / "base", tmp_path / "out", "reinit")
+
+
+def test_integers_among_the_buffers_do_not_matter(tmp_path):
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic")
+    model = ResNetForImageClassification(config).eval()
+    model.save_pretrained(tmp_path / "base")
+    check(tmp_path / "base", tmp_path / "out", model, METHODS[1])
+
+
+def test_weights_of_a_quantiser_are_refused(tmp_path):
+    stored("bert", tmp_path / "base")
+    restored(tmp_path / "base", lambda tensors: {n: x.to(torch.int8) if x.dim() > 1 else x for n, x in tensors.items()})
+    with pytest.raises(CheckpointError, match=r"types that are not perturbed: .*query.weight I8"):
+        create_variant(tmp_path / "base", tmp_path / "out", "reinit")
+
+
+def test_force_replaces_what_a_variant_has_from_its_base_and_nothing_else(tmp_path):
+    base, out = tmp_path / "base", tmp_path / "out"
+    stored("bert", base)
+    (base / "vocab.txt").write_text("[PAD]\n")
+    first = create_variant(base, out, "reinit")
+    assert (out / "vocab.txt").read_bytes() == (base / "vocab.txt").read_bytes()
+    assert create_variant(base, out, {"method": "reinit", "seed": 5}, force=True).digest != first.digest
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(FolderExistsError, match=r"holds notes.txt, which is not ours"):
+        create_variant(base, out, "reinit", force=True)
+    assert (out / "notes.txt").read_text() == "mine"
