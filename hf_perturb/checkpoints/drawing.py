@@ -108,10 +108,10 @@ class Slots:
                 module._parameters[leaf] = real
             if seen is not None:
                 seen.begin(real)
-            for module, holder in calls:
+            for module, holder, cls in ((*call, cls) for call in calls for cls in _classes(call[1])):
                 generator = torch.Generator().manual_seed(seed)
-                with _Draws(generator, seen), nullcontext() if seen is None else seen.call(module, holder):
-                    _initialise(holder, module)
+                with _Draws(generator, seen), nullcontext() if seen is None else seen.call(module, cls):
+                    cls._init_weights(holder, module)
             now = [_held(*place) for place in places]
             return next((tensor for tensor in reversed(now) if tensor is not real), real).detach()
         finally:
@@ -138,9 +138,9 @@ class Seen:
         self._tensor, self.writes = tensor, list(self.before)
 
     @contextmanager
-    def call(self, module: nn.Module, holder: PreTrainedModel) -> Iterator[None]:
+    def call(self, module: nn.Module, cls: type[PreTrainedModel]) -> Iterator[None]:
         """Look at one call of `_init_weights`."""
-        self._source = f"{type(holder)._init_weights.__qualname__}, {type(module).__name__}"
+        self._source = f"{cls._init_weights.__qualname__}, {type(module).__name__}"
         self._made, memory = {}, _memory(self._tensor)
         with Functions(self._begin_function):
             yield
@@ -198,13 +198,11 @@ class _Draws(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-def _initialise(holder: PreTrainedModel, module: nn.Module) -> None:
-    # ours does what the original package of the family does
-    ours = type(holder)._init_weights.__module__.startswith("hf_perturb.")
-    # some look whether their parts are initialised
-    vars(module)[_FLAG] = False
-    (PreTrainedModel._init_weights if ours else type(holder)._init_weights)(holder, module)
-    vars(module)[_FLAG] = True
+def _classes(holder: PreTrainedModel) -> list[type[PreTrainedModel]]:
+    """Return the classes whose `_init_weights` is called, the last of which wins."""
+    cls = type(holder)
+    # ours does what the original package does, which stays for what Transformers does not reach
+    return [cls, PreTrainedModel] if cls._init_weights.__module__.startswith("hf_perturb.") else [cls]
 
 
 def _in_order(module: nn.Module, holder: PreTrainedModel) -> Iterator[tuple[nn.Module, PreTrainedModel]]:

@@ -241,7 +241,7 @@ def test_a_perturbation_that_is_cut_short_leaves_no_record_that_is_false(monkeyp
         hf_perturb.perturb(model, "resample")
 
 
-@pytest.mark.parametrize("network", ["esm2", "carp"])
+@pytest.mark.parametrize("network", ["esm1", "esm1b", "esm2", "carp"])
 def test_our_families_are_drawn_as_transformers_draws_them(network, tmp_path):
     from support.models import small_model
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import cache
 
 import pytest
@@ -20,6 +21,7 @@ from hf_perturb.checkpoints.tensors import Tensor
 from hf_perturb.loading import network_of
 from hf_perturb.loading.perturb import apply_plan
 from hf_perturb.perturbation import cascade, depth_of, make_plan, scope_text
+from hf_perturb.perturbation.rules import ZERO, Place, Row, Table
 from hf_perturb.perturbation.scopes import PARTS, SPANS, in_scope
 from hf_perturb.variants.blueprint import make_blueprint
 
@@ -378,3 +380,65 @@ def test_the_card_says_what_a_scope_is():
         texts = [scope_text(family, name) for name in names]
         assert len(set(texts)) == len(names)
         assert all(text in row(family, name)[0] for name, text in zip(names, texts, strict=True))
+
+
+class Two(Table):
+    """The table of a network of an encoder of three layers and a decoder of two."""
+
+    def row(self, name):
+        return Row(name, ZERO, "a test")
+
+    def place(self, name):
+        stack, _, rest = name.partition(".layer.")
+        number, _, rest = rest.partition(".")
+        return Place(stack, int(number), rest) if number else Place("", None, name)
+
+
+TWO = Two("two", ())
+OF_TWO = ["shared.weight", *(f"encoder.layer.{i}.w" for i in range(3)), *(f"decoder.layer.{i}.w" for i in range(2))]
+
+
+@pytest.mark.parametrize(
+    ("scope", "expected"),
+    [
+        ("encoder.top:2", ["encoder.layer.1.w", "encoder.layer.2.w"]),
+        ("encoder.bottom:1", ["encoder.layer.0.w"]),
+        ("decoder.layers:1-1", ["decoder.layer.1.w"]),
+        ("decoder.top:2", ["decoder.layer.0.w", "decoder.layer.1.w"]),
+    ],
+)
+def test_a_scope_names_the_stack_of_layers_where_there_are_several(scope, expected):
+    plan = make_plan(TWO, dict.fromkeys(OF_TWO, (4, 4)), Perturbation("resample", rules="documented", scope=scope))
+    assert [step.name for step in plan.steps] == expected
+
+
+@pytest.mark.parametrize(
+    ("scope", "said"),
+    [
+        ("top:2", "one of 'encoder.top:2', 'decoder.top:2'"),
+        ("middle.layers:0-1", "one of 'encoder.layers:0-1', 'decoder.layers:0-1'"),
+        ("decoder.top:3", "K from 1 to 2"),
+        ("encoder.layers:1-3", "I and J from 0 to 2"),
+        ("attention", "for family 'two'"),
+    ],
+)
+def test_a_scope_of_another_stack_names_those_that_there_are(scope, said):
+    with pytest.raises(PerturbationError, match=re.escape(said)):
+        in_scope(TWO, OF_TWO, [scope])
+
+
+def test_a_cascade_goes_through_the_stack_that_it_names():
+    depth = depth_of(OF_TWO, TWO, "decoder.top-down")
+    assert cascade(depth, "decoder.top-down") == ["decoder.top:1", "decoder.top:2"]
+    assert cascade(depth_of(OF_TWO, TWO, "encoder.bottom-up"), "encoder.bottom-up")[-1] == "encoder.bottom:3"
+    with pytest.raises(PerturbationError, match=r"'encoder\.top-down', 'decoder\.top-down'"):
+        depth_of(OF_TWO, TWO, "top-down")
+    assert scope_text(TWO, "encoder.top:2") == "the 2 layers nearest the output of `encoder`"
+
+
+@pytest.mark.parametrize(
+    "scope", ["encoder.", ".top:2", "encoder..top:2", "enc oder.top:2", "encoder.attention", "a.top:0"]
+)
+def test_what_is_no_scope_of_a_stack_is_refused(scope):
+    with pytest.raises(PerturbationError, match="scope"):
+        Perturbation("reinit", scope=scope)
