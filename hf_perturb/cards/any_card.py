@@ -56,6 +56,7 @@ def any_card(
         "count": len(touched),
         "total": len(steps),
         "rows": [{**row, "source": table.source(row["first"]) if row["count"] else ""} for row in rows],
+        "held": sorted({table.row(name).pattern for name in steps if name not in network.found}),
         "kept": {part: list(patterns) for part, patterns in kept.items()},
         "alike": sorted({table.row(name).pattern for name in alike} - {*constant}),
         "constant": list(constant),
