@@ -125,9 +125,10 @@ def _state(path: Path, asked: Perturbation, base: str | None) -> Result:
     start = time.monotonic()
     try:
         found = hf_perturb.verify_variant(path)
-        record = Checkpoint.open(path, weights=False).record
-        status = "verified" if found.ok else "; ".join(found.problems)
-        if record is None or record != asked:
+        opened = Checkpoint.open(path, weights=False)
+        record, family = opened.record, opened.network.family
+        status = "verified" if found.ok else "; ".join(found.problems) or "its weights have changed since"
+        if record is None or record.spelt_out(family) != asked.spelt_out(family):
             status = f"another variant is there, {record}"
         elif base is not None and record.base is not None and record.base.digest not in (None, base):
             status = "a variant of another base is there"

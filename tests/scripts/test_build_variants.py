@@ -5,10 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+from support.any_folders import stored
+
 import hf_perturb
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "build_variants.py"
-MATRIX = "bases: [demo]\nmethods: [reinit, gaussian]\nseeds: [1-1]\nalso: [head]\n"
+MATRIX = "bases: [demo, {any: ./bert}]\nmethods: [reinit, gaussian]\nseeds: [1-1]\nalso: [head]\n"
 
 
 def build(folder: Path, *options: str) -> tuple[int, dict[str, str]]:
@@ -22,11 +24,13 @@ def build(folder: Path, *options: str) -> tuple[int, dict[str, str]]:
 
 
 def test_what_is_missing_is_built_and_what_is_there_is_verified(tmp_path):
+    stored("bert", tmp_path / "bert")
     code, built = build(tmp_path)
     assert code == 0
-    assert list(built.values()) == ["built", "built"]
-    paths = sorted(tmp_path / path for path in built)
-    assert [hf_perturb.verify_variant(path, base="demo").ok for path in paths] == [True, True]
+    assert list(built.values()) == ["built"] * 4
+    paths = [tmp_path / path for path in built]
+    bases = ["demo", "demo", tmp_path / "bert", tmp_path / "bert"]
+    assert [hf_perturb.verify_variant(*pair).ok for pair in zip(paths, bases, strict=True)] == [True] * 4
     hf_perturb.create_variant("demo", paths[0], "resample", force=True)
     paths[1].joinpath("model.safetensors").write_bytes(b"")
     code, found = build(tmp_path)
@@ -35,4 +39,4 @@ def test_what_is_missing_is_built_and_what_is_there_is_verified(tmp_path):
     assert found[str(paths[1].relative_to(tmp_path))].startswith("damaged")
     code, found = build(tmp_path, "--force")
     assert code == 0
-    assert list(found.values()) == ["built", "built"]
+    assert sorted(found.values()) == ["built", "built", "verified", "verified"]
