@@ -132,13 +132,11 @@ class _Step:
 
     def changes(self, needed: set[int]) -> bool:
         """Whether memories that are needed are written or made; they become those that are needed before."""
-        changed = {each.key for each in (*self.writes, *self.makes) if each is not None} & needed
-        if not changed:
+        changed = {each.key for each in (*self.writes, *self.makes) if each is not None}
+        if not changed & needed:
             return False
-        needed.difference_update(each.key for each in self.makes if each is not None)
+        needed.difference_update(changed)
         needed.update(self.reads)
-        if self.name in OVERWRITING and self.writes[0].is_whole:
-            needed.discard(self.writes[0].key)
         return True
 
 
@@ -192,24 +190,26 @@ class Construction(TorchDispatchMode):
         self._given: dict[int, torch.UntypedStorage] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        inputs = [x for x in tree_iter((args, kwargs)) if isinstance(x, torch.Tensor)]
-        for x in inputs:
+        for x in (each for each in tree_iter((args, kwargs)) if isinstance(each, torch.Tensor)):
             if x.device.type == "cpu" and x.untyped_storage()._cdata not in self._seen:
                 self._given[x.untyped_storage()._cdata] = x.untyped_storage().clone()
         given = tree_map_only(torch.Tensor, self.memory, (args, dict(kwargs or {})))
         # some constructors draw on the CPU whatever the device
         run, keywords = with_generator(func, dict(kwargs or {}), torch.Generator())
         result = run(*args, **keywords)
-        reads = frozenset(each.key for each in tree_iter(given) if isinstance(each, _Memory))
+        inputs = {each.key for each in tree_iter(given) if isinstance(each, _Memory)}
         writes = tuple(
             value
             for value, argument in zip(given[0], func._schema.arguments, strict=False)
             if isinstance(value, _Memory) and argument.alias_info is not None and argument.alias_info.is_write
         )
         made = [self.memory(x) if isinstance(x, torch.Tensor) else None for x in tree_iter(result)]
-        makes = tuple(None if each is None or each.key in reads else each for each in made)
+        makes = tuple(None if each is None or each.key in inputs else each for each in made)
+        # what is written whole is not read, but for the source of a copy
+        lost = {each.key for each in writes if each.is_whole and name_of(func) in OVERWRITING}
+        reads = frozenset(inputs - lost)
         # `set_` gives a tensor another memory, and changes none
-        if (writes or any(makes)) and func.overloadpacket.__name__ != "set_":
+        if (writes or any(makes)) and name_of(func) != "set_":
             self._steps.append(_Step(func, given, reads, writes, makes, _constructor()))
         return result
 
@@ -217,8 +217,8 @@ class Construction(TorchDispatchMode):
         """Note a function that does nothing to a tensor without values."""
         given = tree_map_only(torch.Tensor, self.memory, arguments_of(frame))
         writes = tuple(each for each in given.values() if isinstance(each, _Memory))
-        func, reads = frame.f_globals[frame.f_code.co_name], frozenset(each.key for each in writes)
-        self._steps.append(_Step(func, ((), given), reads, writes, (None,), _constructor()))
+        func = frame.f_globals[frame.f_code.co_name]
+        self._steps.append(_Step(func, ((), given), frozenset(), writes, (None,), _constructor()))
 
     def memory(self, tensor: torch.Tensor) -> _Memory:
         """Return where a tensor is."""

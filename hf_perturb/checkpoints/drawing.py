@@ -50,6 +50,10 @@ _COPIES = frozenset(
 )
 
 
+# a module, and what it calls a parameter of its own
+Place = tuple[nn.Module, str]
+
+
 class Slots:
     """Where the tensors of a network are held, and which modules' initialisation reaches each, the last one last."""
 
@@ -60,7 +64,7 @@ class Slots:
         rank = {key: number for number, key in enumerate(self._order)}
         tied = set(tied_keys(model))
         reached: dict[str, set[int]] = defaultdict(set)
-        self._places: dict[str, list[tuple[nn.Module, str]]] = {}
+        self._places: dict[str, list[Place]] = {}
         names: dict[int, str] = {}
         above: dict[str, tuple[int, ...]] = {}
         for path, module in model.named_modules(remove_duplicate=False):
@@ -110,7 +114,7 @@ class Slots:
                 seen.begin(real)
             for module, holder, cls in ((*call, cls) for call in calls for cls in _classes(call[1])):
                 generator = torch.Generator().manual_seed(seed)
-                with _Draws(generator, seen), nullcontext() if seen is None else seen.call(module, cls):
+                with _Draws(generator, seen), nullcontext() if seen is None else seen.call(module, cls, places):
                     cls._init_weights(holder, module)
             now = [_held(*place) for place in places]
             return next((tensor for tensor in reversed(now) if tensor is not real), real).detach()
@@ -138,14 +142,15 @@ class Seen:
         self._tensor, self.writes = tensor, list(self.before)
 
     @contextmanager
-    def call(self, module: nn.Module, cls: type[PreTrainedModel]) -> Iterator[None]:
+    def call(self, module: nn.Module, cls: type[PreTrainedModel], places: list[Place]) -> Iterator[None]:
         """Look at one call of `_init_weights`."""
-        self._source = f"{cls._init_weights.__qualname__}, {type(module).__name__}"
-        self._made, memory = {}, _memory(self._tensor)
+        self._source, self._made = f"{cls._init_weights.__qualname__}, {type(module).__name__}", {}
+        before = {_memory(_held(*place)) for place in places}
         with Functions(self._begin_function):
             yield
-        if _memory(self._tensor) != memory:  # it was given other values, not written
-            self.writes = [(f"of {', '.join(self._made)}", self._source)]
+        for tensor in (_held(*place) for place in places):
+            if _memory(tensor) not in before:
+                self._tensor, self.writes = tensor, [("another tensor", self._source)]
 
     def operator(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note an operator, before it runs."""

@@ -342,3 +342,33 @@ def test_random_numbers_without_a_generator_are_refused():
 
     with pytest.raises(PerturbationError, match=r"tensor 'ones'.*takes no generator of its own"):
         Skeleton.build(Foreign, BertConfig()).draw("ones", 1)
+
+
+# ---- what is told
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "source", "constant"),
+    [
+        ("ones", "2.5", "Odd.__init__", True),
+        ("halved", "0.5", "Odd.__init__; Odd._init_weights, Odd", True),
+        ("truncated", "`trunc_normal_(0, 2, -2, 2)`", "Odd.__init__", False),
+        ("replaced", "another tensor", "Odd._init_weights, Odd", False),
+        ("assigned", "another tensor", "Odd._init_weights, Odd", False),
+        ("part.weight", "`normal_()`", "Odd._init_weights, Linear", False),
+        ("part.bias", "`uniform_(-0.57735, 0.57735)`", "Linear.__init__", False),
+    ],
+)
+def test_a_draw_is_told_with_what_decides_it(name, text, source, constant):
+    told = odd().told(name)
+    assert (told.initialiser.text, told.source, told.constant) == (text, source, constant)
+
+
+def test_a_draw_in_part_is_told_as_that():
+    assert skeleton("bert").told("embeddings.word_embeddings.weight").initialiser.text == (
+        "`normal_(0, 0.02)`, then `zero_()` in a part"
+    )
+
+
+def test_the_last_of_two_draws_is_told():
+    assert skeleton("gpt2").told("h.0.mlp.c_proj.weight").initialiser.text == "`normal_(0, 0.01)`"
