@@ -23,7 +23,7 @@ __all__ = [*__all__, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    if name.startswith(tuple(PREFIXES.values())) or name in ("perturb", "wrap"):
+    if name.startswith(tuple(PREFIXES.values())) or name in ("from_pretrained", "perturb", "wrap"):
         import_models()
     return _imported(name)
 

@@ -31,6 +31,7 @@ from .errors import (
     UnusedKeywordError as UnusedKeywordError,
 )
 from .hub.upload import Push as Push, push_variant as push_variant
+from .loading.any_checkpoint import from_pretrained as from_pretrained
 from .loading.any_model import perturb as perturb
 from .loading.wrap import wrap as wrap
 from .networks.configuration_carp import CarpConfig as CarpConfig

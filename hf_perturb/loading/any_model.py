@@ -141,9 +141,13 @@ def record_of(model: PreTrainedModel) -> Perturbation | None:
 
 
 def write_record(model: PreTrainedModel, record: Perturbation | None) -> None:
-    """Say in the configuration of a model what was done to its weights."""
+    """Say in the configuration of a model what was done to its weights, or, with `None`, nothing."""
     config: Any = model.config
-    config.perturbation = None if record is None else record.to_dict()
+    if record is not None:
+        config.perturbation = record.to_dict()
+        return
+    for module in model.modules():  # parts may have copies of it
+        vars(getattr(module, "config", config)).pop("perturbation", None)
 
 
 def digest_in_memory(model: PreTrainedModel) -> str:

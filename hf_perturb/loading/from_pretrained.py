@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from hf_perturb.networks.perturbable import PerturbablePreTrainedModel
 
 # keywords that name other weights than those that `Checkpoint.open` looks at
-_OTHER_WEIGHTS = ("state_dict", "gguf_file", "transformers_weights")
+OTHER_WEIGHTS = ("state_dict", "gguf_file", "transformers_weights")
 # keywords with which Transformers works on files
 _FROM_FILES = (
     "device_map",
@@ -102,7 +102,7 @@ def load_model(
         name = opened.location
     hub = of_the_hub(kwargs)
     if verify:
-        _refuse_unverifiable(name, opened)
+        refuse_unverifiable(name, opened)
     same = isinstance(config, str | os.PathLike) and str(config) == str(name)
     config = given_config(cls, config, hub if same else elsewhere, opened)
     record, asked = _recorded_and_asked(opened, config, kwargs)
@@ -110,7 +110,7 @@ def load_model(
     decision = decide(Record(f"the checkpoint {str(name)!r}", family_of(cls), record, has_weights), asked)
     is_strict = decision == "apply" or record is not None or verify
     if is_strict:
-        _refuse_other_sources(kwargs, record if name is None else None)
+        refuse_other_sources(kwargs, record if name is None else None)
     if decision == "apply":
         _prepare_values(opened, kwargs)
     others = kwargs.pop("ignore_mismatched_sizes", False)
@@ -150,7 +150,7 @@ def _recorded_and_asked(
     return record, asked
 
 
-def _refuse_unverifiable(name: Any, opened: Checkpoint | None) -> None:
+def refuse_unverifiable(name: Any, opened: Checkpoint | None) -> None:
     """Raise if there is nothing that weights could be verified by."""
     if opened is not None and opened.has_changed:
         raise DigestError(
@@ -163,7 +163,7 @@ def _refuse_unverifiable(name: Any, opened: Checkpoint | None) -> None:
         )
 
 
-def _refuse_other_sources(kwargs: Mapping[str, Any], record: Perturbation | None) -> None:
+def refuse_other_sources(kwargs: Mapping[str, Any], record: Perturbation | None) -> None:
     """Raise if keywords give tensors of a control, or of what becomes one, values that nothing is known of.
 
     Args:
@@ -187,7 +187,7 @@ def _open(cls: type[PerturbablePreTrainedModel], name: Any, config: Any, kwargs:
         The checkpoint, that of its base for an adapter alone; `None` for weights without a configuration, for which
         one is passed.
     """
-    for key in _OTHER_WEIGHTS:
+    for key in OTHER_WEIGHTS:
         if kwargs.get(key) is not None:
             raise ModelInputError(f"{key}: got one beside the checkpoint {str(name)!r}; allowed: one of the two")
     try:
@@ -341,6 +341,17 @@ def _rebuilt(opened: Checkpoint, config: Any, hub: Mapping[str, Any]) -> _Weight
 
 def _prepare_values(opened: Checkpoint | None, kwargs: dict[str, Any]) -> None:
     """Raise if what is to be perturbed will have no plain values in memory, and copy those that are the caller's."""
+    refuse_unperturbable(opened, kwargs)
+    if opened is not None:
+        own = opened.network.shapes
+        check_types({name: each.dtype for name, each in opened.tensors.items() if name in own and is_parameter(name)})
+    if kwargs.get("state_dict") is not None:
+        # Transformers takes a state_dict's tensors for its own, and these are about to change
+        kwargs["state_dict"] = {key: tensor.clone() for key, tensor in kwargs["state_dict"].items()}
+
+
+def refuse_unperturbable(opened: Checkpoint | None, kwargs: Mapping[str, Any]) -> None:
+    """Raise if a load is asked for that leaves weights quantised, on a disk, or with adapters that were trained."""
     if (kwargs.get("adapter_kwargs") or {}).get("_adapter_model_path") is not None:
         raise PerturbationError(
             "perturbation: got one for an adapter, which was trained on other weights; perturb its base, and train an"
@@ -349,18 +360,12 @@ def _prepare_values(opened: Checkpoint | None, kwargs: dict[str, Any]) -> None:
     stored = {} if opened is None else opened.stored
     if kwargs.get("quantization_config") is not None or stored.get("quantization_config") is not None:
         raise quantised()
-    if opened is not None:
-        own = opened.network.shapes
-        check_types({name: each.dtype for name, each in opened.tensors.items() if name in own and is_parameter(name)})
     device_map = kwargs.get("device_map")
     if isinstance(device_map, dict) and "disk" in device_map.values():
         raise PerturbationError(
             "perturbation: weights that are offloaded to disk cannot be perturbed while they load; build the variant"
             " first (hf-perturb create) and load that"
         )
-    if kwargs.get("state_dict") is not None:
-        # Transformers takes a state_dict's tensors for its own, and these are about to change
-        kwargs["state_dict"] = {key: tensor.clone() for key, tensor in kwargs["state_dict"].items()}
 
 
 def _read(
@@ -378,12 +383,12 @@ def _read(
         loaded = cls.read_weights(name, model_args, config, kwargs, prefix)
     except Exception as error:
         if name is not None and opened is not None and not opened.is_current():
-            raise _changed(opened) from error
+            raise replaced_meanwhile(opened) from error
         if opened is not None and "quantization_config" in opened.stored and isinstance(error, TypeError | LookupError):
             raise CheckpointError(f"{opened.name!r}: its quantization_config cannot be used: {error}") from error
         raise
     if opened is not None and not (opened.is_intact() if name is None else opened.is_current()):
-        raise _changed(opened)
+        raise replaced_meanwhile(opened)
     model, info = loaded
     said, is_other = info, False
     if not cls.is_ours():  # whose own modules count in no digest
@@ -394,5 +399,6 @@ def _read(
     return loaded
 
 
-def _changed(opened: Checkpoint) -> CheckpointError:
+def replaced_meanwhile(opened: Checkpoint) -> CheckpointError:
+    """Return the error for a checkpoint whose files are no longer those that were opened."""
     return CheckpointError(f"{opened.name!r} was replaced while it was loaded; load it again")
