@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,9 +33,9 @@ from hf_perturb.loading.from_pretrained import (
 )
 from hf_perturb.loading.perturb import model_class
 from hf_perturb.networks.perturbable import PerturbablePreTrainedModel
-from hf_perturb.perturbation import Perturbation, make_plan
+from hf_perturb.perturbation import Perturbation, Step, make_plan
 from hf_perturb.perturbation.digest import digest_of_lines, tensor_digest
-from hf_perturb.perturbation.floats import dtype_code
+from hf_perturb.perturbation.floats import Array, dtype_code
 from hf_perturb.perturbation.parallel import for_each
 
 _LOG = logging.getLogger("hf_perturb")
@@ -316,12 +317,22 @@ def _as_loaded(model: PreTrainedModel, opened: Checkpoint, record: Perturbation)
 def _digest_of_all(base: Checkpoint, record: Perturbation) -> str:
     """Return the digest of a whole variant, made of its base a few tensors at a time."""
     network = base.network
+    assert isinstance(network, AnyNetwork)
     steps = {step.name: step for step in make_plan(network.table(), network.shapes, record).steps}
-    lines = dict.fromkeys(base.tensors, "")
+    made: dict[str, Callable[[], Array]] = {name: partial(_made, base, name, steps.get(name)) for name in base.tensors}
+    for stack in network.stacks:
+        held = {name: steps.get(stack.skeleton.stored(name)) for name in stack.shapes}
+        parts = stack.perturbed(held, base.tensors)
+        made |= {name: partial(parts.part, name) for name in stack.patterns}
+    lines = dict.fromkeys(made, "")
 
-    def make(name: str) -> None:
-        values, step = base.values(name), steps.get(name)
-        lines[name] = tensor_digest(values if step is None else step.run(values, values.dtype))
+    def digest(name: str) -> None:
+        lines[name] = tensor_digest(made[name]())
 
-    for_each(make, lines)
+    for_each(digest, lines)
     return digest_of_lines(lines)
+
+
+def _made(base: Checkpoint, name: str, step: Step | None) -> Array:
+    values = base.values(name)
+    return values if step is None else step.run(values, values.dtype)

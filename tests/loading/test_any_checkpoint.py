@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.live_models import copied, differing, live, saved
+from support.any_models import any_model, noised
 from support.models import small_model
 from support.quantiser import RoundingConfig
+from support.spec_table import copied, differing
 from transformers import (
     AutoModel,
     AutoModelForMaskedLM,
@@ -36,7 +37,7 @@ MLM = {"auto_class": AutoModelForMaskedLM}
 def folders(tmp_path_factory) -> Path:
     """Return a folder with a base, a control of it and a recipe of it."""
     folder = tmp_path_factory.mktemp("folders")
-    saved("bert", folder / "base")
+    any_model("bert", head=True, change=noised).save_pretrained(folder / "base")
     hf_perturb.create_variant(folder / "base", folder / "control", "reinit")
     for method in METHODS:
         hf_perturb.create_variant(folder / "base", folder / f"{method}-recipe", method, recipe=True)
@@ -93,7 +94,7 @@ def test_a_recipe_is_made_again(folders, method, dtype, tmp_path):
 def test_a_recipe_of_a_base_that_changed_is_refused(folders, tmp_path):
     shutil.copytree(folders / "base", tmp_path / "base")
     hf_perturb.create_variant(tmp_path / "base", tmp_path / "recipe", "resample", recipe=True)
-    live("bert", trained=False).save_pretrained(tmp_path / "base")
+    any_model("bert", head=True).save_pretrained(tmp_path / "base")
     with pytest.raises(DigestError, match="it has changed"):
         hf_perturb.from_pretrained(tmp_path / "recipe", **MLM)
 
@@ -188,8 +189,8 @@ def test_the_sizes_are_those_that_it_is_stored_with(folders, tmp_path):
             hf_perturb.from_pretrained(folders / name, **MLM, perturbation=asked, num_hidden_layers=1)
         with pytest.raises(CheckpointError, match=r"lacks encoder\.layer\.2\."):
             hf_perturb.from_pretrained(folders / name, **MLM, perturbation=asked, num_hidden_layers=3)
-        given = {"vocab_size": 44, "ignore_mismatched_sizes": True}
-        with pytest.raises(CheckpointError, match=r"word_embeddings\.weight \(40, 32\) instead of \(44, 32\)"):
+        given = {"vocab_size": 54, "ignore_mismatched_sizes": True}
+        with pytest.raises(CheckpointError, match=r"word_embeddings\.weight \(50, 32\) instead of \(54, 32\)"):
             hf_perturb.from_pretrained(folders / name, **MLM, perturbation=asked, **given)
     lacking = shutil.copytree(folders / "base", tmp_path / "lacking")
     tensors = load_file(lacking / "model.safetensors")
