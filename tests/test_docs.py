@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from support.any_encoders import write_encoder
 from support.hub_client import connected, quiet_uploads
 from support.hub_repos import User
 from support.hub_server import serve
@@ -47,6 +48,8 @@ def published(tmp_path_factory) -> Path:
         small_model(network, intermediate_size=128).save_pretrained(folder / network)
         hf_perturb.export_checkpoint(folder / network, folder / name, "fair-esm")
     hf_perturb.export_checkpoint(folder / "esm2", folder / "facebook" / "esm2_t6_8M_UR50D", "transformers")
+    for name, encoder in {"prot_bert": "bert-lm", "ProstT5": "t5"}.items():
+        write_encoder(folder / "Rostlab" / name, encoder, max_position_embeddings=1024)
     records = [f">{i}\n{sequence}\n" for i, sequence in enumerate(hf_perturb.demo.held_out_sequences()[:3])]
     (folder / "proteins.fasta").write_text("".join(records))
     return folder

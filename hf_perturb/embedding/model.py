@@ -29,6 +29,7 @@ from hf_perturb.errors import (
     StackedPerturbationError,
     UnsupportedModuleError,
 )
+from hf_perturb.loading.any_model import digest_in_memory, perturb_any, record_of
 from hf_perturb.perturbation import Perturbation
 from hf_perturb.perturbation.digest import digest_of
 from hf_perturb.variants.blueprint import plan_for
@@ -74,7 +75,8 @@ class Embedder:
     def digest(self) -> str:
         """Return the digest of the weights before they are perturbed; reads all of them."""
         if not isinstance(self.source, Checkpoint):
-            return digest_of(self.source.state_dict())
+            own = isinstance(self.encoder, AlphabetEncoder)
+            return digest_of(self.source.state_dict()) if own else digest_in_memory(self.source)
         # the record of what is loaded may be wrong; a recipe is compared with its own while it is loaded
         return str(self.source.stated_digest) if self.source.is_recipe else self.source.digest()
 
@@ -151,6 +153,8 @@ def _load_any(
         raise CheckpointError(f"{checkpoint.name!r} was replaced while it was loaded; run the same command again")
     if missing := [*info["missing_keys"], *info["mismatched_keys"]]:
         raise CheckpointError(f"{checkpoint.name!r} has no tensors for {listed(map(str, missing))} of {cls.__name__}")
+    if perturbation is not None:
+        perturb_any(model, perturbation, shared=False)
     return model.eval() if device == "auto" else model.eval().to(device)
 
 
@@ -219,9 +223,8 @@ def _at_hand(model: Any, options: EmbedOptions) -> Embedder:
         raise ModelInputError(
             "tokenizer: got none, and this model does not say where its own is; allowed: one, or a name"
         )
-    record = getattr(model.config, "perturbation", None)
-    record = None if record is None else Perturbation.parse(record)
-    return Embedder(name, model, encoder_of(model, model.name_or_path, {}, options), record, None, model.dtype)
+    encoder = encoder_of(model, model.name_or_path, {}, options)
+    return Embedder(name, model, encoder, record_of(model), None, model.dtype)
 
 
 def choose_dtype(asked: str | torch.dtype | None, embedder: Embedder) -> torch.dtype:

@@ -47,6 +47,24 @@ def test_the_decoder_of_a_t5_is_not_loaded(tmp_path, monkeypatch):
     assert loaded == [T5EncoderModel]
 
 
+@pytest.mark.parametrize("name", ["bert-lm", "t5"])
+def test_variants_in_memory_are_those_on_disk(tmp_path, name):
+    fasta, base = write_fasta(tmp_path / "a.fasta", SEQUENCES), write_encoder(tmp_path / "base", name)
+    scope = {"scope": ["encoder.top:1" if name == "t5" else "top:1"]}
+    asked = [{"method": method, "rules": "transformers", **scope} for method in ("reinit", "resample", "gaussian")]
+    found = hf_perturb.embed_variants(base, fasta, tmp_path / "out", asked, layers="all")
+    assert len(found) == 4
+    for perturbation, each in zip(asked, [*found][1:], strict=True):
+        hf_perturb.create_variant(base, tmp_path / each, perturbation)
+        done = hf_perturb.embed(tmp_path / each, fasta, tmp_path / f"{each} alone", layers="all")
+        for column in done.columns:
+            ours, theirs = (hf_perturb.read_embeddings(path, column)[1] for path in (found[each].path, done.path))
+            assert np.array_equal(ours, theirs)
+        assert not np.array_equal(ours, hf_perturb.read_embeddings(found["base"].path, column)[1])
+    described = json.loads((tmp_path / f"{each} alone" / "_manifest.json").read_text())["described"]
+    assert described["model"]["record"]["rules"] == "transformers"
+
+
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16", "float16"])
 def test_other_types_are_near(tmp_path, dtype):
     fasta, folder = write_fasta(tmp_path / "a.fasta", SEQUENCES), write_encoder(tmp_path / "base", "esmc")
