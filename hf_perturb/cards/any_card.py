@@ -61,6 +61,8 @@ def any_card(
         "alike": sorted({table.row(name).pattern for name in alike} - {*constant}),
         "constant": list(constant),
         "recipe": recipe,
+        # of a class of its own, AutoModel may be another one with tensors that are not stored
+        "loader": "AutoModel" if network.source or not network.architecture else network.architecture,
         "remote": bool(network.source),
         "versions": versions(record, "transformers"),
     }

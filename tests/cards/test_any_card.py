@@ -77,7 +77,7 @@ def test_a_recipe_says_that_it_has_no_weights(tmp_path):
     stored("bert", tmp_path / "base")
     card = card_of(tmp_path / "out", tmp_path / "base", "reinit", recipe=True)
     assert "a recipe, without weights, for the network `base`" in card
-    assert 'hf_perturb.from_pretrained("this-folder")' in card
+    assert 'hf_perturb.from_pretrained("this-folder", auto_class="BertForMaskedLM")' in card
 
 
 def test_a_name_from_outside_cannot_end_its_line(tmp_path):
