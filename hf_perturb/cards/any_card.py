@@ -43,7 +43,7 @@ def any_card(
             kept[row.part][row.pattern] = None
         if step is not None and step.drawn is not None and len(shapes[name]) > 1 and table.is_constant(name):
             constant[row.pattern] = None
-    rows = rule_rows(table, record, steps, touched)
+    rows, drawn = rule_rows(table, record, steps, touched), record.method == "reinit"
     facts: dict[str, Any] = {
         "card_data": _metadata(network, record).to_yaml(),
         "record": record,
@@ -55,7 +55,7 @@ def any_card(
         "parameters": sum(math.prod(shapes[name]) for name in steps if table.row(name).reinit is not None),
         "count": len(touched),
         "total": len(steps),
-        "rows": [{**row, "source": table.source(row["first"]) if row["count"] else ""} for row in rows],
+        "rows": [{**row, "source": table.source(row["first"]) if row["count"] and drawn else ""} for row in rows],
         "held": sorted({table.row(name).pattern for name in steps if name not in network.found}),
         "kept": {part: list(patterns) for part, patterns in kept.items()},
         "alike": sorted({table.row(name).pattern for name in alike} - {*constant}),

@@ -76,7 +76,8 @@ class DerivedTable(Table):
         if found is None or found[1] not in found[0].parameters:
             return Row(pattern, None, "a buffer, or no floating point")
         head = "head" if found[1] in _HEADS.get(self.family, ()) else None
-        return Row(pattern, _OWN, _SOURCE, part=found[0].parts.get(found[1], head))
+        part = found[0].parts.get(found[1], head)
+        return Row(pattern, _OWN, _SOURCE, part=part, other="head" if found[1] in found[0].two_parts else None)
 
     def initialiser(self, name: str, rules: str) -> Initialiser | None:
         """Return how the network itself draws a tensor.
@@ -102,7 +103,10 @@ class DerivedTable(Table):
     def source(self, name: str) -> str:
         """Return whose `_init_weights` draws a tensor, and as a part of what; nothing for what none draws."""
         found = self.find(name)
-        return "" if found is None or found[1] not in found[0].parameters else self.told(*found).source
+        try:
+            return "" if found is None or found[1] not in found[0].parameters else self.told(*found).source
+        except PerturbationError:
+            return ""
 
     def drawn(self, name: str, seed: int) -> Callable[[], Array] | None:
         """Return what draws a tensor as the network itself does."""
@@ -218,6 +222,10 @@ class AnyNetwork(Network):
             self._shapes.update({name: of for name, of in every.items() if table.find(name) and name not in stacked})
             for stack in table.stacks:
                 self._shapes.update({stack.skeleton.stored(own): shape for own, shape in stack.shapes.items()})
+            order = {name: number for number, name in enumerate(first.shapes)}
+            shapes = sorted(self._shapes.items(), key=lambda item: order.get(table.named(item[0]), len(order)))
+            self._shapes.clear()
+            self._shapes.update(shapes)
         return self._shapes
 
     @property
@@ -273,8 +281,8 @@ class AnyNetwork(Network):
         here = {skeleton.tied.get(name, name) for name in here}
         return [skeleton.stored(name) for name in skeleton.parameters if skeleton.tied.get(name, name) not in here]
 
-    def may_touch(self, name: str) -> bool:
-        """Whether a tensor is a parameter of floating point; others may be stored as anything."""
+    def is_parameter(self, name: str) -> bool:
+        """Whether a tensor is a parameter of floating point, not a buffer."""
         found = self.table().find(name)
         return found is not None and found[1] in found[0].parameters
 

@@ -15,7 +15,7 @@ from hf_perturb.checkpoints.any_network import AnyNetwork
 from hf_perturb.checkpoints.catalog import CATALOG
 from hf_perturb.checkpoints.evidence import check_record
 from hf_perturb.checkpoints.network import Network
-from hf_perturb.checkpoints.shapes import Shape, is_parameter, listed, without_prefix
+from hf_perturb.checkpoints.shapes import Shape, listed, without_prefix
 from hf_perturb.checkpoints.source import KINDS, Place
 from hf_perturb.checkpoints.tensors import Region, Tensor, elements_of, same_values
 from hf_perturb.demo import located
@@ -197,7 +197,7 @@ class Checkpoint:
         """Number of parameters of the network; a tied one counts once."""
         tied = self.network.tied
         shapes = {name: shape for name, shape in self.network.shapes.items() if name not in tied}
-        return sum(elements_of(shape) for name, shape in shapes.items() if is_parameter(name))
+        return sum(elements_of(shape) for name, shape in shapes.items() if self.network.is_parameter(name))
 
     def is_current(self) -> bool:
         """Whether its files are still the ones that were opened."""
@@ -284,7 +284,10 @@ class Checkpoint:
             self.tensors, _ = without_prefix(self.tensors, self.network.anchor)
             self.drop_tied()
         said = self.network.differences(self.shapes)
-        odd = other_types({name: x.dtype for name, x in self.tensors.items() if self.network.may_touch(name)})
+        types = {name: tensor.dtype for name, tensor in self.tensors.items()}
+        if isinstance(self.described, AnyNetwork):  # whose buffers may be of any type
+            types = {name: kind for name, kind in types.items() if self.network.is_parameter(name)}
+        odd = other_types(types)
         said = "; ".join(filter(None, (said, odd)))
         if said and "quantization_config" in self.stored:
             said = _quantised(self.stored)

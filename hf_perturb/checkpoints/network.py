@@ -364,9 +364,9 @@ class Network:
                 listed(names),
             )
 
-    def may_touch(self, name: str) -> bool:
-        """Whether a perturbation might touch a tensor, so that it has to be of a type that is drawn in."""
-        return True
+    def is_parameter(self, name: str) -> bool:
+        """Whether a tensor is a parameter, not a buffer."""
+        return is_parameter(name)
 
     def with_sizes(self, **changes: Any) -> Network:
         """Return the same network with other sizes."""

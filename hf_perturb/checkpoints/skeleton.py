@@ -104,6 +104,16 @@ class Skeleton:
         return {name: named[id(tensor)] for name, tensor in self._state.items() if id(tensor) in named}
 
     @cached_property
+    def two_parts(self) -> frozenset[str]:
+        """Canonical names of the tensors that are of the input embedding and of the output head, being tied."""
+        models = [module for module in self.model.modules() if isinstance(module, PreTrainedModel)]
+        ins, outs = (
+            {id(tensor) for model in models for tensor in _tensors_of(_asked(model, method))}
+            for method in ("get_input_embeddings", "get_output_embeddings")
+        )
+        return frozenset(name for name, tensor in self._state.items() if id(tensor) in ins & outs)
+
+    @cached_property
     def stacks(self) -> dict[str, int]:
         """The number of blocks of each stack of equal ones, by the canonical path of its `ModuleList`."""
         found: dict[str, dict[str, nn.ModuleList]] = defaultdict(dict)

@@ -239,7 +239,8 @@ def run_compare(options: argparse.Namespace) -> int:
                 )
             return _compare_each(options)
     with output.progress_bar() as progress:
-        found = hf_perturb.compare_checkpoints(options.a, options.b, jobs=options.jobs, progress=progress)
+        shared = {"jobs": options.jobs, "progress": progress, "trust_remote_code": options.trust_remote_code}
+        found = hf_perturb.compare_checkpoints(options.a, options.b, **shared)
     if options.plot:
         plot_comparison(found, options.plot)
     if options.json:
@@ -254,7 +255,8 @@ def _compare_each(options: argparse.Namespace) -> int:
     from hf_perturb.compare.table import comparison_table, matrix_table
 
     with output.progress_bar() as progress:
-        found = hf_perturb.compare_variants(options.a, options.b, jobs=options.jobs, progress=progress)
+        shared = {"jobs": options.jobs, "progress": progress, "trust_remote_code": options.trust_remote_code}
+        found = hf_perturb.compare_variants(options.a, options.b, **shared)
     compared = {folder: each for folder, each in found.items() if isinstance(each, Comparison)}
     problems = {folder: " ".join(str(found[folder]).split()) for folder in found.keys() - compared.keys()}
     if options.json:

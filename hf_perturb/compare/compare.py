@@ -5,21 +5,24 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hf_perturb.checkpoints.any_network import AnyNetwork
 from hf_perturb.checkpoints.checkpoint import Checkpoint
-from hf_perturb.checkpoints.shapes import Shape, is_parameter, listed
+from hf_perturb.checkpoints.shapes import Shape, listed
 from hf_perturb.checkpoints.tensors import Tensor
 from hf_perturb.compare.statistics import BINS, Histogram, Likeness, PairStatistics, bin_counts, bin_width
 from hf_perturb.errors import CheckpointError
 from hf_perturb.perturbation import Perturbation
 from hf_perturb.perturbation.floats import DTYPES, Array, cast
 from hf_perturb.perturbation.parallel import for_each
+from hf_perturb.perturbation.rules import Place
 from hf_perturb.perturbation.spec import in_words
 from hf_perturb.variants.matrix import folders_of
 from hf_perturb.variants.stream import Progress, counter
@@ -28,7 +31,6 @@ _LOG = logging.getLogger("hf_perturb")
 CHUNK = 1 << 16  # elements: in float64 a pair fits into a core's cache, and larger buffers come from the system anew
 SAMPLE = 1 << 16  # elements of a network that say how wide the bins of its histogram are
 _BIAS = re.compile(r"bias(_[kv])?$")
-_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 _PARTS = {"weights": ("weight",), "vectors": ("bias", "norm")}
 
 
@@ -64,22 +66,26 @@ class Row:
     Args:
         name: its document name.
         layer: the number of its layer, `None` outside of the layers.
+        stack: of layers, where the network has several, else `""`.
         kind: `weight`, `bias`, `norm` (weight or bias of one) or `buffer`.
         elements: in it.
         dtype_a: its type in A, `None` where A lacks it.
         dtype_b: its type in B, `None` where B lacks it.
         tied: of the sides where it is tied, the tensor that was read in its place.
         statistics: of no elements where one side lacks it.
+        group: what its layer is called, or its module outside of the layers.
     """
 
     name: str
     layer: int | None
+    stack: str
     kind: str
     elements: int
     dtype_a: str | None
     dtype_b: str | None
     tied: dict[str, str]
     statistics: PairStatistics
+    group: str
 
     @property
     def only_in(self) -> str | None:
@@ -101,7 +107,7 @@ class Row:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready data."""
-        facts = {key: value for key, value in vars(self).items() if key != "statistics"}
+        facts = {key: value for key, value in vars(self).items() if key not in ("statistics", "group")}
         return {**facts, "only_in": self.only_in, "changed": self.changed, **self.numbers()}
 
     def numbers(self) -> dict[str, Any]:
@@ -114,7 +120,7 @@ class Group:
     """Tensors of a layer, of a module outside of the layers, or all of them.
 
     Args:
-        name: `layers.N`, the module, or `total`.
+        name: `layers.N`, of several stacks `encoder.layers.N`, the module, or `total`.
         layer: the number of the layer, if it is one.
         only_in_a: how many B lacks.
         only_in_b: how many A lacks.
@@ -204,19 +210,18 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready data; `None` for what is not a number, such as a relative distance from zero."""
-        return {
-            "a": self.a.to_dict(),
-            "b": self.b.to_dict(),
-            "changed": self.changed,
-            "total": self.total.to_dict(),
-            "layers": [group.to_dict() for group in self.layers],
-            "tensors": [row.to_dict() for row in self.tensors],
-            "histogram": asdict(self.histogram),
-        }
+        whole = {"a": self.a.to_dict(), "b": self.b.to_dict(), "changed": self.changed, "total": self.total.to_dict()}
+        each = {key: [one.to_dict() for one in getattr(self, key)] for key in ("layers", "tensors")}
+        return {**whole, **each, "histogram": asdict(self.histogram)}
 
 
 def compare_checkpoints(
-    a: str | Path, b: str | Path, *, jobs: int | None = None, progress: Progress | None = None
+    a: str | Path,
+    b: str | Path,
+    *,
+    jobs: int | None = None,
+    progress: Progress | None = None,
+    trust_remote_code: bool = False,
 ) -> Comparison:
     """Compare two checkpoints of one network, reading both once, a chunk at a time.
 
@@ -229,28 +234,41 @@ def compare_checkpoints(
         b: the same; distances are relative to `a`.
         jobs: tensors at a time; `None` for one a processor.
         progress: called with the bytes that are done and those in all, of both.
+        trust_remote_code: run the code that comes with a network that Transformers does not have.
 
     Raises:
         CheckpointError: if one cannot be used, or if they are of two families or a tensor is of two shapes.
     """
     if jobs is not None and jobs < 1:
         raise CheckpointError(f"jobs: got {jobs}; allowed: 1 or more")
-    one, other = (Checkpoint.open(name).check() for name in (a, b))
+    one, other = _opened(a, b, trust_remote_code)
     if one.network.family != other.network.family:
         kinds = f"{one.name!r} is a {one.network.family}, {other.name!r} a {other.network.family}"
         raise CheckpointError(f"{kinds}; allowed: two checkpoints of one family")
     rows, histogram = _compared(one, other, jobs, progress)
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        # a module outside of the layers is named by its first word, CARP's by the first two
-        module = ".".join(row.name.split(".")[: 2 if row.name.startswith("model.") else 1])
-        groups.setdefault(module if row.layer is None else f"layers.{row.layer}", []).append(row)
+        groups.setdefault(row.group, []).append(row)
     layers = tuple(Group.of(name, members[0].layer, members) for name, members in groups.items())
     return Comparison(_side(one), _side(other), rows, layers, Group.of("total", None, rows), histogram)
 
 
+def _opened(a: str | Path, b: str | Path, trust_remote_code: bool) -> list[Checkpoint]:
+    """Open two checkpoints, a stock ESM as what the other is of: a network of ours, or one of Transformers."""
+    open_one = partial(Checkpoint.open, trust_remote_code=trust_remote_code)
+    opened = [open_one(name) for name in (a, b)]
+    if len({isinstance(each.described, AnyNetwork) for each in opened}) == 2:
+        opened = [open_one(name, rules="transformers") for name in (a, b)]
+    return [each.check() for each in opened]
+
+
 def compare_variants(
-    a: str | Path, b: str | Path, *, jobs: int | None = None, progress: Progress | None = None
+    a: str | Path,
+    b: str | Path,
+    *,
+    jobs: int | None = None,
+    progress: Progress | None = None,
+    trust_remote_code: bool = False,
 ) -> dict[Path, Comparison | Exception]:
     """Compare each variant in a matrix folder with one checkpoint, also when one of them cannot be compared.
 
@@ -259,6 +277,7 @@ def compare_variants(
         b: the same; one of the two is such a folder.
         jobs: see there.
         progress: see there.
+        trust_remote_code: see there.
 
     Returns:
         What was found by the folder of each variant, or the error that says why it cannot be compared.
@@ -269,12 +288,14 @@ def compare_variants(
     in_a, in_b = folders_of(a), folders_of(b)
     if bool(in_a) == bool(in_b):
         raise CheckpointError(f"{a} and {b} are {'both' if in_a else 'no'} folders of variants; allowed: one of them")
-    Checkpoint.open(a if in_b else b).check()  # what is wrong with it is no problem of a variant
+    # what is wrong with it is no problem of a variant
+    Checkpoint.open(a if in_b else b, trust_remote_code=trust_remote_code).check()
     found: dict[Path, Comparison | Exception] = {}
     for folder in in_a or in_b:
         try:
             sides = (folder, b) if in_a else (a, folder)
-            found[folder] = compare_checkpoints(*sides, jobs=jobs, progress=progress)
+            given: dict[str, Any] = {"jobs": jobs, "progress": progress, "trust_remote_code": trust_remote_code}
+            found[folder] = compare_checkpoints(*sides, **given)
         except (OSError, ValueError) as error:
             found[folder] = error
     return found
@@ -294,41 +315,50 @@ def _compared(
     """Return a row for every tensor, in the order of the first checkpoint, and the histogram of all."""
     # a head that is tied in both is compared as what it is tied to
     shapes = {**a.shapes, **b.shapes}
-    tied_a, tied_b = (_tied(of) for of in (a, b))
+    # without a head there is none that is tied
+    tied_a, tied_b = (
+        {name: of.network.tied[name] for name in of.network.tied.keys() & of.network.shapes} for of in (a, b)
+    )
     in_a = {**a.tensors, **{name: a.tensors[source] for name, source in tied_a.items()}}
     in_b = {**b.tensors, **{name: b.tensors[source] for name, source in tied_b.items()}}
     pairs = {name: (in_a[name], in_b[name]) for name in shapes if name in in_a and name in in_b}
     if odd := [f"{name} {x.shape} and {y.shape}" for name, (x, y) in pairs.items() if x.shape != y.shape]:
         raise CheckpointError(f"{a.name!r} and {b.name!r} are different networks; tensors of two shapes: {listed(odd)}")
-    found, histogram = _statistics(pairs, jobs, progress)
+    parameters = {name for name in shapes if all(of.network.is_parameter(name) for of in (a, b) if name in of.tensors)}
+    found, histogram = _statistics(pairs, parameters, jobs, progress)
+    table = a.network.table()
+    places = {name: table.place(name) for name in shapes}
+    stacks = {place.stack.partition(".")[0] for place in places.values()}
     rows = []
     for name, shape in shapes.items():
-        layer = int(number[1]) if (number := _LAYER.search(name)) else None
         dtype_a, dtype_b = (DTYPES[of[name].dtype] if name in of else None for of in (in_a, in_b))
         tied = {side: of[name] for side, of in (("a", tied_a), ("b", tied_b)) if name in of}
         statistics = found.get(name, PairStatistics())
-        rows.append(Row(name, layer, _kind(name, shapes), math.prod(shape), dtype_a, dtype_b, tied, statistics))
+        place, kind = places[name], _kind(name, shapes) if name in parameters else "buffer"
+        said = (name, place.layer, place.stack, kind, math.prod(shape), dtype_a, dtype_b, tied, statistics)
+        rows.append(Row(*said, _group(place, stacks)))
     return tuple(rows), histogram
 
 
-def _tied(of: Checkpoint) -> dict[str, str]:
-    """Return the tied tensors of a network, which without a head has none, and what each is tied to."""
-    return {name: source for name, source in of.network.tied.items() if name in of.network.shapes}
+def _group(place: Place, stacks: Collection[str]) -> str:
+    """Return what a layer is called, or a module outside of them, by its first word or the first two that tell it."""
+    if place.layer is not None:
+        return f"{place.stack}.layers.{place.layer}".removeprefix(".")
+    first, *more = place.rest.split(".")
+    return ".".join([first, *more[: first in ("model", *stacks)]])
 
 
 def _kind(name: str, shapes: Mapping[str, Shape]) -> str:
-    if not is_parameter(name):
-        return "buffer"
     # in these networks only a norm's weight is a vector
     weight = shapes.get(f"{name.rpartition('.')[0]}.weight", ())
     return "norm" if len(weight) == 1 else "bias" if _BIAS.search(name) else "weight"
 
 
 def _statistics(
-    pairs: Mapping[str, tuple[Tensor, Tensor]], jobs: int | None, progress: Progress | None
+    pairs: Mapping[str, tuple[Tensor, Tensor]], names: Collection[str], jobs: int | None, progress: Progress | None
 ) -> tuple[dict[str, PairStatistics], Histogram]:
-    """Read every pair once, several at a time, and return the statistics by name, and the histogram of all."""
-    parameters = [pair for name, pair in pairs.items() if is_parameter(name)]
+    """Read every pair once, several at a time, and return the statistics by name, and the histogram of parameters."""
+    parameters = [pair for name, pair in pairs.items() if name in names]
     width = bin_width(_sample(tensors) for tensors in zip(*parameters, strict=True))
     count = counter(sum(a.nbytes + b.nbytes for a, b in pairs.values()), progress)
     found: dict[str, PairStatistics] = {}
@@ -339,7 +369,7 @@ def _statistics(
         for a, b in chunks(*pairs[name]):
             part = PairStatistics.of(a, b)
             statistics += part
-            if is_parameter(name):
+            if name in names:
                 counted = bin_counts(a, width)
                 counts += counted, bin_counts(b, width) if part.differing else counted
             count(a.nbytes + b.nbytes)

@@ -111,7 +111,7 @@ def _figure(comparison: Comparison) -> Any:
 
 
 def _draw_distances(axes: Any, comparison: Comparison) -> None:
-    layers = sorted({row.layer for row in comparison.tensors if row.layer is not None})
+    layers = sorted({row.layer for row in comparison.tensors if row.layer is not None}) or [0]
     gap = max(1.0, len(layers) / 16)
     outside = {"in": layers[0] - gap, "out": layers[-1] + gap}
     found = _distances(comparison)
@@ -145,9 +145,11 @@ def _scale(axes: Any, some: list[float]) -> None:
 def _distances(comparison: Comparison) -> dict[tuple[Any, str], float]:
     """Return the distance by place (`in`, a layer, `out`) and kind of tensor, where it is a number."""
     places: dict[tuple[Any, str], list[Row]] = {}
+    is_before = True
     for row in comparison.tensors:
+        is_before = is_before and row.layer is None
         if row.only_in is None and row.kind in _KINDS:
-            outside = "in" if row.name.startswith(_BEFORE) else "out"
+            outside = "in" if is_before or row.name.startswith(_BEFORE) else "out"
             places.setdefault((outside if row.layer is None else row.layer, row.kind), []).append(row)
     found = {key: likeness_of(rows).distance for key, rows in places.items()}
     return {key: distance for key, distance in found.items() if math.isfinite(distance)}

@@ -154,6 +154,13 @@ def select(family: str | Table, names: Iterable[str], perturbation: Perturbation
                 f" {', '.join(map(repr, perturbed[:2] + perturbed[-1:]))}"
             )
     chosen = set(named(table, known, perturbation)) & set(perturbed)
+    for name in named(table, known, perturbation):
+        row = rows[name]
+        if row.other is not None and len({row.part, row.other} & {*perturbation.also}) == 1:
+            raise PerturbationError(
+                f"perturbation also: got {list(perturbation.also)}, and {name!r} is of the {row.part} and of the"
+                f" {row.other}, which are one tensor in this network; allowed: both, or one and that in exclude"
+            )
     for part in perturbation.also:
         # the rules perturb a head of the name `lm_head` by themselves
         named_so = {name for name in known if rows[name].part == part or (part == "head" and name[:8] == "lm_head.")}

@@ -79,6 +79,7 @@ class Row:
         source: where the rule comes from.
         published: initialiser under the rules `"published"`; `"same"` where study and document agree.
         part: what `also` names it by, where the rules keep it and it can be perturbed all the same.
+        other: what `also` has to name as well, where it is one tensor with that.
     """
 
     pattern: str
@@ -86,6 +87,7 @@ class Row:
     source: str
     published: Initialiser | str | None = "same"
     part: str | None = None
+    other: str | None = None
 
     def names(self, name: str) -> bool:
         """Whether this row is the rule of a tensor."""
@@ -93,7 +95,7 @@ class Row:
 
     def is_kept(self, also: Collection[str] = ()) -> bool:
         """Whether the tensors stay as they are, with what is perturbed beside what the rules name."""
-        return self.reinit is None or (self.part is not None and self.part not in also)
+        return self.reinit is None or not {self.part, self.other} - {None} <= {*also}
 
     def initialiser(self, rules: str) -> Initialiser | None:
         """Return the initialiser under a set of rules."""

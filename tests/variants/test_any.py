@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from support.any_folders import KINDS, loaded, made_in_memory, restored, stored
 from transformers import BertForMaskedLM, BertModel
 
 from hf_perturb import Perturbation, create_variant, verify_variant
-from hf_perturb.errors import CheckpointError, FolderExistsError
+from hf_perturb.errors import CheckpointError, FolderExistsError, PerturbationError
 
 # of these only the constructor knows how some tensor is drawn
 METHODS = [Perturbation(method, 3, rules="transformers") for method in ("reinit", "resample", "gaussian")]
@@ -96,7 +97,7 @@ def test_the_second_name_of_a_tied_tensor_is_not_stored_again(tmp_path):
     model = stored("t5", base)
     names = {name for name in model.state_dict() if name.endswith("embed_tokens.weight")} | {"lm_head.weight"}
     restored(base, lambda tensors: tensors | {name: tensors["shared.weight"].clone() for name in names})
-    check(base, out, model, Perturbation("resample", 3, rules="transformers", also=("embeddings",)))
+    check(base, out, model, Perturbation("resample", 3, rules="transformers", also=("embeddings", "head")))
     assert {"shared.weight"} == {*load_file(out / "model.safetensors")} & {*names, "shared.weight"}
 
 
@@ -184,3 +185,29 @@ def test_force_replaces_what_a_variant_has_from_its_base_and_nothing_else(tmp_pa
     with pytest.raises(FolderExistsError, match=r"holds notes.txt, which is not ours"):
         create_variant(base, out, "reinit", force=True)
     assert (out / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("part", ["embeddings", "head"])
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "t5", "bart"])
+def test_parts_that_are_one_tensor_are_named_together(kind, part, tmp_path):
+    base = tmp_path / "base"
+    model = stored(kind, base)
+    asked = Perturbation("resample", 3, rules="transformers", also=(part,))
+    with pytest.raises(PerturbationError, match="of the embeddings and of the head, which are one tensor"):
+        create_variant(base, tmp_path / "out", asked)
+    check(base, tmp_path / "out", model, replace(asked, also=("embeddings", "head")))
+
+
+def test_a_tied_tensor_may_stay_where_the_rest_of_the_head_does_not(tmp_path):
+    model = stored("bert", tmp_path / "base")
+    asked = Perturbation("gaussian", 3, rules="transformers", also=("head",), exclude=("*.word_embeddings.weight",))
+    check(tmp_path / "base", tmp_path / "out", model, asked)
+    before, after = (load_file(tmp_path / each / "model.safetensors") for each in ("base", "out"))
+    assert not torch.equal(before["cls.predictions.bias"], after["cls.predictions.bias"])
+
+
+def test_parts_that_are_two_tensors_are_named_apart(tmp_path):
+    model = stored("llama", tmp_path / "base")
+    for part in ("embeddings", "head"):
+        asked = Perturbation("reinit", 3, rules="transformers", also=(part,))
+        check(tmp_path / "base", tmp_path / part, model, asked)
