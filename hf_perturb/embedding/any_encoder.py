@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hf_perturb.embedding.options import Choices, EmbedOptions
 
 _RARE = "UZOB"  # which the networks of ProtTrans are given as X
+_FULL = 0.9  # on a core, what is worked on padding costs more than batches save
 _SHORT, _LONG = 8, 40  # pieces of two sequences that a network is tried with
 # of the largest value, in float32 and in half types
 _NEAR, _NEAR_HALF, _FLOAT = 1e-3, 5e-2, 4
@@ -129,11 +130,11 @@ class TokenizerEncoder(Encoder):
         """Return tokens as they are."""
         return torch.tensor(part, dtype=torch.long)
 
-    def prepare(self, model: PreTrainedModel, choices: Choices) -> tuple[_Network, bool]:
+    def prepare(self, model: PreTrainedModel, choices: Choices) -> tuple[_Network, float]:
         """Run short sequences, and see whether the network does with them what is thought here.
 
         Returns:
-            What is called for a batch, and whether padding beside a sequence changes nothing of it.
+            What is called for a batch, and how full of tokens its rows have to be: 1 where padding changes results.
 
         Raises:
             UnsupportedModuleError: if it gives no representations of tokens, or others than its configuration says.
@@ -152,7 +153,8 @@ class TokenizerEncoder(Encoder):
                 f"pool: got 'cls'; the first token of this {self.kind} network sees nothing of a sequence; allowed:"
                 " mean, max"
             )
-        return network, all(_is_near(one, both[-len(one) :]) for one, both in zip(alone, padded, strict=True))
+        same = all(_is_near(one, both[-len(one) :]) for one, both in zip(alone, padded, strict=True))
+        return network, _FULL if same else 1.0
 
     def _tried(self, network: _Network, parts: Sequence[list[int]]) -> list[torch.Tensor]:
         """Return all representations of a batch, and see that there are as many as there should be."""

@@ -34,17 +34,17 @@ def units_of(records: Sequence[Record], choices: Choices, encoder: Encoder) -> l
     return [Unit(each, places, choices.windows(len(each))) for each, places in zip(pieces, rows.values(), strict=True)]
 
 
-def batches(units: Sequence[Unit], tokens: int, special: int, padded: bool = True) -> Iterator[list[Unit]]:
+def batches(units: Sequence[Unit], tokens: int, special: int, least: float = 0.0) -> Iterator[list[Unit]]:
     """Put units of like length together, the longest first, so that a device that is too small says so at once.
 
-    A batch has at most so many tokens, padding and the special ones of each row included, or is one unit by itself. One
-    that may have no padding has rows of one length.
+    A batch has at most so many tokens, padding and the special ones of each row included, or is one unit by itself. Its
+    rows have at least so large a part of the tokens of the first, so that padding is no more than the rest.
     """
     batch: list[Unit] = []
     rows = width = 0
     for unit in sorted(units, key=lambda unit: -len(unit.sequence)):
         first, last = unit.windows[0]
-        is_other = not padded and last - first + special != width
+        is_other = last - first + special < least * width
         if batch and ((rows + len(unit.windows)) * width > tokens or is_other):
             yield batch
             batch, rows = [], 0

@@ -65,9 +65,9 @@ class Encoder(ABC):
         """Return what of it decides the embeddings beside the network, as JSON."""
         return {}
 
-    def prepare(self, model: Any, choices: Choices) -> tuple[Any, bool]:
-        """Return what `show` is called with for a network that is loaded, and whether batches may have padding."""
-        return model, True
+    def prepare(self, model: Any, choices: Choices) -> tuple[Any, float]:
+        """Return what `show` is called with for a network that is loaded, and how full of tokens rows have to be."""
+        return model, 0.0
 
     @abstractmethod
     def show(self, model: Any, parts: Sequence[Any], visit: Visit, choices: Choices, device: Any) -> None:

@@ -257,11 +257,11 @@ class _Run:
         with embedder.loaded(self.dtype, self.device) as model:
             advance(0, total)
             budget = self.options.tokens or (_TOKENS_ON_CPU if model.device.type == "cpu" else _TOKENS_ELSEWHERE)
-            network, padded = encoder.prepare(model, self.choices)
+            network, least = encoder.prepare(model, self.choices)
             for shard, records in iterate_shards(self.fasta, shards, self.stamp, encoder.spelt):
                 units = units_of(records, self.choices, encoder)
                 columns = self._blank(records)
-                for batch in batches(units, budget, encoder.special, padded):
+                for batch in batches(units, budget, encoder.special, least):
                     self._fill(columns, records, batch, embed_batch(network, batch, encoder, self.choices, budget))
                     done += sum(len(records[row].sequence) for unit in batch for row in unit.rows)
                     advance(done, total)

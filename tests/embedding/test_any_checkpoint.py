@@ -47,7 +47,7 @@ def test_the_decoder_of_a_t5_is_not_loaded(tmp_path, monkeypatch):
     assert loaded == [T5EncoderModel]
 
 
-@pytest.mark.parametrize("name", ["bert-lm", "t5"])
+@pytest.mark.parametrize("name", ["bert-lm", "t5", "esm"])
 def test_variants_in_memory_are_those_on_disk(tmp_path, name):
     fasta, base = write_fasta(tmp_path / "a.fasta", SEQUENCES), write_encoder(tmp_path / "base", name)
     scope = {"scope": ["encoder.top:1" if name == "t5" else "top:1"]}

@@ -97,7 +97,9 @@ def test_neither_padding_nor_the_batch_matters(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "batches"), [("bert", [(5, False)]), ("convbert", [(3, True), (2, True)])], ids=["bert", "convbert"]
+    ("name", "batches"),
+    [("bert", [(4, False), (2, True)]), ("convbert", [(3, True), (1, True), (2, True)])],
+    ids=["bert", "convbert"],
 )
 def test_a_network_that_minds_padding_is_given_none(tmp_path, monkeypatch, name, batches):
     seen = []
@@ -109,7 +111,7 @@ def test_a_network_that_minds_padding_is_given_none(tmp_path, monkeypatch, name,
         return call(self, input_ids, attention_mask, **options)
 
     monkeypatch.setattr(type(model), "forward", forward)
-    fasta = write_fasta(tmp_path / "a.fasta", draw((9, 30, 30, 9, 30)))
+    fasta = write_fasta(tmp_path / "a.fasta", draw((9, 30, 28, 30, 9, 30)))
     hf_perturb.embed(model, fasta, tmp_path / "out", tokenizer=tokenizer)
     tried, embedded = seen[: -len(batches)], seen[-len(batches) :]
     assert embedded == batches

@@ -169,7 +169,7 @@ def inside(places, tmp_path, monkeypatch):
         ("./none a.fasta OUT", "./none: no such file or folder"),
         ("some/model a.fasta OUT", "'some/model': no such file or folder, and not to be had from the Hub"),
         ("empty a.fasta OUT", "no config.json in it"),
-        ("other a.fasta OUT", "model_type is 'bert'; allowed"),
+        ("other a.fasta OUT", "'other' has no weights; looked for"),
         ("a.fasta a.fasta OUT", "a.fasta is damaged, or no checkpoint"),
         ("carp_640M a.fasta OUT", "hf-perturb convert carp_640M OUT"),
         ("nan a.fasta OUT", "record 's1': mean_9 is NaN or infinite; so are weights"),
