@@ -29,7 +29,8 @@ from hf_perturb.errors import (
     StackedPerturbationError,
     UnsupportedModuleError,
 )
-from hf_perturb.loading.any_model import digest_in_memory, perturb_any, record_of
+from hf_perturb.loading.any_checkpoint import from_pretrained
+from hf_perturb.loading.any_model import digest_in_memory, record_of
 from hf_perturb.perturbation import Perturbation
 from hf_perturb.perturbation.digest import digest_of
 from hf_perturb.variants.blueprint import plan_for
@@ -117,11 +118,12 @@ def _load(
     checkpoint: Checkpoint, perturbation: Perturbation | None, dtype: torch.dtype, device: str
 ) -> PreTrainedModel:
     """Load a network, and perturb it; the device is one that torch names, or `auto`: spread over all there are."""
-    network = checkpoint.network
+    network, given = checkpoint.network, {"device_map": "auto"} if device == "auto" else {}
     if isinstance(network, AnyNetwork):
-        return _load_any(checkpoint, network, perturbation, {"dtype": dtype}, device)
+        model: Any = _load_any(checkpoint, network, {**given, "dtype": dtype, "perturbation": perturbation})
+        return model if device == "auto" else model.to(device)
     if checkpoint.place is None:  # an original file, which `from_pretrained` does not read
-        model: Any = loading.model_of(checkpoint)
+        model = loading.model_of(checkpoint)
         if perturbation is not None:
             # a copy: its tensors are those of the checkpoint, of which other variants are made
             model = deepcopy(model).to(dtype).perturb(perturbation)
@@ -129,33 +131,24 @@ def _load(
     # the language head is not needed; Transformers makes words of a classifier for which there is no place
     trunk = replace(network, architecture=network.architecture.replace("ForMaskedLM", "Model"))
     cls: Any = loading.model_class(trunk)
-    given = {"device_map": "auto"} if device == "auto" else {}
     model = cls.from_pretrained(checkpoint, dtype=dtype, perturbation=perturbation, **given).eval()
     return model if device == "auto" else model.to(device)
 
 
-def _load_any(
-    checkpoint: Checkpoint, network: AnyNetwork, perturbation: Perturbation | None, given: dict[str, Any], device: str
-) -> PreTrainedModel:
-    """Load a network that is none of ours by the class that it is stored as, of which nothing is missing."""
+def _load_any(checkpoint: Checkpoint, network: AnyNetwork, given: dict[str, Any]) -> Any:
+    """Load a network that is none of ours by the class that it is stored as, of which nothing may be missing."""
     from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING
 
     empty = network.empty()
     cls: Any = type(empty)
-    if perturbation is None and not checkpoint.is_recipe and empty.config.is_encoder_decoder:
+    if given["perturbation"] is None and not checkpoint.is_recipe and empty.config.is_encoder_decoder:
         # its decoder would be loaded for nothing
         cls = MODEL_FOR_TEXT_ENCODING_MAPPING.get(type(empty.config), cls)
-    places = {} if checkpoint.place is None else checkpoint.place.arguments
-    config, spread = deepcopy(empty.config), {"device_map": "auto"} if device == "auto" else {}
-    given = {**places, **given, **spread, "config": config, "output_loading_info": True}
-    model, info = cls.from_pretrained(checkpoint.location, **given)
-    if not checkpoint.is_current():
-        raise CheckpointError(f"{checkpoint.name!r} was replaced while it was loaded; run the same command again")
+    given = {**given, "trust_remote_code": network.source is not None, "output_loading_info": True}
+    model, info = from_pretrained(checkpoint, auto_class=cls, **given)
     if missing := [*info["missing_keys"], *info["mismatched_keys"]]:
         raise CheckpointError(f"{checkpoint.name!r} has no tensors for {listed(map(str, missing))} of {cls.__name__}")
-    if perturbation is not None:
-        perturb_any(model, perturbation, shared=False)
-    return model.eval() if device == "auto" else model.eval().to(device)
+    return model.eval()
 
 
 def open_embedder(

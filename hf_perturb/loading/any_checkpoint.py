@@ -57,7 +57,7 @@ def from_pretrained(
     that are recorded or asked for are `"transformers"`; any other as `auto_class` loads it.
 
     Args:
-        name: a folder or Hub id.
+        name: a folder or Hub id, or a `Checkpoint` that is opened.
         auto_class: a class of Transformers such as `AutoModelForMaskedLM`, its name, or the class of a model.
         perturbation: what to do to a base: a `Perturbation`, its dict, or a method name.
         verify: compare the stored weights with the recorded digest.
@@ -120,6 +120,8 @@ def _opened(
                 f"{key}: got one beside the checkpoint {str(name)!r}; allowed: the weights of the checkpoint, which are"
                 " compared with its record, in .safetensors or .bin files"
             )
+    if isinstance(name, Checkpoint):
+        return name
     # a class of Transformers' own is no class of ours, whatever the rules
     rules = "transformers" if issubclass(cls, PreTrainedModel) else (asked.rules if asked is not None else None)
     files: dict[str, Any] = {key: kwargs.get(key) for key in ("variant", "use_safetensors")}

@@ -65,6 +65,30 @@ def test_variants_in_memory_are_those_on_disk(tmp_path, name):
     assert described["model"]["record"]["rules"] == "transformers"
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_recipe_is_its_variant(tmp_path, monkeypatch, dtype):
+    monkeypatch.chdir(tmp_path)
+    fasta = write_fasta(tmp_path / "a.fasta", SEQUENCES)
+    write_encoder(tmp_path / "base", "t5")
+    hf_perturb.create_variants("base", {"recipe": "reinit"}, recipe=True)
+    hf_perturb.create_variant("base", "variant", "reinit")
+    one, other = (hf_perturb.embed(name, fasta, f"of {name}", dtype=dtype) for name in ("recipe", "variant"))
+    assert one.fingerprint == other.fingerprint
+    assert np.array_equal(*(hf_perturb.read_embeddings(each.path)[1] for each in (one, other)))
+
+
+def test_a_variant_in_memory_says_what_it_is(tmp_path):
+    model, tokenizer = encoder("bert-lm")
+    fasta = write_fasta(tmp_path / "a.fasta", SEQUENCES)
+    hf_perturb.embed(hf_perturb.perturb(model, "reinit"), fasta, tmp_path / "out", tokenizer=tokenizer)
+    described = json.loads((tmp_path / "out" / "_manifest.json").read_text())["described"]
+    assert described["model"]["record"]["method"] == "reinit"
+    model.get_input_embeddings().weight.data.add_(1)
+    hf_perturb.embed(model, fasta, tmp_path / "trained", tokenizer=tokenizer)
+    described = json.loads((tmp_path / "trained" / "_manifest.json").read_text())["described"]
+    assert described["model"]["record"]["changed"] is True
+
+
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16", "float16"])
 def test_other_types_are_near(tmp_path, dtype):
     fasta, folder = write_fasta(tmp_path / "a.fasta", SEQUENCES), write_encoder(tmp_path / "base", "esmc")
