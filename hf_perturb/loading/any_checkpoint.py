@@ -254,9 +254,13 @@ def _added(model: PreTrainedModel, info: Mapping[str, Any], opened: Checkpoint, 
         )
     missing = [name for key in info["missing_keys"] if (name := live.canonical(key)) in live.parameters]
     if lost := [name for name in missing if name in stored.parameters or of_a_layer(name)]:
+        kind, loaded = type(stored.model).__name__, type(model).__name__
+        remedy = "it is damaged, or loaded with other sizes than it is stored with"
+        if loaded != kind:
+            remedy = f"it is stored as {kind}, and a {loaded} has more: auto_class={kind!r} loads all that there is"
         raise CheckpointError(
             f"the checkpoint {opened.name!r} lacks {listed(lost)}, which {perturbed or 'its configuration'} tells of;"
-            " it is damaged, or loaded with other sizes than it is stored with"
+            f" {remedy}"
         )
     unexpected = [live.canonical(key) for key in info["unexpected_keys"]]
     known = [name for name in unexpected if (place := table.find(name)) is not None and name in place[0].parameters]

@@ -54,3 +54,11 @@ def test_a_control_goes_the_whole_way(name, push, tmp_path):
         with torch.no_grad():
             hidden = stock(**given, output_hidden_states=True).hidden_states[-1][0]
         np.testing.assert_allclose(row, hidden[residues].mean(0).numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_class_with_a_decoder_is_refused_for_an_encoder_alone(tmp_path):
+    """Transformers would draw the decoder at random, and say it in a table."""
+    base = write_encoder(tmp_path / "base", "t5-encoder")
+    hf_perturb.create_variant(base, tmp_path / "out", "resample")
+    with pytest.raises(hf_perturb.CheckpointError, match="auto_class='T5EncoderModel' loads all that there is"):
+        hf_perturb.from_pretrained(tmp_path / "out")
