@@ -45,6 +45,10 @@ def read_place(
         record = written.get("perturbation")
         record = None if record is None else Perturbation.parse(record, "documented")
         check_digest("digest", ours.get("digest"))
+        if stock and record is not None and record.rules == "transformers":
+            raise ValueError(
+                f"it is {record} of Transformers' own ESM: AutoModel, or hf_perturb.from_pretrained, loads it"
+            )
         if record is not None and ours.get("digest") is not None:
             raise ValueError("digest: got one beside a perturbation; a control has its digest inside: take it out")
     except (ValueError, CheckpointError) as error:

@@ -166,6 +166,14 @@ def export_checkpoint(
         raise CheckpointError(f"to: got {to!r}; allowed: {', '.join(FORMATS)}")
     refuse_existing(Path(out))
     checkpoint = _checked(Checkpoint.open(source))
+    record = checkpoint.record
+    if isinstance(checkpoint.network, AnyNetwork):
+        raise CheckpointError(f"{source} is a {checkpoint.network.family}, which Transformers loads as it is")
+    if to == "transformers" and record is not None and record.rules == "transformers":
+        raise CheckpointError(
+            f"{source} is {record}, by the names that our classes give tensors, and Transformers' own give others; make"
+            " that control of a base in Transformers' format (hf-perturb create BASE OUT --rules transformers)"
+        )
     looked = {name: tensor.examine(look=not allow_nonfinite) for name, tensor in checkpoint.tensors.items()}
     _refuse_nonfinite(checkpoint, [name for name, (_, finite) in looked.items() if not finite])
     _check_weights(checkpoint, {name: line for name, (line, _) in looked.items()})

@@ -9,9 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.any_folders import KINDS, loaded, made_in_memory, restored, stored
+from support.models import small_model
 from transformers import BertForMaskedLM, BertModel
 
-from hf_perturb import Perturbation, create_variant, verify_variant
+from hf_perturb import FairEsmForMaskedLM, Perturbation, create_variant, export_checkpoint, verify_variant
 from hf_perturb.errors import CheckpointError, FolderExistsError, PerturbationError
 
 # of these only the constructor knows how some tensor is drawn
@@ -211,3 +212,19 @@ def test_parts_that_are_two_tensors_are_named_apart(tmp_path):
     for part in ("embeddings", "head"):
         asked = Perturbation("reinit", 3, rules="transformers", also=(part,))
         check(tmp_path / "base", tmp_path / part, model, asked)
+
+
+def test_a_control_by_the_rules_of_transformers_keeps_its_format(tmp_path):
+    """Names decide draws, and those of a stock ESM are others than ours."""
+    stored("esm", tmp_path / "base")
+    asked = {"method": "reinit", "rules": "transformers"}
+    create_variant(tmp_path / "base", tmp_path / "stock", asked)
+    with pytest.raises(CheckpointError, match="of Transformers' own ESM: AutoModel, or hf_perturb"):
+        FairEsmForMaskedLM.from_pretrained(tmp_path / "stock")
+    with pytest.raises(CheckpointError, match="which Transformers loads as it is"):
+        export_checkpoint(tmp_path / "stock", tmp_path / "out", "transformers")
+    small_model("esm2").save_pretrained(tmp_path / "ours")
+    create_variant(tmp_path / "ours", tmp_path / "control", asked)
+    with pytest.raises(CheckpointError, match="make that control of a base in Transformers' format"):
+        export_checkpoint(tmp_path / "control", tmp_path / "out", "transformers")
+    assert not (tmp_path / "out").exists()
