@@ -30,24 +30,8 @@ from hf_perturb.checkpoints.constructed import (
 # what Transformers notes that a module is initialised by
 _FLAG = "_is_hf_initialized"
 # operators that make nothing of what they are given
-_COPIES = frozenset(
-    [
-        "detach",
-        "alias",
-        "view",
-        "select",
-        "slice",
-        "t",
-        "transpose",
-        "unsqueeze",
-        "squeeze",
-        "expand",
-        "as_strided",
-        "clone",
-        "lift_fresh",
-        "_to_copy",
-    ]
-)
+_VIEWS = ("detach", "alias", "view", "select", "slice", "t", "transpose", "unsqueeze", "squeeze", "expand")
+_COPIES = frozenset((*_VIEWS, "as_strided", "clone", "lift_fresh", "_to_copy"))
 
 
 # a module, and what it calls a parameter of its own
@@ -114,8 +98,11 @@ class Slots:
                 seen.begin(real)
             for module, holder, cls in ((*call, cls) for call in calls for cls in _classes(call[1])):
                 generator = torch.Generator().manual_seed(seed)
+                # some look whether they, or their parts, are initialised
+                vars(module)[_FLAG] = False
                 with _Draws(generator, seen), nullcontext() if seen is None else seen.call(module, cls, places):
                     cls._init_weights(holder, module)
+                vars(module)[_FLAG] = True
             now = [_held(*place) for place in places]
             return next((tensor for tensor in reversed(now) if tensor is not real), real).detach()
         finally:

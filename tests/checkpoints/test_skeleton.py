@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from support.any_models import MODELS, any_class, any_config, any_model, noised
+from support.models import CONFIGS, model_class
 from torch import nn
 from transformers import BertConfig, BertModel, PreTrainedModel
 
@@ -269,6 +270,8 @@ class Odd(PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module):
+        if getattr(module, "_is_hf_initialized", False):
+            return
         if module is self:
             self.halved.data.mul_(0.5)
             self.replaced = nn.Parameter(torch.randn(2000) + 1)
@@ -342,6 +345,30 @@ def test_random_numbers_without_a_generator_are_refused():
 
     with pytest.raises(PerturbationError, match=r"tensor 'ones'.*takes no generator of its own"):
         Skeleton.build(Foreign, BertConfig()).draw("ones", 1)
+
+
+# ---- our families
+
+
+def test_our_families_are_drawn_as_transformers_draws(network):
+    of = Skeleton.build(model_class(network), CONFIGS[network]())
+    name = "model.embedder.layers.3.conv.weight" if network == "carp" else "layers.1.fc1.weight"
+    seed = int.from_bytes(hashlib.sha256(f"hf_perturb/2/42/{name}".encode()).digest()[:8], "big") % 2**63
+    expected = torch.empty(of.shapes[name]).normal_(0, 0.02, generator=torch.Generator().manual_seed(seed))
+    assert np.array_equal(of.draw(name, 42), expected.numpy())
+    assert set(draws(of)) == of.parameters
+
+
+@pytest.mark.parametrize(
+    ("network", "name", "text"),
+    [
+        *(("esm1b", "lm_head.bias", "0"), ("esm1", "embed_out", "0")),
+        ("esm1", "layers.0.self_attn.bias_k", "`normal_(0, 0.176777)`"),
+    ],
+)
+def test_what_only_an_original_package_has_is_drawn_as_there(network, name, text):
+    told = Skeleton.build(model_class(network), CONFIGS[network]()).told(name)
+    assert (told.initialiser.text, told.source[:7]) == (text, "FairEsm")
 
 
 # ---- what is told
