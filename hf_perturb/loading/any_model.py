@@ -73,10 +73,8 @@ def perturb_any(model: Model, perturbation: object, *, shared: bool = True, fres
     _refuse_odd_tensors(model)
     network = LiveNetwork.of_model(model)
     asked = with_versions(perturbation, network)
-    if not fresh:
-        if decide(Record("this model", network.family, record_of(model)), asked) == "keep":
-            return model
-        _refuse_part_that_is_perturbed(model)
+    if not fresh and _is_done(model, asked):
+        return model
     state = model.state_dict()
     tensors = {name: state[name] for name in network.shapes}
     plan = make_plan(network.table(), network.shapes, asked)
@@ -129,15 +127,25 @@ class LiveNetwork(AnyNetwork):
         return self.code
 
 
-def record_of(model: PreTrainedModel) -> Perturbation | None:
-    """Return what its configuration says was done to a model's weights, marked where the digest is not theirs."""
+def _is_done(model: PreTrainedModel, asked: Perturbation) -> bool:
+    """Whether a perturbation is what was done to a model.
+
+    Raises:
+        StackedPerturbationError: if another was, to all of it or to a part, or if its weights have changed since.
+    """
     said = getattr(model.config, "perturbation", None)
-    if said is None:
-        return None
-    record = Perturbation.parse(said, "transformers")
-    if record.changed or record.digest in (None, digest_in_memory(model)):
-        return record
-    return replace(record, changed=True)
+    record = None if said is None else Perturbation.parse(said, "transformers")
+    if decide(Record("this model", str(model.config.model_type), record), asked) == "apply":
+        _refuse_part_that_is_perturbed(model)
+        return False
+    assert record is not None
+    if record.digest not in (None, digest_in_memory(model)):
+        raise StackedPerturbationError(
+            f"this model is {record} by its configuration, and its weights have another digest: they were trained,"
+            " edited or cast since, are a part of those that were perturbed, or were never they; start from the base,"
+            " or say fresh=True of the weights of one"
+        )
+    return True
 
 
 def write_record(model: PreTrainedModel, record: Perturbation | None) -> None:

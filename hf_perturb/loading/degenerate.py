@@ -5,12 +5,16 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.modeling_utils import PreTrainedModel
+
+from hf_perturb.checkpoints.constructed import with_generator
+from hf_perturb.errors import PerturbationError
 
 _LOG = logging.getLogger("hf_perturb")
 _LENGTH = 8  # tokens
@@ -21,7 +25,7 @@ _SAMPLES = 4000  # of sound, a quarter of a second
 def warn_if_deaf(model: PreTrainedModel) -> None:
     """Warn if a model answers two small inputs with the same output; where none can be made nothing is known.
 
-    The model runs twice as in evaluation; its modes and the global random state are as before.
+    The model runs twice as in evaluation, and its modes are as before; no random number of the process is used.
     """
     if any(_hooks_of(module) for module in model.modules()):
         return  # somebody looks inside, who did not ask for this
@@ -34,8 +38,8 @@ def warn_if_deaf(model: PreTrainedModel) -> None:
                 continue
             if torch.equal(first.nan_to_num(), second.nan_to_num()):
                 _LOG.warning(
-                    "this %s answers two different inputs with the same output, to the last bit: what was done to its"
-                    " weights leaves nothing of the input, so that it is a control of nothing but constants",
+                    "this %s answers two different inputs with the same output, to the last bit: it is a control that"
+                    " tells nothing of what it is given",
                     type(model).__name__,
                 )
             return
@@ -50,11 +54,9 @@ def _hooks_of(module: nn.Module) -> list[Callable[..., Any]]:
 @contextmanager
 def _as_in_evaluation(model: PreTrainedModel) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
-    devices = [model.device] if model.device.type == "cuda" else []
     try:
-        with torch.random.fork_rng(devices=devices):
-            model.eval()
-            yield
+        model.eval()
+        yield
     finally:
         for module, mode in modes:
             module.training = mode
@@ -62,10 +64,35 @@ def _as_in_evaluation(model: PreTrainedModel) -> Iterator[None]:
 
 def _output(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Return the first tensor that a model puts out; one that draws at random draws the same each time."""
-    torch.manual_seed(0)
-    found = model.forward(**{name: value.to(model.device) for name, value in inputs.items()})
-    values = found.values() if isinstance(found, Mapping) else found
-    return next(value for value in values if isinstance(value, torch.Tensor) and value.is_floating_point())
+    given: dict[str, Any] = {name: value.to(model.device) for name, value in inputs.items()}
+    if "use_cache" in inspect.signature(model.forward).parameters:
+        given["use_cache"] = False
+    with _OwnGenerator():
+        found = model.forward(**given)
+    return next(value for value in _tensors(found) if value.is_floating_point())
+
+
+class _OwnGenerator(TorchDispatchMode):
+    """Gives a generator of its own to every random operator of this thread that takes one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._generator = torch.Generator().manual_seed(0)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            with suppress(PerturbationError):  # of attention, which draws nothing in evaluation
+                func, kwargs = with_generator(func, kwargs, self._generator)
+        return func(*args, **kwargs)
+
+
+def _tensors(found: Any) -> Iterator[torch.Tensor]:
+    if isinstance(found, torch.Tensor):
+        yield found
+    elif isinstance(found, Mapping | list | tuple):
+        for value in found.values() if isinstance(found, Mapping) else found:
+            yield from _tensors(value)
 
 
 def _inputs(model: PreTrainedModel) -> Iterator[tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]]:

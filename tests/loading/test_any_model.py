@@ -107,7 +107,7 @@ def test_a_folder_that_transformers_saves_verifies_and_says_changed_once_it_was_
     found = hf_perturb.verify_variant(tmp_path / "trained")
     assert not found.ok
     assert found.changed == "resample (seed 42, rules transformers)"
-    with pytest.raises(StackedPerturbationError, match="trained or edited"):
+    with pytest.raises(StackedPerturbationError, match="trained, edited or cast since"):
         hf_perturb.perturb(again, "resample")
 
 
@@ -145,7 +145,7 @@ def test_perturbations_do_not_stack_in_memory(tmp_path):
 def test_a_record_that_came_with_a_configuration_alone_can_be_denied():
     config = hf_perturb.perturb(live("bert"), "reinit").config
     model = BertModel(config)
-    with pytest.raises(StackedPerturbationError, match="changed since"):
+    with pytest.raises(StackedPerturbationError, match=r"or were never they; .*fresh=True"):
         hf_perturb.perturb(model, "reinit")
     assert hf_perturb.perturb(model, "resample", fresh=True).config.perturbation["method"] == "resample"
     assert config.perturbation["method"] == "reinit"
