@@ -160,7 +160,7 @@ def test_scope_globs_and_parts_choose_tensors_by_either_name():
         assert all(name.startswith("bert.encoder.layer.1.") for name in moved)
     model = hf_perturb.perturb(live("bert"), {"method": "gaussian", "scope": ["top:1"]})
     assert {name.split(".")[3] for name in differing(copied(model), copied(live("bert")))} == {"1"}
-    model = hf_perturb.perturb(live("bert"), {"method": "resample", "also": ["embeddings"]})
+    model = hf_perturb.perturb(live("bert"), {"method": "resample", "also": ["embeddings", "head"]})
     assert "bert.embeddings.word_embeddings.weight" in differing(copied(model), copied(live("bert")))
 
 
