@@ -17,10 +17,10 @@ def changed(comparison) -> dict[str, int]:
 @pytest.mark.parametrize(
     ("kind", "scope", "layer", "outside"),
     [
-        ("bert", "top:1", "layers.2", {"embeddings", "cls"}),
-        ("gpt2", "top:1", "layers.2", {"wte", "wpe", "ln_f"}),
-        ("t5", "decoder.top:1", "decoder.layers.2", {"shared", "encoder.final_layer_norm", "decoder.final_layer_norm"}),
-        ("qwen3-moe", "layers:1-1", "layers.1", {"embed_tokens", "norm", "lm_head"}),
+        ("bert", "top:1", "layers.1", {"embeddings", "cls"}),
+        ("gpt2", "top:1", "layers.1", {"wte", "wpe", "ln_f"}),
+        ("t5", "decoder.top:1", "decoder.layers.1", {"shared", "encoder.final_layer_norm", "decoder.final_layer_norm"}),
+        ("qwen3_moe", "layers:1-1", "layers.1", {"embed_tokens", "norm", "lm_head"}),
     ],
 )
 def test_a_row_is_a_layer_of_a_stack_or_a_module_outside(kind, scope, layer, outside, tmp_path):
@@ -49,7 +49,7 @@ def test_a_network_without_layers_is_drawn(tmp_path):
 
 def test_a_stock_esm_is_compared_as_what_its_variant_is(tmp_path):
     base = tmp_path / "base"
-    stored("esm", base)
+    stored("esm2", base)
     wanted = {tmp_path / rules: {"method": "resample", "rules": rules} for rules in ("documented", "transformers")}
     for out, asked in wanted.items():
         create_variants(base, {out: asked})
