@@ -371,7 +371,9 @@ class Checkpoint:
         }
         said = {key: value for key, value in said.items() if value is not None}
         if isinstance(network, AnyNetwork):  # whose files are stock ones, and stay so
-            return {**kept, **said}
+            is_cast = self.kinds and dtype not in self.kinds
+            kept = {key: value for key, value in kept.items() if not is_cast or key != "torch_dtype"}
+            return {**kept, **({"dtype": DTYPES[dtype]} if is_cast else {}), **said}
         made = {"dtype": DTYPES[dtype], "transformers_version": version("transformers")}
         return {**kept, **network.to_dict(), **made, **said}
 

@@ -112,7 +112,8 @@ def _is_recipe(place: Place, files: list[Path], record: Perturbation | None) -> 
         return False
     elsewhere = place.variant is not None or any(map(place.find, WEIGHTS))
     if record is None or record.changed or elsewhere:
-        raise CheckpointError(f"{place.name!r} has no weights; looked for {', '.join(place.weight_names)}")
+        looked = f"looked for {', '.join(place.weight_names)}{place.other_kind() if place.is_local else ''}"
+        raise CheckpointError(f"{place.name!r} has no weights; {looked}")
     return True
 
 

@@ -46,6 +46,7 @@ _reached: set[str] = set()  # the addresses that answered in this process: from 
 # what ends like a file is not asked for on the Hub
 _FILES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 KINDS = f"allowed: a folder of a model, a Hub id, an original .pt file, or {demo.NAME!r}"
+_GGUF = "whose weights are quantised and of another format: use what they were made from"
 _COMMIT = re.compile(r"snapshots/([0-9a-f]{40})/")
 # in the order that Transformers looks for them
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -135,10 +136,21 @@ class Place:
             kind = UnreachedError if isinstance(error, UnreachedError) else CheckpointError
             raise kind(f"{self.name!r}: {absent}{_meant(self.name)}; {kinds} ({error})") from error
         if path is None:
-            meant = "" if self.is_local else _meant(self.name)
+            meant = self.other_kind() if self.is_local else _meant(self.name)
             raise UndescribedError(f"{self.name!r}: {absent}{meant}; {kinds}", self)
         found = None if self.is_local else _COMMIT.search(path.as_posix())
         return read_json(path), replace(self, hub={**self.hub, "revision": found[1]}) if found else self
+
+    def other_kind(self) -> str:
+        """Say what a folder holds that is no model by itself, and what to do with it; nothing where there is none."""
+        if self.find("adapter_config.json") is not None:
+            return (
+                ", but an adapter (adapter_config.json): put it into its base (merge_and_unload() of PEFT) and save"
+                " that, or perturb the base"
+            )
+        if found := sorted(Path(self.location, self.hub.get("subfolder") or "").glob("*.gguf")):
+            return f", but {found[0].name}, {_GGUF}"
+        return ""
 
     @property
     def weight_names(self) -> list[str]:

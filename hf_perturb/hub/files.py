@@ -13,12 +13,15 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd
 from huggingface_hub.utils.sha import git_hash
 
+from hf_perturb.checkpoints.any_network import AnyNetwork
 from hf_perturb.checkpoints.checkpoint import Checkpoint
+from hf_perturb.checkpoints.companions import taken_over
 from hf_perturb.checkpoints.source import identity
 from hf_perturb.errors import CheckpointError
 
 _HERE = b'"this-folder"'  # what cards call the folder or repository that they are in
-_FILES = ("config.json", "README.md", "tokenizer.json", "tokenizer_config.json")
+_ALWAYS = ("config.json", "README.md")
+_FILES = (*_ALWAYS, "tokenizer.json", "tokenizer_config.json")
 # what others write beside a tokenizer.json, and tokenizers would put on top of it
 _ALPHABETS = ("special_tokens_map.json", "added_tokens.json", "vocab.txt")
 # all that Transformers may take for weights or their index, also with `variant=`
@@ -111,7 +114,9 @@ def stage(opened: Checkpoint, repo_id: str) -> Stage:
             f"{opened.name} has its weights in {weights[0].name}; only safetensors are published: hf-perturb convert"
             f" {opened.name} OUT"
         )
-    own = [*(folder / name for name in _FILES), *weights]
+    is_any = isinstance(opened.described, AnyNetwork)
+    beside = [path.name for path in taken_over(opened)]
+    own = [*(folder / name for name in (_ALWAYS + tuple(beside) if is_any else _FILES)), *weights]
     for path in own:
         _check_own(path)
     seen = {**{path: identity(path) for path in own}, **looked_for}

@@ -14,6 +14,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from hf_perturb import demo
+from hf_perturb.checkpoints.any_network import AnyNetwork
 from hf_perturb.checkpoints.checkpoint import Checkpoint
 from hf_perturb.checkpoints.formats import OURS
 from hf_perturb.checkpoints.recipe import Recipe, other_sizes
@@ -80,6 +81,11 @@ def checked_files(
         raise CheckpointError(
             f"{source} was saved by {opened.owner}, whose code is not published here: hf-perturb convert {source} OUT"
             " writes the network in it alone; Transformers' push_to_hub publishes a class of one's own"
+        )
+    if isinstance(opened.described, AnyNetwork) and opened.record is None:
+        raise CheckpointError(
+            f"{source} is no control, and no network of ours: Transformers' own push_to_hub publishes a"
+            f" {opened.network.family}; hf-perturb create makes a control of it"
         )
     if opened.stated_digest is None and not opened.has_changed:
         # nobody could say later whether the weights are still the ones that were published
@@ -202,6 +208,6 @@ def _check_recipe(opened: Checkpoint, token: str | None) -> None:
         raise CheckpointError(
             f"{name} is a recipe of {base!r}, which nobody else has; push the base, and make the recipe of its Hub id"
         )
-    found = Checkpoint.open(base, revision, hub={"token": token}, weights=False)
+    found = Checkpoint.open(base, revision, hub={"token": token}, weights=False, rules=recipe.record.rules)
     if problems := other_sizes(opened, found):
         raise CheckpointError(f"{name} is not a recipe of {base!r} as it is: {'; '.join(problems)}")

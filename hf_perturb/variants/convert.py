@@ -13,7 +13,7 @@ from hf_perturb.cards.card import base_card, variant_card
 from hf_perturb.checkpoints.any_network import AnyNetwork
 from hf_perturb.checkpoints.catalog import CATALOG, published_name
 from hf_perturb.checkpoints.checkpoint import Checkpoint, write_configuration
-from hf_perturb.checkpoints.companions import write_companions
+from hf_perturb.checkpoints.companions import taken_over, write_companions
 from hf_perturb.checkpoints.evidence import differences, other_records
 from hf_perturb.checkpoints.formats import DTYPES, FORMATS
 from hf_perturb.checkpoints.origins.stock_esm import config_to_stock, stock_names
@@ -81,7 +81,9 @@ def convert_checkpoint(
     if source in CATALOG or not force:
         refuse_out(out, place, force, "base")  # before anything is fetched
     checkpoint = _checked(_open_source(source))
-    check = partial(refuse_out, source=place, force=force, kind="base" if checkpoint.record is None else "variant")
+    beside = {file.name for file in taken_over(checkpoint)}
+    what = "base" if checkpoint.record is None else "variant"
+    check = partial(refuse_out, source=place, force=force, kind=what, beside=lambda file: file.name in beside)
     check(out)
     with nothing_written(out), whole_folder(out, check) as folder:
         dtypes = checkpoint.dtypes(None if dtype is None else dtype_code(dtype))

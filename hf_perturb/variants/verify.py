@@ -301,8 +301,8 @@ def _stated(opened: Checkpoint) -> list[str]:
             odd = {key: value for key, value in (metadata or {}).items() if known.get(key) not in (value, ...)}
             problems += [f"{file} says of itself {odd}, which nobody has written"] if odd else []
     kinds = opened.kinds
-    # a file of several types has none that could be stated, and a recipe has no file
-    if len(kinds) == 1 and opened.stated_dtype not in (None, *kinds):
+    # files of several types have none to be stated, a recipe has no file, and a stock one says what its base did
+    if not stock and len(kinds) == 1 and opened.stated_dtype not in (None, *kinds):
         stated, stored = DTYPES[str(opened.stated_dtype)], DTYPES[kinds.pop()]
         problems.append(f"config.json: dtype is {stated}, the weights are {stored}")
     return problems

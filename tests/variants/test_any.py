@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 
@@ -13,7 +14,14 @@ from support.any_models import MODELS
 from support.models import small_model
 from transformers import BertForMaskedLM, BertModel
 
-from hf_perturb import FairEsmForMaskedLM, Perturbation, create_variant, export_checkpoint, verify_variant
+from hf_perturb import (
+    FairEsmForMaskedLM,
+    Perturbation,
+    convert_checkpoint,
+    create_variant,
+    export_checkpoint,
+    verify_variant,
+)
 from hf_perturb.errors import CheckpointError, FolderExistsError, PerturbationError
 
 METHODS = [Perturbation(method, 3, rules="transformers") for method in ("reinit", "resample", "gaussian")]
@@ -212,7 +220,7 @@ def test_parts_that_are_two_tensors_are_named_apart(tmp_path):
 
 def test_a_control_by_the_rules_of_transformers_keeps_its_format(tmp_path):
     """Names decide draws, and those of a stock ESM are others than ours."""
-    stored("esm", tmp_path / "base")
+    stored("esm2", tmp_path / "base")
     asked = {"method": "reinit", "rules": "transformers"}
     create_variant(tmp_path / "base", tmp_path / "stock", asked)
     with pytest.raises(CheckpointError, match="of Transformers' own ESM: AutoModel, or hf_perturb"):
@@ -224,3 +232,48 @@ def test_a_control_by_the_rules_of_transformers_keeps_its_format(tmp_path):
     with pytest.raises(CheckpointError, match="make that control of a base in Transformers' format"):
         export_checkpoint(tmp_path / "control", tmp_path / "out", "transformers")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("files", "change", "message"),
+    [
+        ({"model.Q4.gguf": b""}, None, r"no config.json in it, but model.Q4.gguf, whose weights are quantised"),
+        ({"adapter_config.json": b"{}"}, None, r"but an adapter \(adapter_config.json\): .* perturb the base"),
+        ({"m.gguf": b""}, {}, r"has no weights; looked for model.safetensors, .*, but m.gguf, whose weights are"),
+        ({}, {"model_type": "blurb"}, r"model_type is 'blurb': transformers \d.* has none of it"),
+        ({}, {"model_type": "blurb", "auto_map": {"AutoConfig": "x.Y"}}, r"say --trust-remote-code"),
+        ({}, {"quantization_config": {"quant_method": "gptq"}}, r"quantised \(gptq\), .*use what they were made from"),
+        ({}, {"architectures": ["BertForNothing"], "model_type": "albert"}, r"missing tensors: albert|missing tensors"),
+    ],
+)
+def test_what_is_no_base_is_refused(files, change, message, tmp_path, bert_folder):
+    folder = tmp_path / "base"
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    if change is not None:
+        config = json.loads((bert_folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, **change}))
+        if not files:
+            (folder / "model.safetensors").write_bytes((bert_folder / "model.safetensors").read_bytes())
+    with pytest.raises(CheckpointError, match=message):
+        create_variant(folder, tmp_path / "out", "reinit")
+
+
+@pytest.fixture(scope="module")
+def bert_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bert")
+    stored("bert", folder)
+    return folder
+
+
+def test_no_package_of_ours_has_such_a_network(bert_folder, tmp_path):
+    create_variant(bert_folder, tmp_path / "out", "resample")
+    with pytest.raises(CheckpointError, match=r"create takes it as it is"):
+        convert_checkpoint(bert_folder, tmp_path / "base")
+    for to in ("fair-esm", "transformers"):
+        with pytest.raises(CheckpointError, match="which Transformers loads as it is"):
+            export_checkpoint(tmp_path / "out", tmp_path / "other", to)
+    assert convert_checkpoint(tmp_path / "out", tmp_path / "half", dtype="bfloat16").architecture == "BertForMaskedLM"
+    convert_checkpoint(tmp_path / "out", tmp_path / "half", dtype="bfloat16", force=True)
+    assert verify_variant(tmp_path / "half", bert_folder).ok
