@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hf_perturb.embedding.options import Choices, EmbedOptions
 
 _RARE = "UZOB"  # which the networks of ProtTrans are given as X
+_NO_STATES = (TypeError, ValueError, AttributeError, LookupError, NotImplementedError)
 _FULL = 0.9  # on a core, what is worked on padding costs more than batches save
 _SHORT, _LONG = 8, 40  # pieces of two sequences that a network is tried with
 # of the largest value, in float32 and in half types
@@ -67,6 +68,27 @@ def positions_of(trunk: Any, config: Any, tokenizer: Any) -> int | None:
     return min(*counts, tokenizer.model_max_length) if counts else None
 
 
+def _sizes_of(trunk: Any, config: Any, name: str) -> tuple[int, int]:
+    """Return the numbers of a representation, and of layers: as the configuration says, or as is found out."""
+    try:
+        return config.hidden_size, config.num_hidden_layers
+    except AttributeError:  # code that comes along may call them anything
+        ids = torch.zeros((1, 2), dtype=torch.long, device=next(trunk.parameters()).device)
+    try:
+        with torch.no_grad():
+            states = trunk(input_ids=ids, output_hidden_states=True, return_dict=True).hidden_states
+        return states[-1].shape[-1], len(states) - 1
+    except _NO_STATES as error:
+        raise _without_states(name, error) from error
+
+
+def _without_states(name: str, error: Exception) -> UnsupportedModuleError:
+    said = str(error).partition("\n")[0]
+    return UnsupportedModuleError(
+        f"model: a {name} gives no representations of tokens: {said}; allowed: networks with hidden_states"
+    )
+
+
 class TokenizerEncoder(Encoder):
     """What any encoder of Transformers reads by its own tokenizer, and its `hidden_states`."""
 
@@ -75,10 +97,7 @@ class TokenizerEncoder(Encoder):
         config: Any = getattr(trunk, "config", model.config)
         self._tokenizing, self._name = tokenizing, type(model).__name__
         self.kind = config.model_type
-        try:
-            self.width, self.depth = config.hidden_size, config.num_hidden_layers
-        except AttributeError as error:
-            raise UnsupportedModuleError(f"model: the configuration of a {self._name} has no size: {error}") from error
+        self.width, self.depth = _sizes_of(trunk, config, self._name)
         self.begin, self.end = (torch.tensor(ids, dtype=torch.long) for ids in (tokenizing.begin, tokenizing.end))
         pads = (tokenizing.tokenizer.pad_token_id, getattr(config, "pad_token_id", None))
         self.pad = next((pad for pad in pads if pad is not None), 0)
@@ -163,9 +182,8 @@ class TokenizerEncoder(Encoder):
         ids = self.encode(parts)
         try:
             network.show(ids, self._sizes(parts), True, device, lambda _, values: shown.append(values))
-        except (TypeError, ValueError, AttributeError, LookupError, NotImplementedError) as error:
-            said = str(error).partition("\n")[0]
-            raise UnsupportedModuleError(f"model: a {self._name} gives no representations of tokens: {said}") from error
+        except _NO_STATES as error:
+            raise _without_states(self._name, error) from error
         if [values.shape[1] for values in shown] != [self.width] * (self.depth + 1):
             got = f"{len(shown)} representations of {', '.join(map(str, {values.shape[1] for values in shown}))}"
             raise UnsupportedModuleError(

@@ -77,7 +77,7 @@ def embed(
     Started by `torchrun` or `accelerate launch` on several processes, each embeds its share of the residues.
 
     Args:
-        model: a folder, a Hub id, an original `.pt`, `demo`, or a model of this package.
+        model: a folder, a Hub id, an original `.pt`, `demo`, or a model of this package or of Transformers.
         fasta: the FASTA, plain or packed with gzip; `-` for standard input.
         out: the folder; `read_embeddings` reads it, and so does whatever reads Parquet.
         perturbation: what to do to the weights first; see `Perturbation`.

@@ -6,16 +6,55 @@ import json
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 pytest.importorskip("pyarrow")
 
-from support.any_encoders import ENCODERS, encoder, write_encoder
+from support.any_encoders import ENCODERS, LETTERS, encoder, wordpiece, write_encoder
 from support.embedding import draw, read_all, write_fasta
 
 import hf_perturb
 from hf_perturb.cli import main
 from hf_perturb.errors import EmbeddingsError
 
+TOY_CONFIGURATION = """
+from transformers import PreTrainedConfig
+
+
+class ToyConfig(PreTrainedConfig):
+    model_type = "toy_encoder"
+
+    def __init__(self, width=8, depth=2, vocab_size=30, **kwargs):
+        self.width, self.depth, self.vocab_size = width, depth, vocab_size
+        super().__init__(**kwargs)
+"""
+TOY_MODEL = """
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+
+from .configuration_toy import ToyConfig
+
+
+class ToyModel(PreTrainedModel):
+    config_class = ToyConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.embed = nn.Embedding(config.vocab_size, config.width)
+        self.layers = nn.ModuleList([nn.Linear(config.width, config.width) for _ in range(config.depth)])
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.embed
+
+    def forward(self, input_ids, output_hidden_states=False, return_dict=True):
+        states = [self.embed(input_ids)]
+        for layer in self.layers:
+            states.append(states[-1] + layer(states[-1]).tanh())
+        return BaseModelOutput(last_hidden_state=states[-1], hidden_states=tuple(states))
+"""
 SEQUENCES = draw((9, 30, 2, 17))
 
 
@@ -159,3 +198,28 @@ def test_a_folder_without_a_tokenizer_says_so(tmp_path):
         hf_perturb.embed(tmp_path / "base", fasta, tmp_path / "out")
     tokenizer.save_pretrained(tmp_path / "elsewhere")
     hf_perturb.embed(tmp_path / "base", fasta, tmp_path / "out", tokenizer=str(tmp_path / "elsewhere"))
+
+
+def test_code_that_comes_along_is_run_where_that_is_said(tmp_path):
+    """Its sizes have names of their own."""
+    folder, fasta = tmp_path / "toy", write_fasta(tmp_path / "a.fasta", SEQUENCES)
+    wordpiece().save_pretrained(folder)
+    (folder / "configuration_toy.py").write_text(TOY_CONFIGURATION)
+    (folder / "modeling_toy.py").write_text(TOY_MODEL)
+    code = {"AutoConfig": "configuration_toy.ToyConfig", "AutoModel": "modeling_toy.ToyModel"}
+    said = {"model_type": "toy_encoder", "architectures": ["ToyModel"], "auto_map": code, "dtype": "float32"}
+    (folder / "config.json").write_text(json.dumps(said))
+    torch.manual_seed(0)
+    shapes = {
+        "embed.weight": (30, 8),
+        **{f"layers.{i}.{x}": (8, 8)[: 1 + (x == "weight")] for i in (0, 1) for x in ("weight", "bias")},
+    }
+    tensors = {name: torch.randn(shape) for name, shape in shapes.items()}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(hf_perturb.CheckpointError, match="trust-remote-code"):
+        hf_perturb.embed(folder, fasta, tmp_path / "out")
+    hf_perturb.embed(folder, fasta, tmp_path / "out", trust_remote_code=True, layers=0)
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS]
+    for sequence, got in zip(SEQUENCES, hf_perturb.read_embeddings(tmp_path / "out")[1], strict=True):
+        rows = tensors["embed.weight"][[tokens.index(letter) for letter in sequence]]
+        np.testing.assert_allclose(got, rows.mean(0), atol=1e-6)

@@ -35,7 +35,7 @@ BLANKS = (wordpiece, unigram, prefixed)
 @torch.no_grad()
 def alone(name, model, tokenizer, sequence, prefix=""):
     """Hidden states of a sequence by itself, each `(tokens, hidden_size)`, and where its residues are."""
-    text = " ".join([*([prefix] if prefix else []), *sequence]) if ENCODERS[name][2] in BLANKS else prefix + sequence
+    text = " ".join([*([prefix] if prefix else []), *sequence]) if ENCODERS[name][3] in BLANKS else prefix + sequence
     given = tokenizer(text, return_tensors="pt", return_special_tokens_mask=True)
     inner = model.get_encoder() if model.config.is_encoder_decoder else model.base_model
     states = inner(given.input_ids, output_hidden_states=True).hidden_states
@@ -61,7 +61,7 @@ def test_every_pooling_and_layer_is_that_of_the_sequence_alone(tmp_path, name):
     model, tokenizer = encoder(name)
     sequences = draw(LENGTHS)
     sequences += [sequences[1], sequences[2]]
-    by_residue, has_cls = name != "gpt2", name not in ("gpt2", "t5", "t5-encoder", "llama", "mamba")
+    by_residue, has_cls = name != "gpt2", name not in ("gpt2", "t5", "t5-encoder", "llama", "mamba", "qwen3_moe")
     pools = ["mean", "max", *(["cls"] if has_cls else [])]
     options = {"layers": "all", "pool": pools, "per_residue": by_residue, "tokens": 300, "tokenizer": tokenizer}
     hf_perturb.embed(model, write_fasta(tmp_path / "a.fasta", sequences), tmp_path / "out", **options)
@@ -129,7 +129,7 @@ def test_the_last_layer_alone_keeps_no_others(tmp_path, monkeypatch):
     assert asked[-1] is False
     hf_perturb.embed(model, fasta, tmp_path / "all", layers="all", tokenizer=tokenizer)
     assert asked[-1] is True
-    assert np.array_equal(*(hf_perturb.read_embeddings(tmp_path / out, "mean_3")[1] for out in ("last", "all")))
+    assert np.array_equal(*(hf_perturb.read_embeddings(tmp_path / out, "mean_2")[1] for out in ("last", "all")))
 
 
 def test_a_prefix_is_no_residue(tmp_path):
@@ -137,14 +137,14 @@ def test_a_prefix_is_no_residue(tmp_path):
     sequences, fasta = draw((9, 30, 1)), tmp_path / "a.fasta"
     write_fasta(fasta, sequences)
     done = hf_perturb.embed(
-        model, fasta, tmp_path / "out", prefix="<AA2fold>", per_residue=True, tokenizer=tokenizer, layers="2,-1"
+        model, fasta, tmp_path / "out", prefix="<AA2fold>", per_residue=True, tokenizer=tokenizer, layers="1,-1"
     )
     assert done.notes == ("T5ForConditionalGeneration has a decoder too: these are representations of its encoder",)
 
     def expected(sequence):
         states, residues = alone("t5", model, tokenizer, sequence, "<AA2fold>")
-        values = {f"residues_{layer}": states[layer][residues] for layer in (2, 3)}
-        return values | {f"mean_{layer}": states[layer][residues].mean(0) for layer in (2, 3)}
+        values = {f"residues_{layer}": states[layer][residues] for layer in (1, 2)}
+        return values | {f"mean_{layer}": states[layer][residues].mean(0) for layer in (1, 2)}
 
     assert_columns(tmp_path / "out", sequences, expected)
     inputs = json.loads((tmp_path / "out" / "_manifest.json").read_text())["inputs"]
@@ -278,7 +278,7 @@ def test_a_mask_is_that_of_the_tokenizer(tmp_path):
         wanted = model(ids).last_hidden_state[0, 1:-1]
     _, vectors = hf_perturb.read_embeddings(tmp_path / "out")
     np.testing.assert_allclose(vectors[0], wanted, atol=1e-5)
-    assert vectors[1].shape == (1, 16)
+    assert vectors[1].shape == (1, 32)
     with pytest.raises(
         FastaError, match="has '<foo>', which is no token of this network; allowed: residues and <mask>"
     ):
@@ -294,11 +294,11 @@ def test_positions_that_are_learned_have_an_end(tmp_path, name):
     with pytest.raises(FastaError, match="record 's0' has 65 residues; allowed: at most 62, because"):
         hf_perturb.embed(model, fasta, tmp_path / "none", **options)
     hf_perturb.embed(model, fasta, tmp_path / "cut", **options, long="truncate")
-    for column in ("mean_3", "residues_3"):
+    for column in ("mean_2", "residues_2"):
         ours, theirs = (hf_perturb.read_embeddings(tmp_path / out, column)[1][0] for out in ("whole", "cut"))
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
     hf_perturb.embed(model, fasta, tmp_path / "seen", **options, long="window", overlap=59)
-    assert hf_perturb.read_embeddings(tmp_path / "seen", "residues_3")[1][0].shape == (65, 16)
+    assert hf_perturb.read_embeddings(tmp_path / "seen", "residues_2")[1][0].shape == (65, 32)
 
 
 def test_positions_that_are_computed_have_none(tmp_path):
@@ -323,7 +323,7 @@ def test_tokens_of_several_residues_have_no_vectors_of_residues(tmp_path):
         hf_perturb.embed(model, write_fasta(fasta, draw((300,))), tmp_path / "none", tokenizer=tokenizer)
 
 
-@pytest.mark.parametrize("name", ["llama", "mamba"])
+@pytest.mark.parametrize("name", ["llama", "mamba", "qwen3_moe"])
 def test_a_first_token_that_sees_nothing_is_no_vector_of_a_sequence(tmp_path, name):
     model, tokenizer = encoder(name)
     fasta = write_fasta(tmp_path / "a.fasta", draw((9,)))
@@ -338,7 +338,7 @@ def test_a_first_token_that_sees_nothing_is_no_vector_of_a_sequence(tmp_path, na
         ("bert", {"tokenizer": 3}, ModelInputError, "tokenizer: got a int; allowed: one of Transformers"),
         ("bert", {"tokenizer": None}, ModelInputError, "tokenizer: got none, and this model does not say"),
         ("bert", {"tokenizer": "nowhere/none"}, ModelInputError, "tokenizer: 'nowhere/none' has none that can be load"),
-        ("bert", {"layers": 4}, ModelInputError, "layers: got 4; allowed: last, all, or numbers from 0"),
+        ("bert", {"layers": 3}, ModelInputError, "layers: got 3; allowed: last, all, or numbers from 0"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(tmp_path, name, options, error, said):

@@ -9,26 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from tokenizers import ByteLevelBPETokenizer, Tokenizer
 from tokenizers.models import Unigram
 from tokenizers.processors import TemplateProcessing
-from transformers import BertTokenizer, EsmTokenizer, PreTrainedTokenizerFast, T5Tokenizer
+from transformers import (
+    BertTokenizer,
+    ConvBertConfig,
+    ConvBertModel,
+    EsmTokenizer,
+    PreTrainedTokenizerFast,
+    T5Tokenizer,
+)
 from transformers.models.esmc.tokenization_esmc import EsmcTokenizer
 
 from hf_perturb.checkpoints.network import ESM1B
+from support.any_models import MODELS, any_model, noised
 from support.embedding import draw
 
 LETTERS = "LAGVESIKRDTPNQFYMHCWXUBZO"
-_SIZES = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24}
-_T5 = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 3, "num_heads": 2}
-_BART = {
-    "d_model": 16,
-    **{
-        f"{side}_{name}": number for side in ("encoder", "decoder") for name, number in (("layers", 3), ("ffn_dim", 24))
-    },
-    **{f"{side}_attention_heads": 2 for side in ("encoder", "decoder")},
-}
 
 
 def wordpiece(letters: str = LETTERS) -> BertTokenizer:
@@ -85,38 +83,39 @@ def merging() -> PreTrainedTokenizerFast:
     )
 
 
-# by name: the class, its configuration, and its tokenizer
-ENCODERS: dict[str, tuple[str, dict[str, Any], Any]] = {
-    "bert": ("BertModel", {**_SIZES, "max_position_embeddings": 64}, wordpiece),
-    "bert-lm": ("BertForMaskedLM", {**_SIZES, "max_position_embeddings": 64}, wordpiece),
-    "albert": ("AlbertModel", {**_SIZES, "embedding_size": 8, "max_position_embeddings": 64}, wordpiece),
-    "roberta": ("RobertaModel", {**_SIZES, "max_position_embeddings": 66, "pad_token_id": 1}, EsmcTokenizer),
-    "esm": (
-        "EsmForMaskedLM",
-        {**_SIZES, "max_position_embeddings": 66, "pad_token_id": 1, "mask_token_id": 32, "token_dropout": True},
-        characters,
-    ),
-    "esmc": ("EsmcModel", _SIZES, EsmcTokenizer),
-    "t5-encoder": ("T5EncoderModel", _T5, unigram),
-    "t5": ("T5ForConditionalGeneration", _T5, prefixed),
-    "bart": ("BartModel", {**_BART, "max_position_embeddings": 64}, wordpiece),
-    "gpt2": ("GPT2LMHeadModel", {"n_embd": 16, "n_layer": 3, "n_head": 2, "n_positions": 64}, merging),
-    "llama": ("LlamaForCausalLM", _SIZES, EsmcTokenizer),
-    "mamba": ("MambaModel", {"hidden_size": 16, "num_hidden_layers": 3, "state_size": 4}, EsmcTokenizer),
-    "convbert": ("ConvBertModel", {**_SIZES, "embedding_size": 16, "max_position_embeddings": 64}, wordpiece),
+_SHORT = {"max_position_embeddings": 64}
+_OFFSET = {"max_position_embeddings": 66, "pad_token_id": 1}  # of which 64 have a position
+# by name: that of `any_models`, whether with a head, what is changed in its configuration, and its tokenizer
+ENCODERS: dict[str, tuple[str, bool, dict[str, Any], Any]] = {
+    "bert": ("bert", False, _SHORT, wordpiece),
+    "bert-lm": ("bert", True, _SHORT, wordpiece),
+    "albert": ("albert", False, _SHORT, wordpiece),
+    "roberta": ("roberta", False, _OFFSET, EsmcTokenizer),
+    "esm": ("esm2", True, {**_OFFSET, "position_embedding_type": "absolute", "token_dropout": True}, characters),
+    "esmc": ("esmc", False, {}, EsmcTokenizer),
+    "t5-encoder": ("t5_encoder", False, {}, unigram),
+    "t5": ("t5", True, {}, prefixed),
+    "bart": ("bart", False, _SHORT, wordpiece),
+    "gpt2": ("gpt2", True, {"n_positions": 64}, merging),
+    "llama": ("llama", True, {}, EsmcTokenizer),
+    "qwen3_moe": ("qwen3_moe", False, {}, EsmcTokenizer),
+    "mamba": ("mamba", False, {}, EsmcTokenizer),
+    "convbert": ("bert", False, _SHORT, wordpiece),  # its configuration, for a network that padding changes
 }
 
 
 def encoder(name: str, **more: Any) -> tuple[Any, Any]:
     """Return a small model whose every weight is a draw of its own, as if trained, and its tokenizer."""
-    kind, sizes, make = ENCODERS[name]
+    kind, head, changes, make = ENCODERS[name]
     tokenizer = make()
-    cls = getattr(transformers, kind)
+    sizes = {"vocab_size": max(len(tokenizer), 50), **changes, **more}
+    if name != "convbert":
+        return any_model(kind, head, change=noised, **sizes), tokenizer
     torch.manual_seed(0)
-    model = cls(cls.config_class(**{"vocab_size": max(len(tokenizer), 40), **sizes, **more})).eval()
+    model = ConvBertModel(ConvBertConfig(**{**MODELS[kind][2], "embedding_size": 32, **sizes})).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape))
+            noised(parameter)
     return model, tokenizer
 
 
