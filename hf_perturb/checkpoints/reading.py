@@ -42,15 +42,8 @@ def read_place(
     stock, name = is_stock(written), place.name
     try:
         ours, others = (config_from_stock(written), {}) if stock else stored_fields(written, family)
-        record = written.get("perturbation")
-        record = None if record is None else Perturbation.parse(record, "documented")
         check_digest("digest", ours.get("digest"))
-        if stock and record is not None and record.rules == "transformers":
-            raise ValueError(
-                f"it is {record} of Transformers' own ESM: AutoModel, or hf_perturb.from_pretrained, loads it"
-            )
-        if record is not None and ours.get("digest") is not None:
-            raise ValueError("digest: got one beside a perturbation; a control has its digest inside: take it out")
+        record = _record_of(written, stock, ours.get("digest"))
     except (ValueError, CheckpointError) as error:
         raise CheckpointError(f"{name!r}: its config.json cannot be used: {error}") from error
     read_as = ours if family is None or ours.get("model_type") in PREFIXES else {**ours, "model_type": family}
@@ -77,6 +70,18 @@ def read_place(
             notes.append(f"left out, being no part of the network but {owner}'s own: {listed(more['own'])}")
         tensors = {key: tensors[stored] for key, stored in found.items()}
     return Checkpoint(name, origin, network, tensors, ours, others, record, **more, notes=notes)
+
+
+def _record_of(written: Mapping[str, Any], stock: bool, digest: str | None) -> Perturbation | None:
+    """Read the record of a network of ours; raise a `ValueError` for one that it cannot have."""
+    if (said := written.get("perturbation")) is None:
+        return None
+    record = Perturbation.parse(said, "documented")
+    if stock and record.rules == "transformers":
+        raise ValueError(f"it is {record} of Transformers' own ESM: AutoModel, or hf_perturb.from_pretrained, loads it")
+    if digest is not None:
+        raise ValueError("digest: got one beside a perturbation; a control has its digest inside: take it out")
+    return record
 
 
 def _is_any(written: Mapping[str, Any], rules: str | None) -> bool:
