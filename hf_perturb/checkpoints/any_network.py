@@ -108,7 +108,7 @@ class DerivedTable(Table):
         except PerturbationError:
             return ""
 
-    def drawn(self, name: str, seed: int) -> Callable[[], Array] | None:
+    def drawn(self, name: str, seed: int) -> Callable[[Array], Array] | None:
         """Return what draws a tensor as the network itself does."""
         found = self.find(name)
         return None if found is None else partial(found[0].draw, found[1], seed)

@@ -168,8 +168,8 @@ class Restacked:
         self._made: dict[str, Array] = {}
         self._lock = Lock()
 
-    def part(self, name: str) -> Array:
-        """Return a tensor to store; several threads may ask, each for another."""
+    def part(self, name: str, memory: Array | None = None) -> Array:
+        """Return a tensor to store; several threads may ask, each for another. Memory that is given is not used."""
         with self._lock:
             if name not in self._made:
                 self._made = self._make()

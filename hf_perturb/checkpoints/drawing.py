@@ -69,7 +69,14 @@ class Slots:
         }
         self._calls = {name: calls[id(places)] for name, places in self._places.items()}
 
-    def draw(self, name: str, seed: int, seen: Seen | None, begun: torch.Tensor | None = None) -> torch.Tensor:
+    def draw(
+        self,
+        name: str,
+        seed: int,
+        seen: Seen | None,
+        begun: torch.Tensor | None = None,
+        memory: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Return a tensor as its initialisation leaves it.
 
         Args:
@@ -77,21 +84,29 @@ class Slots:
             seed: of torch's generator.
             seen: is told what is done.
             begun: its values before that; NaN without.
+            memory: of it, that may be used where nothing is begun with.
         """
         try:
-            return self._draw(name, seed, seen, begun, False)
+            return self._draw(name, seed, seen, self._begun(name, begun, memory), False)
         except Exception:
             # it works on others of these modules, or makes something where they are
-            return self._draw(name, seed, seen, begun, True)
+            return self._draw(name, seed, seen, self._begun(name, begun, memory), True)
 
-    def _draw(self, name: str, seed: int, seen: Seen | None, begun: torch.Tensor | None, beside: bool) -> torch.Tensor:
+    def _begun(self, name: str, begun: torch.Tensor | None, memory: torch.Tensor | None) -> nn.Parameter:
+        shape = _held(*self._places[name][0]).shape
+        if begun is not None:
+            memory = begun.clone()
+        elif memory is not None:
+            memory = memory.fill_(torch.nan).view(shape)
+        return _empty(shape) if memory is None else nn.Parameter(memory, requires_grad=False)
+
+    def _draw(self, name: str, seed: int, seen: Seen | None, real: nn.Parameter, beside: bool) -> torch.Tensor:
         places, calls = self._places[name], self._calls[name]
         kept = [(module, dict(module._parameters), dict(module._buffers)) for module, _ in calls]
-        real = _empty(_held(*places[0])) if begun is None else nn.Parameter(begun.clone(), requires_grad=False)
         try:
             for module, _ in calls if beside else ():
                 floats = {key: x for key, x in module._parameters.items() if x is not None and x.is_floating_point()}
-                module._parameters.update({key: _empty(x) for key, x in floats.items()})
+                module._parameters.update({key: _empty(x.shape) for key, x in floats.items()})
             for module, leaf in places:
                 module._parameters[leaf] = real
             if seen is not None:
@@ -216,9 +231,9 @@ def _held(module: nn.Module, leaf: str) -> torch.Tensor:
     return tensor
 
 
-def _empty(tensor: torch.Tensor) -> nn.Parameter:
-    """Return a parameter of NaN in the place of one without values."""
-    values = torch.full(tensor.shape, torch.nan, dtype=torch.float32, device="cpu")
+def _empty(shape: torch.Size) -> nn.Parameter:
+    """Return a parameter of NaN."""
+    values = torch.full(shape, torch.nan, dtype=torch.float32, device="cpu")
     return nn.Parameter(values, requires_grad=False)
 
 

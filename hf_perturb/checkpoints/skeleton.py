@@ -149,20 +149,21 @@ class Skeleton:
         """Return the stored name of a tensor by its canonical one."""
         return self._stored[name]
 
-    def draw(self, name: str, seed: int) -> Array:
+    def draw(self, name: str, seed: int, memory: Array | None = None) -> Array:
         """Draw a tensor as `_init_weights` does, whatever became of others; several threads may at once.
 
         Args:
             name: canonical.
             seed: that of the perturbation.
+            memory: that may be used, of as many float32.
 
         Returns:
-            float32, of the tensor's shape.
+            float32, of the tensor's shape; perhaps in that memory.
 
         Raises:
             PerturbationError: if it is no floating-point parameter, or `_init_weights` leaves some of it as it is.
         """
-        return self._drawn(name, seed).numpy()
+        return self._drawn(name, seed, memory=memory).numpy()
 
     def told(self, name: str) -> Told:
         """Return what `draw` does to a tensor; it is drawn once to see it."""
@@ -173,7 +174,7 @@ class Skeleton:
         sources = dict.fromkeys(source for _, source in seen.writes)
         return Told(Initialiser("init_weights", text), "; ".join(sources), low == high)
 
-    def _drawn(self, name: str, seed: int, seen: Seen | None = None) -> torch.Tensor:
+    def _drawn(self, name: str, seed: int, seen: Seen | None = None, memory: Array | None = None) -> torch.Tensor:
         name = self.tied.get(name, name)
         if name not in self.parameters:
             raise PerturbationError(
@@ -183,7 +184,8 @@ class Skeleton:
         stored = self.stored(name)
         with torch.inference_mode(False), torch.no_grad(), self._slots() as slots:
             try:
-                drawn = slots.draw(stored, generator_seed(seed, name), seen)
+                own = None if memory is None else torch.from_numpy(memory)
+                drawn = slots.draw(stored, generator_seed(seed, name), seen, memory=own)
                 if has_nan(drawn) and (begun := self._constructed(name, seed)) is not None:
                     # what it does not write is as the constructor left it, and so is what it works on
                     if seen is not None:

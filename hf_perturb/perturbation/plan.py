@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from threading import local
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,8 @@ from hf_perturb.perturbation.streams import Stream, stream_key
 if TYPE_CHECKING:
     from hf_perturb.perturbation.published import StudyGenerator
 
+_CHUNK = 1 << 16  # entries that stay in the cache while they are hashed and written
+_of_thread = local()
 _NONE: Mapping[str, Shape] = MappingProxyType({})
 
 
@@ -31,8 +34,8 @@ class Step:
     """What happens to one tensor: `kernel` is a name in `kernels.KERNELS`.
 
     `key` is that of the tensor's own stream, `None` where the plan has one generator for all, or where the network
-    itself draws it, which is `drawn`. Those of `before`, for tensors that the network lacks and the study's class has,
-    are drawn with that one generator first, and dropped.
+    itself draws it: that is `drawn`, which may use the memory that it is given, of as many float32. Those of `before`,
+    for tensors that the network lacks and the study's class has, are drawn with that one generator first, and dropped.
     """
 
     name: str
@@ -41,7 +44,7 @@ class Step:
     arguments: tuple[tuple[str, float | str], ...]
     key: int | None
     before: tuple[Step, ...] = ()
-    drawn: Callable[[], Array] | None = field(default=None, compare=False, repr=False)
+    drawn: Callable[[Array], Array] | None = field(default=None, compare=False, repr=False)
 
     @property
     def reads(self) -> bool:
@@ -72,13 +75,26 @@ class Step:
         check_types({self.name: dtype_code(dtype)})
         given = (values,) if self.reads else ()
         if self.drawn is not None:
-            return iter([cast(self.drawn(), dtype).reshape(-1)])
+            return self._of_network(self.drawn, dtype)
         if self.key is None:
             if generator is None:
                 raise PerturbationError(f"step {self.name!r} has no stream of its own; give the plan's generator")
             return iter([generator.run(self, dtype, *given)])
         with self._named():
             return KERNELS[self.kernel](self.shape, dtype, Stream(self.key), *given, **dict(self.arguments))
+
+    def _of_network(self, draw: Callable[[Array], Array], dtype: np.dtype[Any]) -> Iterator[Array]:
+        size = math.prod(self.shape)
+        # taken while it is in use, so that who draws meanwhile has another; new memory costs as much as a draw
+        memory = _of_thread.__dict__.pop("memory", None)
+        if memory is None or memory.size < size:
+            memory = np.empty(size, np.float32)
+        try:
+            drawn = draw(memory[:size]).reshape(-1)
+            for start in range(0, size, _CHUNK):
+                yield cast(drawn[start : start + _CHUNK], dtype)
+        finally:
+            _of_thread.memory = memory
 
     def run(self, values: Array | None, dtype: np.dtype[Any], generator: StudyGenerator | None = None) -> Array:
         """Return the perturbed tensor whole; see `blocks`."""

@@ -178,8 +178,8 @@ class Table:
         """Return how a tensor is drawn anew under a set of rules, `None` to keep it."""
         return self.row(name).initialiser(rules)
 
-    def drawn(self, name: str, seed: int) -> Callable[[], Array] | None:
-        """Return what draws a tensor, where that is neither a kernel nor the study's generator."""
+    def drawn(self, name: str, seed: int) -> Callable[[Array], Array] | None:
+        """Return what draws a tensor, where that is neither a kernel nor the study's generator; see `Step.drawn`."""
 
     def named(self, name: str) -> str:
         """Return the name that a tensor is drawn by, whatever it is called where it is stored."""
