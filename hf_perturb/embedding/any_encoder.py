@@ -24,8 +24,8 @@ _RARE = "UZOB"  # which the networks of ProtTrans are given as X
 _NO_STATES = (TypeError, ValueError, AttributeError, LookupError, NotImplementedError)
 _FULL = 0.9  # on a core, what is worked on padding costs more than batches save
 _SHORT, _LONG = 8, 40  # pieces of two sequences that a network is tried with
-# of the largest value, in float32 and in half types
-_NEAR, _NEAR_HALF, _FLOAT = 1e-3, 5e-2, 4
+# what is nothing, as a part of the largest value: in batches of one size, and of several in float32 and in half types
+_SAME, _NEAR, _NEAR_HALF, _FLOAT = 1e-3, 1e-4, 1e-1, 4
 
 
 def trunk_of(model: PreTrainedModel) -> Any:
@@ -163,25 +163,32 @@ class TokenizerEncoder(Encoder):
         room = _LONG if self._positions is None else min(_LONG, self._positions - self.special)
         sample = self._tokenizing.sample
         long, other = (part[:room] for part in self.pieces([sample, sample[::-1]]))
-        size = min(len(long), _SHORT)
-        alone, changed, padded = (
-            self._tried(network, each) for each in ([long[:size]], [other[:size]], [long, long[:size]])
-        )
-        if "cls" in choices.pools and _is_near(alone[-1][0], changed[-1][0]):
+        parts = [long, short := long[:_SHORT]]
+        alone, changed = self._tried(network, [short]), self._tried(network, [other[:_SHORT]])
+        differs = (alone[-1] - changed[-1]).abs().amax(1)
+        if "cls" in choices.pools and differs[0] <= _NEAR * differs.max():
             raise ModelInputError(
                 f"pool: got 'cls'; the first token of this {self.kind} network sees nothing of a sequence; allowed:"
                 " mean, max"
             )
-        same = all(_is_near(one, both[-len(one) :]) for one, both in zip(alone, padded, strict=True))
+        padded, filled = self._tried(network, parts), self._tried(network, parts, filler=long[0])
+        # in half types, batches of several sizes differ by as much as a little padding makes; what is in it tells more
+        allowed = _NEAR if alone[0].dtype.itemsize >= _FLOAT else _NEAR_HALF
+        same = all(
+            _is_near(one, both[-len(one) :], allowed) and _is_near(both, there, _SAME)
+            for one, both, there in zip(alone, padded, filled, strict=True)
+        )
         return network, _FULL if same else 1.0
 
-    def _tried(self, network: _Network, parts: Sequence[list[int]]) -> list[torch.Tensor]:
-        """Return all representations of a batch, and see that there are as many as there should be."""
+    def _tried(self, network: _Network, parts: Sequence[list[int]], filler: int | None = None) -> list[torch.Tensor]:
+        """Return all representations of a batch, padded with a filler, and see that there are as many as should be."""
         shown: list[torch.Tensor] = []
         device = "cpu" if network.device.type == "meta" else network.device
-        ids = self.encode(parts)
+        ids, sizes = self.encode(parts), self._sizes(parts)
+        if filler is not None:
+            ids[_padding(ids, sizes)] = filler
         try:
-            network.show(ids, self._sizes(parts), True, device, lambda _, values: shown.append(values))
+            network.show(ids, sizes, True, device, lambda _, values: shown.append(values))
         except _NO_STATES as error:
             raise _without_states(self._name, error) from error
         if [values.shape[1] for values in shown] != [self.width] * (self.depth + 1):
@@ -236,7 +243,7 @@ class _Network:
             device: where the network takes tokens.
             visit: called with the number of each, and the values of all tokens one after another, without padding.
         """
-        mask = torch.arange(ids.shape[1]) < torch.tensor(sizes).unsqueeze(1)
+        mask = ~_padding(ids, sizes)
         there = None if mask.all() else mask.flatten().nonzero().squeeze(1)
         given = {"attention_mask": mask.long().to(device)} if self._is_masked else {}
         every = every or not self._ends_with
@@ -254,9 +261,13 @@ class _Network:
             visit(number, rows if there is None else rows.index_select(0, there.to(rows.device, non_blocking=True)))
 
 
-def _is_near(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether values differ by no more than batches of other sizes make them."""
-    allowed = _NEAR if one.dtype.itemsize >= _FLOAT else _NEAR_HALF
+def _padding(ids: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+    """Return where rows of tokens have padding."""
+    return torch.arange(ids.shape[1]) >= torch.tensor(sizes).unsqueeze(1)
+
+
+def _is_near(one: torch.Tensor, other: torch.Tensor, allowed: float) -> bool:
+    """Whether values differ by no more than a part of the largest."""
     return bool((one - other).abs().max() <= allowed * one.abs().max())
 
 

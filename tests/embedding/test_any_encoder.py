@@ -101,9 +101,11 @@ def test_neither_padding_nor_the_batch_matters(tmp_path, name):
     [("bert", [(4, False), (2, True)]), ("convbert", [(3, True), (1, True), (2, True)])],
     ids=["bert", "convbert"],
 )
-def test_a_network_that_minds_padding_is_given_none(tmp_path, monkeypatch, name, batches):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_network_that_minds_padding_is_given_none(tmp_path, monkeypatch, dtype, name, batches):
     seen = []
     model, tokenizer = encoder(name)
+    model.to(dtype)
     call = type(model).forward
 
     def forward(self, input_ids, attention_mask, **options):
@@ -115,7 +117,29 @@ def test_a_network_that_minds_padding_is_given_none(tmp_path, monkeypatch, name,
     hf_perturb.embed(model, fasta, tmp_path / "out", tokenizer=tokenizer)
     tried, embedded = seen[: -len(batches)], seen[-len(batches) :]
     assert embedded == batches
-    assert tried == [(1, True), (1, True), (2, False)]
+    assert tried == [(1, True), (1, True), (2, False), (2, False)]
+
+
+def test_a_network_that_minds_how_long_rows_are_is_given_no_padding(tmp_path, monkeypatch):
+    model, tokenizer = encoder("bert")
+    call = type(model).forward
+
+    def forward(self, input_ids, attention_mask=None, **options):
+        output = call(self, input_ids, attention_mask, **options)
+        output.last_hidden_state = output.last_hidden_state * input_ids.shape[1]
+        if output.hidden_states is not None:
+            output.hidden_states = (*output.hidden_states[:-1], output.last_hidden_state)
+        return output
+
+    monkeypatch.setattr(type(model), "forward", forward)
+    sequences = draw((30, 28))
+    hf_perturb.embed(model, write_fasta(tmp_path / "a.fasta", sequences), tmp_path / "out", tokenizer=tokenizer)
+
+    def expected(sequence):
+        states, residues = alone("bert", model, tokenizer, sequence)
+        return {"mean_2": states[-1][residues].double().mean(0)}
+
+    assert_columns(tmp_path / "out", sequences, expected)
 
 
 def test_the_last_layer_alone_keeps_no_others(tmp_path, monkeypatch):
