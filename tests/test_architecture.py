@@ -183,6 +183,11 @@ def test_commands_on_files_import_neither_torch_nor_transformers(network, dtype,
     assert done.returncode == 0, done.stderr
 
 
+def test_embed_begins_without_what_is_for_other_networks_alone():
+    loaded = loaded_by("import hf_perturb; hf_perturb.embed")
+    assert not {"hf_perturb.embedding.any_encoder", "hf_perturb.loading.any_checkpoint"} & loaded
+
+
 def test_the_command_begins_without_the_client_of_the_hub():
     assert not {"huggingface_hub", "torch", "transformers", "numpy"} & loaded_by("import hf_perturb.cli.main")
 

@@ -20,7 +20,6 @@ from hf_perturb.checkpoints.network import Network
 from hf_perturb.checkpoints.of_torch import torch_dtype
 from hf_perturb.checkpoints.recipe import only_rules, with_versions
 from hf_perturb.checkpoints.shapes import PREFIXES, listed
-from hf_perturb.embedding.any_encoder import encoder_of
 from hf_perturb.embedding.encoder import AlphabetEncoder, Encoder
 from hf_perturb.errors import (
     CheckpointError,
@@ -29,8 +28,6 @@ from hf_perturb.errors import (
     StackedPerturbationError,
     UnsupportedModuleError,
 )
-from hf_perturb.loading.any_checkpoint import from_pretrained
-from hf_perturb.loading.any_model import digest_in_memory, record_of
 from hf_perturb.perturbation import Perturbation
 from hf_perturb.perturbation.digest import digest_of
 from hf_perturb.variants.blueprint import plan_for
@@ -76,8 +73,11 @@ class Embedder:
     def digest(self) -> str:
         """Return the digest of the weights before they are perturbed; reads all of them."""
         if not isinstance(self.source, Checkpoint):
-            own = isinstance(self.encoder, AlphabetEncoder)
-            return digest_of(self.source.state_dict()) if own else digest_in_memory(self.source)
+            if isinstance(self.encoder, AlphabetEncoder):
+                return digest_of(self.source.state_dict())
+            from hf_perturb.loading.any_model import digest_in_memory  # which takes its time
+
+            return digest_in_memory(self.source)
         # the record of what is loaded may be wrong; a recipe is compared with its own while it is loaded
         return str(self.source.stated_digest) if self.source.is_recipe else self.source.digest()
 
@@ -139,6 +139,8 @@ def _load_any(checkpoint: Checkpoint, network: AnyNetwork, given: dict[str, Any]
     """Load a network that is none of ours by the class that it is stored as, of which nothing may be missing."""
     from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING
 
+    from hf_perturb.loading.any_checkpoint import from_pretrained
+
     empty = network.empty()
     cls: Any = type(empty)
     if given["perturbation"] is None and not checkpoint.is_recipe and empty.config.is_encoder_decoder:
@@ -181,6 +183,8 @@ def open_embedder(
         stored = found.stated_dtype or "F32"
     dtype, network = torch_dtype(found.dtype or stored), found.network
     if isinstance(network, AnyNetwork):
+        from hf_perturb.embedding.any_encoder import encoder_of
+
         places = {} if found.place is None else {**found.place.hub, "trust_remote_code": options.trust_remote_code}
         encoder: Encoder = encoder_of(network.empty(), found.location, places, options)
     else:
@@ -216,6 +220,9 @@ def _at_hand(model: Any, options: EmbedOptions) -> Embedder:
         raise ModelInputError(
             "tokenizer: got none, and this model does not say where its own is; allowed: one, or a name"
         )
+    from hf_perturb.embedding.any_encoder import encoder_of
+    from hf_perturb.loading.any_model import record_of
+
     encoder = encoder_of(model, model.name_or_path, {}, options)
     return Embedder(name, model, encoder, record_of(model), None, model.dtype)
 
