@@ -143,9 +143,10 @@ def _load_any(checkpoint: Checkpoint, network: AnyNetwork, given: dict[str, Any]
 
     empty = network.empty()
     cls: Any = type(empty)
-    if given["perturbation"] is None and not checkpoint.is_recipe and empty.config.is_encoder_decoder:
+    encoder = MODEL_FOR_TEXT_ENCODING_MAPPING.get(type(empty.config), None) if empty.config.is_encoder_decoder else None
+    if encoder is not None and given["perturbation"] is None and not checkpoint.is_recipe:
         # its decoder would be loaded for nothing
-        cls = MODEL_FOR_TEXT_ENCODING_MAPPING.get(type(empty.config), cls)
+        cls, given = encoder, {**given, "is_encoder_decoder": False}
     given = {**given, "trust_remote_code": network.source is not None, "output_loading_info": True}
     model, info = from_pretrained(checkpoint, auto_class=cls, **given)
     if missing := [*info["missing_keys"], *info["mismatched_keys"]]:

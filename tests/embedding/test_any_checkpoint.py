@@ -13,6 +13,7 @@ pytest.importorskip("pyarrow")
 
 from support.any_encoders import ENCODERS, LETTERS, encoder, wordpiece, write_encoder
 from support.embedding import draw, read_all, write_fasta
+from transformers import EsmcTokenizer, T5GemmaConfig, T5GemmaModel
 
 import hf_perturb
 from hf_perturb.cli import main
@@ -84,6 +85,18 @@ def test_the_decoder_of_a_t5_is_not_loaded(tmp_path, monkeypatch):
     fasta, folder = write_fasta(tmp_path / "a.fasta", SEQUENCES), write_encoder(tmp_path / "base", "t5")
     hf_perturb.embed(folder, fasta, tmp_path / "out", prefix="<AA2fold>")
     assert loaded == [T5EncoderModel]
+
+
+def test_an_encoder_class_that_takes_no_decoder_is_given_none(tmp_path):
+    tokenizer, fasta = EsmcTokenizer(), write_fasta(tmp_path / "a.fasta", SEQUENCES)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+    half = {**sizes, "intermediate_size": 24, "head_dim": 8, "vocab_size": 64}
+    model = T5GemmaModel(T5GemmaConfig(encoder=half, decoder=half, vocab_size=64))
+    for each in (model, tokenizer):
+        each.save_pretrained(tmp_path / "base")
+    hf_perturb.embed(model, fasta, tmp_path / "one", tokenizer=tokenizer)
+    hf_perturb.embed(tmp_path / "base", fasta, tmp_path / "other")
+    assert np.array_equal(*(hf_perturb.read_embeddings(tmp_path / out)[1] for out in ("one", "other")))
 
 
 @pytest.mark.parametrize("name", ["bert-lm", "t5", "esm"])
