@@ -52,6 +52,8 @@ _CLEAN = re.compile("[A-Z]*")
 _LOWER = re.compile("[a-z]")
 _OTHER = re.compile(r"[^A-Za-z*.\s-]")
 _SPELT = re.compile("(<[^<>]*>|[<>])")
+# where a network has tokens such as [MASK]
+_SPELT_IN_BRACKETS = re.compile(r"(<[^<>]*>|\[[^\[\]]*\]|[<>\[\]])")
 _WITHOUT_GAPS = str.maketrans("", "", "-.")
 
 
@@ -199,7 +201,7 @@ def _record(path: Path, index: int, header: str, raw: str, findings: Findings, t
             f"{path}: {_called(record)} has {wrong[:30]!r}, which is no token of this network; allowed: {allowed}"
         )
     if raw != record.sequence:
-        for kind in kinds_of(raw):
+        for kind in kinds_of(raw, tokens):
             findings.add(kind, record.name)
     if not record.sequence:
         findings.add("empty", record.name)
@@ -251,14 +253,15 @@ def clean(raw: str, tokens: Mapping[str, str] | None = None) -> str:
     """Return the residues of a sequence as it is written: nothing but A-Z, in upper case.
 
     White space, gaps (`-`, `.`) and stops (`*`) at the end are removed; stops inside and what else is no ASCII letter
-    become X. A token that is spelt out, `<...>`, becomes the character that it has in `tokens`.
+    become X. A token that is spelt out, `<...>`, and `[...]` where there are such, becomes the character that it has in
+    `tokens`.
 
     Raises:
         KeyError: for a token that has none.
     """
     if _CLEAN.fullmatch(raw):
         return raw
-    *parts, last = _spelt(raw)
+    *parts, last = _spelt(raw, tokens or {})
     done = [
         (tokens or {})[part] if number % 2 else part.translate(_WITHOUT_GAPS).translate(_RESIDUES)
         for number, part in enumerate(parts)
@@ -266,9 +269,9 @@ def clean(raw: str, tokens: Mapping[str, str] | None = None) -> str:
     return "".join([*done, last.translate(_WITHOUT_GAPS).rstrip("*").translate(_RESIDUES)])
 
 
-def kinds_of(raw: str) -> list[str]:
+def kinds_of(raw: str, tokens: Mapping[str, str] | None = None) -> list[str]:
     """Return what `clean` changes in a sequence, white space aside."""
-    parts = _spelt(raw)
+    parts = _spelt(raw, tokens or {})
     parts[1::2] = ["A"] * len(parts[1::2])
     written = "".join(parts)
     body = written.translate(_WITHOUT_GAPS)
@@ -284,7 +287,9 @@ def kinds_of(raw: str) -> list[str]:
     return [kind for kind, value in met.items() if value]
 
 
-def _spelt(raw: str) -> list[str]:
+def _spelt(raw: str, tokens: Iterable[str]) -> list[str]:
     """Divide a sequence, without white space, into what is written by letters and, every other part, a token."""
     body = "".join(raw.split())
+    if any(token.startswith("[") for token in tokens):
+        return _SPELT_IN_BRACKETS.split(body)
     return _SPELT.split(body) if "<" in body or ">" in body else [body]

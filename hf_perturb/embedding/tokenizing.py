@@ -18,9 +18,9 @@ from hf_perturb.checkpoints.source import Place
 from hf_perturb.errors import FastaError, ModelInputError
 
 _STANDARD = "MKWVTFLSRDNAYHIQGECP"
-_SPELT = re.compile("<[^<>]*>")
+_SPELT = re.compile(r"<[^<>]*>|\[[^\[\]]*\]")
 # special tokens that have a name in every tokenizer; more of them would not fit below the letters
-_NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "cls_token")
+_NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "cls_token", "mask_token")
 _OTHER = "; if there is none beside the weights, or that of another network, name one with --tokenizer"
 _FAILURES = (OSError, ValueError, TypeError, LookupError, AttributeError, ImportError)
 
@@ -56,11 +56,10 @@ class Tokenizing:
     ):
         self.tokenizer, self.prefix = tokenizer, prefix or ""
         self.name = type(tokenizer).__name__
-        mask: Any = getattr(tokenizer, "mask_token", None)
-        named = [getattr(tokenizer, name, None) for name in _NAMED]
-        self.spelt = {str(token): str(token) for token in named if token and _SPELT.fullmatch(str(token))}
-        if mask:
-            self.spelt |= {"<mask>": str(mask)}
+        named = [str(token) for name in _NAMED if (token := getattr(tokenizer, name, None))]
+        self.spelt = {token: token for token in named if _SPELT.fullmatch(token)}
+        if mask := getattr(tokenizer, "mask_token", None):
+            self.spelt["<mask>"] = str(mask)
         self._written = {chr(number): token for number, token in enumerate(self.spelt.values(), 1)}
         self._letters = [letter for letter in string.ascii_uppercase if self._knows(letter, self._alone(letter))]
         self._probe = [letter for letter in _STANDARD if letter in self._letters]

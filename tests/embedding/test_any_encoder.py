@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -295,7 +296,7 @@ def test_a_residue_without_a_token_is_told_before_anything_is_embedded(tmp_path)
 
 def test_a_mask_is_that_of_the_tokenizer(tmp_path):
     model, tokenizer = encoder("bert")
-    fasta = write_fasta(tmp_path / "a.fasta", ["MK<mask>T", "<mask>"])
+    fasta = write_fasta(tmp_path / "a.fasta", ["MK<mask>T", "<mask>", "mk[MASK]-t"])
     hf_perturb.embed(model, fasta, tmp_path / "out", per_residue=True, pool=(), tokenizer=tokenizer)
     ids = tokenizer("M K [MASK] T", return_tensors="pt").input_ids
     with torch.no_grad():
@@ -303,10 +304,13 @@ def test_a_mask_is_that_of_the_tokenizer(tmp_path):
     _, vectors = hf_perturb.read_embeddings(tmp_path / "out")
     np.testing.assert_allclose(vectors[0], wanted, atol=1e-5)
     assert vectors[1].shape == (1, 32)
-    with pytest.raises(
-        FastaError, match="has '<foo>', which is no token of this network; allowed: residues and <mask>"
-    ):
-        hf_perturb.embed(model, write_fasta(tmp_path / "b.fasta", ["M<foo>"]), tmp_path / "b", tokenizer=tokenizer)
+    np.testing.assert_allclose(vectors[2], wanted, atol=1e-5)
+    for odd in ("<foo>", "[PAD]", "["):
+        said = rf"has '{re.escape(odd)}', which is no token of this network; allowed: residues and .*\[MASK\], <mask>"
+        with pytest.raises(FastaError, match=said):
+            hf_perturb.embed(
+                model, write_fasta(tmp_path / "b.fasta", [f"M{odd}K"]), tmp_path / "b", tokenizer=tokenizer
+            )
 
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "esm", "bart"])
