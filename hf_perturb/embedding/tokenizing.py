@@ -251,8 +251,8 @@ def read_replace(given: str | Mapping[str, str] | None) -> dict[str, str]:
 def load_tokenizer(name: str | Path, hub: Mapping[str, Any]) -> tuple[PreTrainedTokenizerBase, tuple[str, ...]]:
     """Load the tokenizer of a folder or a Hub id.
 
-    A class may build another one than its `tokenizer.json` has, as Transformers 5 does of Ankh's, to which it adds the
-    beginning of a word, an unknown token. Where they make other tokens of residues, the file is what the network has.
+    A class may build another one than its `tokenizer.json` has: that of T5 in Transformers 5 begins each word with `▁`,
+    an unknown token where pieces are bare letters. Where they make other tokens of residues, the file is what counts.
 
     Args:
         name: the folder or Hub id.

@@ -20,7 +20,7 @@ from support.any_encoders import (
     prefixed,
     unigram,
     wordpiece,
-    write_ankh,
+    write_letters,
 )
 from support.embedding import draw, read_all, write_fasta
 from transformers.models.esmc.tokenization_esmc import EsmcTokenizer
@@ -259,7 +259,7 @@ def test_an_answer_settles_it():
 
 def test_a_tokenizer_is_what_its_file_says(tmp_path):
     """Transformers' class of it puts an unknown token before each word."""
-    folder = write_ankh(tmp_path / "ankh")
+    folder = write_letters(tmp_path / "letters")
     model, _ = encoder("t5-encoder")
     sequences = draw((9, 30))
     fasta = write_fasta(tmp_path / "a.fasta", sequences)

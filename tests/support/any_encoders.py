@@ -51,8 +51,8 @@ def prefixed() -> T5Tokenizer:
     return tokenizer
 
 
-def write_ankh(folder: Path) -> Path:
-    """Write a tokenizer such as Ankh's, of whose pieces none begins a word, though its class thinks so."""
+def write_letters(folder: Path) -> Path:
+    """Write a tokenizer whose pieces are bare letters, and whose class puts the beginning of a word before them."""
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((letter, -2.0) for letter in LETTERS)]
     written = Tokenizer(Unigram(pieces, unk_id=2, byte_fallback=False))
     written.post_processor = TemplateProcessing(single="$A </s>", pair="$A $B </s>", special_tokens=[("</s>", 1)])
