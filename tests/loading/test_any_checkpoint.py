@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 from pathlib import Path
 
@@ -99,6 +100,28 @@ def test_a_recipe_of_a_base_that_changed_is_refused(folders, tmp_path):
         hf_perturb.from_pretrained(tmp_path / "recipe", **MLM)
 
 
+def test_a_recipe_for_another_network_than_its_base_is_refused(folders, tmp_path):
+    edited = shutil.copytree(folders / "resample-recipe", tmp_path / "edited")
+    stored = json.loads((edited / "config.json").read_text(encoding="utf-8"))
+    (edited / "config.json").write_text(json.dumps(stored | {"num_hidden_layers": 3}), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"for another network than its base: .*num_hidden_layers is 3"):
+        hf_perturb.from_pretrained(edited, **MLM)
+
+
+def test_a_folder_that_is_replaced_while_it_is_loaded_is_refused(folders, tmp_path):
+    moving = shutil.copytree(folders / "control", tmp_path / "moving")
+
+    class Slow(BertForMaskedLM):
+        @classmethod
+        def from_pretrained(cls, *args, **kwargs):
+            loaded = super().from_pretrained(*args, **kwargs)
+            shutil.copyfile(folders / "base" / "model.safetensors", moving / "model.safetensors")
+            return loaded
+
+    with pytest.raises(CheckpointError, match="was replaced while it was loaded"):
+        hf_perturb.from_pretrained(moving, auto_class=Slow)
+
+
 def test_another_perturbation_on_top_is_refused(folders):
     for name in ("control", "reinit-recipe"):
         with pytest.raises(StackedPerturbationError, match="start from the base"):
@@ -157,10 +180,11 @@ def test_a_head_that_the_class_adds_is_drawn_by_the_seed(folders, method, tmp_pa
     with caplog.at_level(logging.WARNING, "hf_perturb"):
         model = hf_perturb.from_pretrained(folders / "base", **given)
     assert "a head to be trained; its own `_init_weights` drew them by seed 42" in caplog.text
-    torch.manual_seed(1)
-    again = hf_perturb.from_pretrained(folders / "base", **given)
-    assert not differing(copied(model), copied(again))
-    assert model.config.perturbation == again.config.perturbation
+    for name in ("base", f"{method}-recipe"):
+        torch.manual_seed(1)
+        again = hf_perturb.from_pretrained(folders / name, **given)
+        assert not differing(copied(model), copied(again))
+        assert model.config.perturbation["digest"] == again.config.perturbation["digest"]
     model.save_pretrained(tmp_path)
     assert hf_perturb.verify_variant(tmp_path).ok
     mlm = hf_perturb.from_pretrained(folders / "base", **MLM, perturbation=method)
@@ -192,11 +216,15 @@ def test_the_sizes_are_those_that_it_is_stored_with(folders, tmp_path):
         given = {"vocab_size": 54, "ignore_mismatched_sizes": True}
         with pytest.raises(CheckpointError, match=r"word_embeddings\.weight \(50, 32\) instead of \(54, 32\)"):
             hf_perturb.from_pretrained(folders / name, **MLM, perturbation=asked, **given)
+
+
+@pytest.mark.parametrize("name", ["encoder.layer.1.output.dense.weight", "embeddings.LayerNorm.bias"])
+def test_a_base_that_lacks_a_tensor_is_refused(name, folders, tmp_path):
     lacking = shutil.copytree(folders / "base", tmp_path / "lacking")
     tensors = load_file(lacking / "model.safetensors")
-    del tensors["bert.encoder.layer.1.output.dense.weight"]
+    del tensors[f"bert.{name}"]
     save_file(tensors, lacking / "model.safetensors", {"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"lacks encoder\.layer\.1\.output\.dense\.weight"):
+    with pytest.raises(CheckpointError, match=f"lacks {re.escape(name)}"):
         hf_perturb.from_pretrained(lacking, **MLM, perturbation="reinit")
     assert hf_perturb.from_pretrained(lacking, **MLM)  # as Transformers does, with nothing claimed
 

@@ -121,6 +121,19 @@ def test_the_record_is_plain_json_and_names_the_base_only_of_loaded_weights(tmp_
     assert "base" not in hf_perturb.perturb(fresh, "reinit").config.perturbation
 
 
+def test_what_a_class_does_not_save_counts_in_no_digest(tmp_path):
+    model = live("bert")
+    model._keys_to_ignore_on_save = {"cls.predictions.transform.dense.bias"}
+    hf_perturb.perturb(model, "reinit").save_pretrained(tmp_path)
+    assert hf_perturb.verify_variant(tmp_path).ok
+
+
+def test_the_commit_of_the_code_of_a_class_is_in_the_record():
+    commit = 40 * "c"
+    own = type("Own", (BertModel,), {"__module__": f"transformers_modules.me.own_bert.{commit}.modeling_own"})
+    assert hf_perturb.perturb(own(live("bert").config), "reinit").config.perturbation["code_revision"] == commit
+
+
 def test_another_model_of_the_same_configuration_is_told_nothing():
     config = live("bert").config
     base, control = BertForMaskedLM(config), BertForMaskedLM(config)
@@ -279,6 +292,18 @@ def test_a_control_that_answers_all_inputs_alike_is_told(caplog):
         model.shared.weight.data.zero_()  # which is kept
         hf_perturb.perturb(model, "reinit")
     assert "T5ForConditionalGeneration answers two different inputs with the same output" in caplog.text
+
+
+def test_a_model_that_draws_while_it_runs_leaves_the_random_state_alone():
+    class Noisy(BertModel):
+        def forward(self, input_ids, **kwargs):
+            found = super().forward(input_ids, **kwargs)
+            return (found[0] + torch.randn_like(found[0]) + torch.rand(1), *found[1:])
+
+    model = Noisy(live("bert", change=None).config)
+    before = torch.get_rng_state()
+    hf_perturb.perturb(model, "reinit")
+    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_hooks_of_others_do_not_see_the_look_at_the_output():
