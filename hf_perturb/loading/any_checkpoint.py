@@ -15,6 +15,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from hf_perturb.checkpoints.any_network import AnyNetwork
 from hf_perturb.checkpoints.checkpoint import Checkpoint
+from hf_perturb.checkpoints.conversions import conversions_of
 from hf_perturb.checkpoints.evidence import check_record, differences
 from hf_perturb.checkpoints.of_torch import tensor_of
 from hf_perturb.checkpoints.recipe import Recipe, other_sizes
@@ -166,7 +167,7 @@ class _Loading:
         write_record(model, None)  # a configuration that was passed may say anything
         if decision == "apply" and asked is not None:
             _draw_what_is_new(model, added, asked)
-            perturb_any(model, asked, shared=False)
+            perturb_any(model, asked, shared=False, places=_places(model, opened))
         elif record is not None:
             _tell_of_what_is_new(model, added)
             write_record(model, _as_loaded(model, opened, record))
@@ -196,7 +197,8 @@ class _Loading:
         added = _added(model, info, base, recipe.record)
         write_record(model, None)
         _draw_what_is_new(model, added, recipe.record)
-        perturb_any(model, recipe.record.with_record(None, None), shared=False)
+        asked = recipe.record.with_record(None, None)
+        perturb_any(model, asked, shared=False, places=_places(model, base))
         digest = model.config.perturbation["digest"]
         if digest != recipe.record.digest:  # by another class than its own, or by other names
             digest = _digest_of_all(base, recipe.record)
@@ -270,6 +272,21 @@ def _added(model: PreTrainedModel, info: Mapping[str, Any], opened: Checkpoint, 
             " would not describe it; load it with the sizes that it is stored with"
         )
     return [live.stored(name) for name in [*missing, *(key for key, *_ in other)]]
+
+
+def _places(model: PreTrainedModel, opened: Checkpoint) -> dict[str, tuple[Skeleton, str]]:
+    """Return where tensors are in the network that is stored, by their names in a model that calls them otherwise.
+
+    A class of a part of it does, such as `CLIPTextModel`: its tensors are drawn as those of the whole.
+    """
+    network = opened.network
+    assert isinstance(network, AnyNetwork)
+    if type(model) in network.classes:
+        return {}
+    table, live = network.table(), Skeleton.of(model)
+    found = conversions_of(live, opened.shapes).names
+    places = {own: place for name, own in found.items() if (place := table.find(name)) is not None}
+    return {live.stored(own): place for own, place in places.items() if place[1] != own}
 
 
 def _tell_of_what_is_new(model: PreTrainedModel, added: list[str]) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -29,6 +31,7 @@ from hf_perturb.perturbation.floats import dtype_code
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
+_HERE: Mapping[str, tuple[Skeleton, str]] = MappingProxyType({})
 _COMMIT = re.compile(r"transformers_modules\.(?:.+\.)?([0-9a-f]{40})\.")
 
 
@@ -60,7 +63,14 @@ def perturb(model: Model, perturbation: Any, *, fresh: bool = False) -> Model:
 
 @torch.inference_mode(False)  # what is built here is written to by other threads
 @torch.no_grad()
-def perturb_any(model: Model, perturbation: object, *, shared: bool = True, fresh: bool = False) -> Model:
+def perturb_any(
+    model: Model,
+    perturbation: object,
+    *,
+    shared: bool = True,
+    fresh: bool = False,
+    places: Mapping[str, tuple[Skeleton, str]] = _HERE,
+) -> Model:
     """Perturb a model that is none of ours; see `perturb`.
 
     Args:
@@ -68,10 +78,11 @@ def perturb_any(model: Model, perturbation: object, *, shared: bool = True, fres
         perturbation: a `Perturbation`, its dict, or a method name.
         shared: whether somebody else may hold the tensors; those that were just loaded may be given new memory.
         fresh: whether a record in its configuration is not that of its weights.
+        places: of tensors, by stored name, that are drawn as those of another network, of which this is a part.
     """
     _refuse_unfit(model)
     _refuse_odd_tensors(model)
-    network = LiveNetwork.of_model(model)
+    network = LiveNetwork.of_model(model, places)
     asked = with_versions(perturbation, network)
     if not fresh and _is_done(model, asked):
         return model
@@ -103,8 +114,8 @@ class LiveNetwork(AnyNetwork):
     code: str | None = None
 
     @classmethod
-    def of_model(cls, model: PreTrainedModel) -> LiveNetwork:
-        """Return the network of a model, which is left as it is."""
+    def of_model(cls, model: PreTrainedModel, places: Mapping[str, tuple[Skeleton, str]] = _HERE) -> LiveNetwork:
+        """Return the network of a model, which is left as it is; for `places` see `perturb_any`."""
         skeleton = Skeleton.of(model)
         kind, found = str(model.config.model_type), _COMMIT.match(f"{type(model).__module__}.")
         shapes = {skeleton.stored(name): shape for name, shape in skeleton.shapes.items() if name not in skeleton.tied}
@@ -113,7 +124,7 @@ class LiveNetwork(AnyNetwork):
             written={"model_type": kind},
             name=model.name_or_path or type(model).__name__,
             found=shapes,
-            live=DerivedTable(kind, (), skeletons=(skeleton,)),
+            live=DerivedTable(kind, (), skeletons=(skeleton,), stored=places),
             code=None if found is None else found[1],
         )
 

@@ -21,9 +21,12 @@ from transformers import (
     AutoModelForSequenceClassification,
     BertForMaskedLM,
     BertModel,
+    CLIPTextModel,
+    CLIPVisionModel,
     EsmConfig,
     EsmForMaskedLM,
     EsmModel,
+    T5EncoderModel,
 )
 
 import hf_perturb
@@ -88,6 +91,22 @@ def test_a_recipe_is_made_again(folders, method, dtype, tmp_path):
         assert not differing(copied(model), copied(stored))
         assert not model.training
         assert model.config.perturbation["base"]["digest"]
+        model.save_pretrained(tmp_path / "saved")
+        assert hf_perturb.verify_variant(tmp_path / "saved").ok
+
+
+@pytest.mark.parametrize(
+    ("kind", "cls"),
+    [("clip", CLIPTextModel), ("clip", CLIPVisionModel), ("t5", T5EncoderModel), ("qwen3_moe", AutoModel)],
+)
+def test_a_part_of_a_network_is_drawn_as_in_the_whole(kind, cls, tmp_path):
+    any_model(kind, head=kind != "clip", change=noised).save_pretrained(tmp_path / "base")
+    hf_perturb.create_variant(tmp_path / "base", tmp_path / "control", "reinit")
+    hf_perturb.create_variant(tmp_path / "base", tmp_path / "recipe", "reinit", recipe=True)
+    expected = copied(cls.from_pretrained(tmp_path / "control"))
+    for name, asked in (("base", "reinit"), ("recipe", None)):
+        model = hf_perturb.from_pretrained(tmp_path / name, auto_class=cls, perturbation=asked)
+        assert not differing(copied(model), expected)
         model.save_pretrained(tmp_path / "saved")
         assert hf_perturb.verify_variant(tmp_path / "saved").ok
 
