@@ -15,6 +15,7 @@ from torch.autograd.graph import increment_version
 from hf_perturb.checkpoints.checkpoint import Checkpoint
 from hf_perturb.checkpoints.network import Network
 from hf_perturb.checkpoints.of_torch import mapped, tensor_of, torch_dtype
+from hf_perturb.checkpoints.recipe import with_versions
 from hf_perturb.checkpoints.request import Record, decide
 from hf_perturb.checkpoints.shapes import PREFIXES, listed
 from hf_perturb.errors import DigestError, PerturbationError
@@ -53,11 +54,11 @@ def perturb_model(
         shared: whether somebody else may hold the tensors; those that were just loaded may be given new memory.
         fresh: whether a model that was built without values has those of a base now.
     """
-    asked = Perturbation.parse(perturbation, "documented")
     replaced = quantised_weights(model)
     is_quantised = getattr(model, "is_quantized", False) or bool(replaced)
     owner, model = model, model.recorded
     network = network_of(model)
+    asked = with_versions(perturbation, network)
     model.refuse_unknown("perturb", empty=False)
     if not (fresh and model._is_empty):
         if decide(Record("this model", network.family, record_now(model)), asked) == "keep":
