@@ -151,8 +151,7 @@ class _Loading:
         opened, config = self.opened, self.kwargs.get("config")
         if asked is None and (said := getattr(config, "perturbation", None)) is not None:
             asked = Perturbation.parse(said, "transformers")
-        if opened.record is not None or verify:
-            _check_weights(opened, verify)
+        _check_weights(opened, verify)
         record, family = opened.record, opened.network.family
         decision = decide(Record(f"the checkpoint {opened.name!r}", family, record, not opened.is_recipe), asked)
         if decision == "keep" and record is None and not verify:

@@ -191,6 +191,11 @@ def test_a_record_of_other_weights_is_refused(folders, tmp_path):
     (mixed / "config.json").write_text(json.dumps(stored), encoding="utf-8")
     with pytest.raises(DigestError, match="says of itself"):
         hf_perturb.from_pretrained(mixed, **MLM)
+    del stored["perturbation"]
+    (mixed / "config.json").write_text(json.dumps(stored), encoding="utf-8")
+    for asked in (None, "resample"):
+        with pytest.raises(DigestError, match=r"config\.json nothing"):
+            hf_perturb.from_pretrained(mixed, **MLM, perturbation=asked)
 
 
 @pytest.mark.parametrize("method", METHODS)
