@@ -20,6 +20,7 @@ from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -66,8 +67,10 @@ class Found:
     refused: dict[str, str] = field(default_factory=dict)
     constructed: set[str] = field(default_factory=set)
     unlike: set[str] = field(default_factory=set)
+    large: set[str] = field(default_factory=set)
     patterns: int = 0
     classes: int = 0
+    compared: int = 0
 
 
 def small_sizes(config: type[PreTrainedConfig], only: str = "") -> dict[str, Any]:
@@ -131,7 +134,10 @@ def draw(skeleton: Skeleton, found: Found, seen: set[str]) -> None:
     """Draw a tensor of each pattern that no class before had."""
     for name, shape in skeleton.shapes.items():
         pattern = pattern_of(name)
-        if name not in skeleton.parameters or pattern in seen or np.prod(shape, dtype=float) > LARGEST:
+        if name not in skeleton.parameters or pattern in seen:
+            continue
+        if np.prod(shape, dtype=float) > LARGEST:
+            found.large.add(pattern)
             continue
         seen.add(pattern)
         try:
@@ -155,6 +161,7 @@ def compare(skeleton: Skeleton, config: PreTrainedConfig, found: Found) -> None:
             expected.append(ordinary[skeleton.stored(name)].float().numpy().ravel()[:MANY])
     for pattern, pool in pools.items():
         drawn, expected = map(np.concatenate, pool) if pool[0] else (np.empty(0), np.empty(0))
+        found.compared += drawn.size > 8
         alike = np.allclose(drawn, expected, rtol=1e-5, atol=1e-7)
         # of 20000 patterns none is that far by chance
         if not alike and drawn.size > 8 and ks_2samp(drawn, expected, method="asymp").pvalue < 1e-7:
@@ -192,10 +199,13 @@ def section(every: list[Found]) -> str:
     odd = [each for each in others if each.refused or each.unlike]
     complete = [each for each in others if each not in odd]
     some = [each for each in complete if each.constructed]
+    sums = {key: sum(getattr(each, key) for each in others) for key in ("classes", "patterns", "compared")}
     lines = [
         f"Of Transformers {transformers.__version__}, {len(others)} architectures were built small here, in"
-        f" {sum(each.classes for each in others)} classes that the Auto classes have; {len(complete)} of them are"
-        " complete: reinit draws every parameter.",
+        f" {sums['classes']} classes that the Auto classes have.",
+        f"{len(complete)} of them are complete: reinit draws every parameter. {sums['patterns']} patterns of names were",
+        f"drawn, and {sums['compared']} of the first classes held against an ordinary initialisation;"
+        f" {sum(len(each.large) for each in others)} were too large here.",
         "",
         "| | | |",
         "| --- | --- | --- |",
@@ -222,7 +232,13 @@ def faults(found: Found) -> str:
 def reason(found: Found) -> str:
     """Return in a few words why an architecture was not built."""
     library = re.search(r"requires the (\w+) library", found.unbuilt)
-    return f"needs {library[1]}" if library else found.unbuilt.partition(".")[0][:80].replace("|", "/")
+    return f"needs {library[1]}" if library else shorten(found.unbuilt, 60, placeholder=" ...").replace("|", "/")
+
+
+def write(table: str) -> None:
+    """Put the table into the page, between its markers."""
+    before, begin, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    PAGE.write_text(f"{before}{begin}\n\n{table}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8")
 
 
 def on_alarm(*_: object) -> None:
@@ -246,8 +262,7 @@ def main() -> int:
         said = found[-1].unbuilt or faults(found[-1]) or f"complete, {found[-1].patterns} patterns"
         print(f"{name}: {said}", file=sys.stderr)
     if options.write:
-        before, begin, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-        PAGE.write_text(f"{before}{begin}\n\n{section(found)}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+        write(section(found))
     else:
         print(section(found))
     return int(any(each.unlike for each in found))
