@@ -203,8 +203,8 @@ def section(every: list[Found]) -> str:
     lines = [
         f"Of Transformers {transformers.__version__}, {len(others)} architectures were built small here, in"
         f" {sums['classes']} classes that the Auto classes have.",
-        f"{len(complete)} of them are complete: reinit draws every parameter. {sums['patterns']} patterns of names were",
-        f"drawn, and {sums['compared']} of the first classes held against an ordinary initialisation;"
+        f"{len(complete)} of them are complete: reinit draws every parameter. {sums['patterns']} patterns of names",
+        f"were drawn, and {sums['compared']} of the first classes held against an ordinary initialisation;"
         f" {sum(len(each.large) for each in others)} were too large here.",
         "",
         "| | | |",

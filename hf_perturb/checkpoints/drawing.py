@@ -124,6 +124,7 @@ class Slots:
             for module, parameters, buffers in kept:
                 module._parameters.update(parameters)
                 module._buffers.update(buffers)
+                vars(module)[_FLAG] = True
 
 
 class Seen:

@@ -195,7 +195,9 @@ class Skeleton:
                 raise self._refused(name, f"fails ({type(error).__name__}: {error})") from error
         if has_nan(drawn):
             raise self._refused(name, "and the constructor leave it, or a part of it, as it is")
-        return drawn
+        if drawn.shape != self.shapes[name]:
+            raise self._refused(name, f"makes it of another shape, {tuple(drawn.shape)}")
+        return drawn.float().contiguous()
 
     def _refused(self, name: str, why: str) -> PerturbationError:
         return PerturbationError(

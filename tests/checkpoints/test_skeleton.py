@@ -337,6 +337,20 @@ def test_a_trained_model_of_such_code_is_drawn_the_same():
     assert all(np.array_equal(of.draw(name, 1), odd().draw(name, 1)) for name in odd().parameters - {"never"})
 
 
+def test_what_is_given_a_transposed_tensor_is_in_order_and_of_its_shape():
+    class Turned(Odd):
+        def _init_weights(self, module):
+            if module is self:
+                self.orthogonal = nn.Parameter(torch.randn(8, 8, dtype=torch.float64).T)
+                self.ones = nn.Parameter(torch.ones(3, 3))
+
+    of = Skeleton.build(Turned, BertConfig())
+    drawn = of.draw("orthogonal", 1)
+    assert (drawn.dtype, drawn.flags.c_contiguous) == (np.float32, True)
+    with pytest.raises(PerturbationError, match=r"tensor 'ones'.*of another shape, \(3, 3\)"):
+        of.draw("ones", 1)
+
+
 def test_random_numbers_without_a_generator_are_refused():
     class Foreign(Odd):
         def _init_weights(self, module):
