@@ -13,6 +13,7 @@ from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -97,7 +98,9 @@ class Slots:
         if begun is not None:
             memory = begun.clone()
         elif memory is not None:
-            memory = memory.fill_(torch.nan).view(shape)
+            # by numpy: threads of torch's own would wait for each other beside those that draw
+            memory.numpy().fill(torch.nan)
+            memory = memory.view(shape)
         return _empty(shape) if memory is None else nn.Parameter(memory, requires_grad=False)
 
     def _draw(self, name: str, seed: int, seen: Seen | None, real: nn.Parameter, beside: bool) -> torch.Tensor:
@@ -240,7 +243,8 @@ def _empty(shape: torch.Size) -> nn.Parameter:
 
 def has_nan(tensor: torch.Tensor) -> bool:
     """Whether a tensor lacks a value."""
-    return tensor.numel() > 0 and bool(torch.aminmax(tensor)[0].isnan())
+    with np.errstate(invalid="ignore"):
+        return tensor.numel() > 0 and bool(np.isnan(tensor.numpy().min()))
 
 
 def tied_keys(model: PreTrainedModel) -> dict[str, str]:

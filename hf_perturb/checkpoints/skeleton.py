@@ -186,14 +186,16 @@ class Skeleton:
             try:
                 own = None if memory is None else torch.from_numpy(memory)
                 drawn = slots.draw(stored, generator_seed(seed, name), seen, memory=own)
-                if has_nan(drawn) and (begun := self._constructed(name, seed)) is not None:
+                lacks = has_nan(drawn)
+                if lacks and (begun := self._constructed(name, seed)) is not None:
                     # what it does not write is as the constructor left it, and so is what it works on
                     if seen is not None:
                         seen.before = [(step.text, step.constructor) for step in self._construction.steps(stored)]
                     drawn = slots.draw(stored, generator_seed(seed, name), seen, begun)
+                    lacks = has_nan(drawn)
             except Exception as error:
                 raise self._refused(name, f"fails ({type(error).__name__}: {error})") from error
-        if has_nan(drawn):
+        if lacks:
             raise self._refused(name, "and the constructor leave it, or a part of it, as it is")
         if drawn.shape != self.shapes[name]:
             raise self._refused(name, f"makes it of another shape, {tuple(drawn.shape)}")
