@@ -29,6 +29,8 @@ _HEADS = {
     "fair_esm": ("embed_out", "embed_out_bias", "lm_head.weight"),
     "carp": ("model.decoder.conv.weight", "model.decoder.conv.bias"),
 }
+# what a configuration says that is nothing to tensors, and may need what is not here to be obeyed
+_NOT_OF_TENSORS = {"perturbation", "quantization_config", "attn_implementation", "_attn_implementation"}
 _SOURCE = "`PreTrainedModel._init_weights` of the network"
 
 
@@ -302,7 +304,8 @@ class AnyNetwork(Network):
     @property
     def auto_map(self) -> dict[str, str]:
         """The code that its `config.json` names, if any."""
-        return dict(self.written.get("auto_map") or {})
+        said = self.written.get("auto_map")
+        return dict(said) if isinstance(said, dict) else {}
 
 
 @dataclass(frozen=True)
@@ -327,7 +330,7 @@ def derived_table(network: Network) -> DerivedTable:
     source = network.source if isinstance(network, AnyNetwork) else None
     written = network.written if isinstance(network, AnyNetwork) else network.to_dict()
     name = network.name if isinstance(network, AnyNetwork) else network.family
-    told = {key: value for key, value in written.items() if key not in ("perturbation", "quantization_config")}
+    told = {key: value for key, value in written.items() if key not in _NOT_OF_TENSORS}
     try:
         return _table(json.dumps(told, sort_keys=True), network.architecture, source)
     except CheckpointError as error:
@@ -340,6 +343,12 @@ def _table(written: str, architecture: str, source: Code | None) -> DerivedTable
     from hf_perturb.checkpoints.skeleton import Skeleton
 
     stored = json.loads(written)
-    config, classes = classes_of(stored, architecture, source)
-    skeletons = tuple(Skeleton.build(each, config) for each in classes)
+    try:
+        config, classes = classes_of(stored, architecture, source)
+        skeletons = tuple(Skeleton.build(each, config) for each in classes)
+    except CheckpointError:
+        raise
+    except Exception as error:  # of constructors, whatever they make of a configuration that is not theirs
+        why = " ".join(str(error).split())
+        raise CheckpointError(f"its config.json cannot be used ({type(error).__name__}: {why})") from error
     return DerivedTable(str(stored.get("model_type")), (), skeletons=skeletons)

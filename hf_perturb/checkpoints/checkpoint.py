@@ -289,7 +289,7 @@ class Checkpoint:
             types = {name: kind for name, kind in types.items() if self.network.is_parameter(name)}
         odd = other_types(types)
         said = "; ".join(filter(None, (said, odd)))
-        if said and "quantization_config" in self.stored:
+        if said and self.stored.get("quantization_config") is not None:
             said = _quantised(self.stored)
         if said:
             raise CheckpointError(f"{self.name}: {said}")
@@ -301,7 +301,7 @@ class Checkpoint:
 
     def _take_own(self, network: AnyNetwork) -> None:
         """Leave out what no class of the network has: whoever loads it would have no place for it."""
-        if "quantization_config" in self.stored:
+        if self.stored.get("quantization_config") is not None:
             raise CheckpointError(f"{self.name}: {_quantised(self.stored)}")
         self.described = network = network.with_tensors(self.shapes)
         table = network.table()
@@ -384,5 +384,6 @@ def write_configuration(folder: Path, content: Mapping[str, Any]) -> None:
 
 
 def _quantised(stored: Mapping[str, Any]) -> str:
-    method = (stored["quantization_config"] or {}).get("quant_method", "unknown")
+    said = stored["quantization_config"]
+    method = said.get("quant_method", "unknown") if isinstance(said, dict) else "unknown"
     return f"its weights are quantised ({method}), and no digest tells of those; use what they were made from"

@@ -25,29 +25,27 @@ def classes_of(
         code: where its code is, if that may be run.
 
     Raises:
-        CheckpointError: if there is no such class, or its configuration cannot be used.
+        CheckpointError: if there is no such class.
+        Exception: whatever the class of the configuration makes of one that it cannot use.
     """
     kind, own = str(written.get("model_type")), written.get("auto_map") or {}
     named: dict[str, type[PreTrainedModel]] = {}
-    try:
-        if kind in CONFIG_MAPPING and (code is None or "AutoConfig" not in own):
-            config = CONFIG_MAPPING[kind].from_dict(written)
-        elif code is not None and own:
-            config, named = _of_code(code, own)
-        else:
-            remedy = (
-                "its config.json names code of its own (auto_map); read it, and say --trust-remote-code"
-                if own
-                else (f"transformers {transformers.__version__} has none of it")
-            )
-            raise CheckpointError(f"model_type is {kind!r}: {remedy}")
-    except (ValueError, TypeError, AttributeError, KeyError, ImportError) as error:
-        raise CheckpointError(f"its config.json cannot be used: {error}") from error
+    if kind in CONFIG_MAPPING and (code is None or "AutoConfig" not in own):
+        config = CONFIG_MAPPING[kind].from_dict(written)
+    elif code is not None and own:
+        config, named = _of_code(code, own)
+    else:
+        remedy = (
+            "its config.json names code of its own (auto_map); read it, and say --trust-remote-code"
+            if own
+            else (f"transformers {transformers.__version__} has none of it")
+        )
+        raise CheckpointError(f"model_type is {kind!r}: {remedy}")
     trunk = named.get("AutoModel") or MODEL_MAPPING.get(type(config), None)
     # some configurations have several trunks, the first of which is the usual one
     trunk = trunk[0] if isinstance(trunk, tuple) else trunk
     stored = next((each for each in named.values() if each.__name__ == architecture), None)
-    stored = stored or getattr(transformers, architecture, None) or _registered(architecture, type(config)) or trunk
+    stored = stored or _of_transformers(architecture) or _registered(architecture, type(config)) or trunk
     if stored is None:
         raise CheckpointError(f"architectures is {architecture!r}, and transformers has no such class for {kind!r}")
     return config, list(dict.fromkeys(each for each in (stored, trunk) if each is not None))
@@ -59,6 +57,13 @@ def _of_code(code: Code, own: dict[str, str]) -> tuple[PreTrainedConfig, dict[st
     config = AutoConfig.from_pretrained(code.location, trust_remote_code=True, **hub)
     models = {auto: name for auto, name in own.items() if auto.startswith("AutoModel")}
     return config, {auto: get_class_from_dynamic_module(name, code.location, **hub) for auto, name in models.items()}
+
+
+def _of_transformers(architecture: str) -> type[PreTrainedModel] | None:
+    """Return a class of Transformers by its name; not all that has a name there is a class of networks."""
+    found = getattr(transformers, architecture, None)
+    is_network = isinstance(found, type) and issubclass(found, PreTrainedModel) and found is not PreTrainedModel
+    return found if is_network else None
 
 
 def _registered(architecture: str, config: type[PreTrainedConfig]) -> type[PreTrainedModel] | None:

@@ -243,6 +243,11 @@ def test_a_control_by_the_rules_of_transformers_keeps_its_format(tmp_path):
         ({}, {"model_type": "blurb"}, r"model_type is 'blurb': transformers \d.* has none of it"),
         ({}, {"model_type": "blurb", "auto_map": {"AutoConfig": "x.Y"}}, r"say --trust-remote-code"),
         ({}, {"quantization_config": {"quant_method": "gptq"}}, r"quantised \(gptq\), .*use what they were made from"),
+        ({}, {"quantization_config": "gptq"}, r"quantised \(unknown\)"),
+        ({}, {"architectures": ["T5Model"]}, r"config.json cannot be used \(AttributeError: .*'d_model'"),
+        ({}, {"architectures": ["pipeline"]}, r"missing tensors: pooler"),
+        ({}, {"hidden_act": "blurb"}, r"config.json cannot be used \(KeyError: 'blurb'\)"),
+        ({}, {"initializer_range": "0.02"}, r"config.json cannot be used \(Strict.*'initializer_range'"),
         ({}, {"architectures": ["BertForNothing"], "model_type": "albert"}, r"missing tensors: albert|missing tensors"),
     ],
 )
@@ -258,6 +263,19 @@ def test_what_is_no_base_is_refused(files, change, message, tmp_path, bert_folde
             (folder / "model.safetensors").write_bytes((bert_folder / "model.safetensors").read_bytes())
     with pytest.raises(CheckpointError, match=message):
         create_variant(folder, tmp_path / "out", "reinit")
+
+
+def test_what_is_no_matter_of_tensors_is_no_obstacle(bert_folder, tmp_path):
+    """A library that is not here, no quantiser, and code that is not needed."""
+    said = {"_attn_implementation": "flash_attention_2", "quantization_config": None, "auto_map": "modeling_x.X"}
+    (tmp_path / "base").mkdir()
+    stored_as = json.loads((bert_folder / "config.json").read_text())
+    (tmp_path / "base" / "config.json").write_text(json.dumps({**stored_as, **said}))
+    (tmp_path / "base" / "model.safetensors").write_bytes((bert_folder / "model.safetensors").read_bytes())
+    records = [
+        create_variant(base, tmp_path / f"{base.name}-out", "reinit") for base in (tmp_path / "base", bert_folder)
+    ]
+    assert records[0].digest == records[1].digest
 
 
 @pytest.fixture(scope="module")
