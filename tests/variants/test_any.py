@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -19,6 +20,7 @@ from hf_perturb import (
     Perturbation,
     convert_checkpoint,
     create_variant,
+    create_variants,
     export_checkpoint,
     verify_variant,
 )
@@ -295,3 +297,16 @@ def test_no_package_of_ours_has_such_a_network(bert_folder, tmp_path):
     assert convert_checkpoint(tmp_path / "out", tmp_path / "half", dtype="bfloat16").architecture == "BertForMaskedLM"
     convert_checkpoint(tmp_path / "out", tmp_path / "half", dtype="bfloat16", force=True)
     assert verify_variant(tmp_path / "half", bert_folder).ok
+
+
+def test_a_matrix_that_was_interrupted_is_completed(tmp_path):
+    """What a base has no tokenizer of is not asked of its variants."""
+    stored("mixtral", tmp_path / "base")
+    asked = {tmp_path / f"seed{seed}": {"method": "gaussian", "seed": seed} for seed in (1, 2)}
+    first = create_variants(tmp_path / "base", asked)
+    shutil.rmtree(tmp_path / "seed2")
+    kept = (tmp_path / "seed1" / "model.safetensors").stat().st_mtime_ns
+    assert {out: each.digest for out, each in create_variants(tmp_path / "base", asked).items()} == {
+        out: each.digest for out, each in first.items()
+    }
+    assert (tmp_path / "seed1" / "model.safetensors").stat().st_mtime_ns == kept
