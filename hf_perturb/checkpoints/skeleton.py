@@ -50,7 +50,6 @@ class Skeleton:
         construction: what its constructor did, where that is known.
     """
 
-    @torch.inference_mode(False)
     def __init__(self, model: PreTrainedModel, construction: Construction | None = None):
         self.model = copy.deepcopy(model, _twins(model))
         if construction is not None:
