@@ -337,12 +337,20 @@ def derived_table(network: Network) -> DerivedTable:
         raise CheckpointError(f"{name!r}: {error}") from error
 
 
+def _number(said: dict[str, Any]) -> Any:
+    """Return the number for which JSON has no word, as Transformers writes it, and anything else as it is."""
+    return float(said["__float__"]) if [*said] == ["__float__"] else said
+
+
 @lru_cache(maxsize=8)
 def _table(written: str, architecture: str, source: Code | None) -> DerivedTable:
     from hf_perturb.checkpoints.classes import classes_of
     from hf_perturb.checkpoints.skeleton import Skeleton
 
-    stored = json.loads(written)
+    # as Transformers writes what JSON has no number for
+    stored = json.loads(
+        written, object_hook=lambda said: float(said["__float__"]) if [*said] == ["__float__"] else said
+    )
     try:
         config, classes = classes_of(stored, architecture, source)
         skeletons = tuple(Skeleton.build(each, config) for each in classes)

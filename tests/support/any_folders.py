@@ -18,10 +18,13 @@ from hf_perturb.perturbation import make_plan
 from hf_perturb.perturbation.floats import array_of
 from support.any_models import MODELS, any_config, any_model, noised
 
+_MAMBA2 = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 50, "num_heads": 4, "head_dim": 16, "state_size": 8}
 # beside those of `any_models`, by name: the class that is stored, and its configuration
 OTHERS: dict[str, Callable[[], PreTrainedModel]] = {
     "bert_trunk": lambda: any_model("bert"),
     "bert_pretraining": lambda: tf.BertForPreTraining(any_config("bert")),
+    # its configuration has an infinity, which JSON has no number for
+    "mamba2": lambda: tf.Mamba2Model(tf.Mamba2Config(**_MAMBA2)),
     "mixtral": lambda: tf.MixtralForCausalLM(tf.MixtralConfig(**MODELS["llama"][2], num_local_experts=3)),
 }
 
