@@ -48,7 +48,7 @@ class DerivedTable(Table):
     skeletons: tuple[Skeleton, ...] = ()
     stored: Mapping[str, tuple[Skeleton, str] | None] = field(default_factory=dict, repr=False)
     stacks: tuple[Stack, ...] = ()
-    _told: dict[tuple[str, Shape], Told] = field(default_factory=dict, repr=False, compare=False)
+    _told: dict[tuple[object, ...], Told] = field(default_factory=dict, repr=False, compare=False)
 
     def find(self, name: str) -> tuple[Skeleton, str] | None:
         """Return where a tensor is, and its name there; `None` for one that no class has."""
@@ -91,8 +91,12 @@ class DerivedTable(Table):
         return None if found is None else self.told(*found).initialiser
 
     def told(self, skeleton: Skeleton, own: str) -> Told:
-        """Return what is known of the draw of a tensor; those of a pattern and a shape are drawn alike."""
-        alike = _pattern(own), skeleton.shapes[own]
+        """Return what is known of the draw of a tensor; those of a pattern and a shape are drawn alike.
+
+        Where those beside it are of the same shapes, that is: the bound of a bias is that of its weight.
+        """
+        beside = skeleton.model.get_submodule(skeleton.stored(own).rpartition(".")[0]).parameters()
+        alike = _pattern(own), skeleton.shapes[own], *(tuple(each.shape) for each in beside)
         if alike not in self._told:
             self._told[alike] = skeleton.told(own)
         return self._told[alike]

@@ -15,8 +15,9 @@ import torch
 from support.any_models import MODELS, any_class, any_config, any_model, noised
 from support.models import CONFIGS, model_class
 from torch import nn
-from transformers import BertConfig, BertModel, PreTrainedModel
+from transformers import BertConfig, BertModel, EncodecConfig, EncodecModel, PreTrainedModel
 
+from hf_perturb.checkpoints.any_network import DerivedTable
 from hf_perturb.checkpoints.skeleton import Skeleton
 from hf_perturb.errors import PerturbationError
 
@@ -419,3 +420,12 @@ def test_a_draw_in_part_is_told_as_that():
 
 def test_the_last_of_two_draws_is_told():
     assert skeleton("gpt2").told("h.0.mlp.c_proj.weight").initialiser.text == "`normal_(0, 0.01)`"
+
+
+def test_biases_of_a_shape_beside_weights_of_others_are_told_apart():
+    skeleton = Skeleton.build(EncodecModel, EncodecConfig(num_filters=4, hidden_size=16, codebook_size=8))
+    table = DerivedTable("encodec", (), skeletons=(skeleton,))
+    names = [name for name in skeleton.shapes if re.fullmatch(r"encoder.layers.\d+.(block.\d+.)?conv.bias", name)]
+    for name in names:
+        assert table.told(skeleton, name) == skeleton.told(name)
+    assert len({skeleton.shapes[name] for name in names}) < len({table.told(skeleton, name) for name in names})
