@@ -11,7 +11,8 @@ from __future__ import annotations
 import copy
 import math
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
 from types import FrameType, FunctionType
@@ -29,6 +30,8 @@ from hf_perturb.errors import PerturbationError
 
 # `torch.device` as a context notes the device that was current for the whole process, and puts it back
 BUILDING = Lock()
+# the types that were the process's default, one for each thread that goes by another
+_DEFAULT, _replaced = Lock(), list[torch.dtype]()
 # what they write does not depend on what was there
 OVERWRITING = frozenset(("normal_", "uniform_", "fill_", "zero_", "copy_"))
 # what makes numbers of the type that is the process's default, which somebody else may have changed at the moment
@@ -44,11 +47,30 @@ def construct(model_class: type[PreTrainedModel], config: Any) -> tuple[PreTrain
         The network, and what was done to its tensors.
     """
     construction = Construction()
-    with BUILDING, torch.device("meta"), _Numbers(), Functions(construction.skipped), construction:
+    with BUILDING, of_float32(), torch.device("meta"), _Numbers(), Functions(construction.skipped), construction:
         model = model_class(copy.deepcopy(config))
     for name, tensor in model.state_dict(keep_vars=True).items():
         construction.tensors[name] = construction.memory(tensor)
     return model, construction
+
+
+@contextmanager
+def of_float32() -> Iterator[None]:
+    """Let numbers that say no type be float32, as in an ordinary process; where they are, nothing is changed.
+
+    The default is the process's: as long as one thread is in here, it is that for all.
+    """
+    with _DEFAULT:
+        held = bool(_replaced) or torch.get_default_dtype() != torch.float32
+        if held:
+            _replaced.append(torch.get_default_dtype() if not _replaced else _replaced[0])
+            torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        with _DEFAULT:
+            if held and (before := _replaced.pop()) and not _replaced:
+                torch.set_default_dtype(before)
 
 
 def with_generator(func: Any, kwargs: dict[str, Any], generator: torch.Generator) -> tuple[Any, dict[str, Any]]:

@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils._pytree import tree_iter
 from transformers.modeling_utils import PreTrainedModel
 
-from hf_perturb.checkpoints.constructed import BUILDING, Construction, construct
+from hf_perturb.checkpoints.constructed import BUILDING, Construction, construct, of_float32
 from hf_perturb.checkpoints.drawing import Seen, Slots, has_nan, tied_keys
 from hf_perturb.checkpoints.shapes import Shape
 from hf_perturb.errors import PerturbationError
@@ -181,7 +181,7 @@ class Skeleton:
                 f" {'a buffer or integers' if name in self.shapes else 'a name that the network lacks'}"
             )
         stored = self.stored(name)
-        with torch.inference_mode(False), torch.no_grad(), self._slots() as slots:
+        with torch.inference_mode(False), torch.no_grad(), of_float32(), self._slots() as slots:
             try:
                 own = None if memory is None else torch.from_numpy(memory)
                 drawn = slots.draw(stored, generator_seed(seed, name), seen, memory=own)

@@ -429,3 +429,40 @@ def test_biases_of_a_shape_beside_weights_of_others_are_told_apart():
     for name in names:
         assert table.told(skeleton, name) == skeleton.told(name)
     assert len({skeleton.shapes[name] for name in names}) < len({table.told(skeleton, name) for name in names})
+
+
+class OfTheDefault(PreTrainedModel):
+    """Its values come of numbers that say no type, and of what it is told that such have."""
+
+    config_class = BertConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.scale = nn.Parameter(torch.tensor(2.6592))
+        self.rates = nn.Parameter(torch.empty(9))
+        self.angles = nn.Parameter(torch.empty(9))
+        self.post_init()
+
+    def _init_weights(self, module):
+        with torch.no_grad():
+            self.rates.copy_(torch.log(torch.arange(1, 10)))
+            self.angles.copy_(torch.arange(9).to(torch.get_default_dtype()) * 0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_the_default_type_of_the_process_is_no_matter(dtype):
+    def build():
+        return Skeleton.build(OfTheDefault, BertConfig())
+
+    expected = draws(build())
+    assert np.array_equal(expected["rates"], np.log(np.arange(1, 10, dtype=np.float32)))
+    torch.set_default_dtype(dtype)
+    try:
+        other = build()
+        with ThreadPoolExecutor(4) as pool:
+            names = [*expected] * 20
+            found = list(zip(names, pool.map(lambda each: other.draw(each, 42), names), strict=True))
+        assert torch.get_default_dtype() is dtype
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(np.array_equal(expected[name], values) for name, values in found)
