@@ -39,8 +39,8 @@ def any_card(
     constant: dict[str, None] = {}
     for name, step in steps.items():
         row = table.row(name)
-        if row.part is not None:
-            kept[row.part][row.pattern] = None
+        for part in filter(None, (row.part, row.other)):
+            kept[part][row.pattern] = None
         if step is not None and step.drawn is not None and len(shapes[name]) > 1 and table.is_constant(name):
             constant[row.pattern] = None
     rows, drawn = rule_rows(table, record, steps, touched), record.method == "reinit"

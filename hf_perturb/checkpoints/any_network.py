@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from hf_perturb.checkpoints.network import Network
@@ -274,9 +276,33 @@ class AnyNetwork(Network):
             shapes |= {name: (shape, stack.skeleton.shapes.get(name)) for name, shape in stack.shapes.items()}
         other = [f"{name} {one} instead of {expected}" for name, (one, expected) in shapes.items() if one != expected]
         # a trunk may be stored under the name of a class with a head, which it lacks
-        missing = min((self.missing(number) for number, _ in enumerate(table.skeletons)), key=bool)
+        missing = min((self.lost(number) for number, _ in enumerate(table.skeletons)), key=bool)
         problems = {"missing tensors": missing, "tensors of another shape": other}
         return "; ".join(f"{problem}: {listed(sorted(names))}" for problem, names in problems.items() if names)
+
+    def lost(self, number: int = 0) -> list[str]:
+        """Return those of the parameters that are not stored without which there is no such network.
+
+        A pooler may have been left out: some classes can be built without it.
+        """
+        skeleton, missing = self.table().skeletons[number], self.missing(number)
+        is_optional = "add_pooling_layer" in signature(type(skeleton.model).__init__).parameters
+        return [name for name in missing if not (is_optional and skeleton.canonical(name).startswith("pooler."))]
+
+    def names_in(self, other: AnyNetwork) -> dict[str, str]:
+        """Return what another network with the same trunk calls each tensor that is stored; what it lacks as here."""
+        theirs, mine = (
+            {name: each.table().named(name) for name in each.found if each.table().find(name)} for each in (other, self)
+        )
+        # of what is held as one with others, nobody asks by that name
+        alone = [{own for own, count in Counter(each.values()).items() if count == 1} for each in (theirs, mine)]
+        called = {own: name for name, own in theirs.items() if own in alone[0] & alone[1]}
+        return {name: called.get(mine.get(name, name), name) for name in self.found}
+
+    def has_no_place_for(self, other: AnyNetwork, name: str) -> bool:
+        """Whether a tensor of another network is none of the class that this one is stored as."""
+        found, first = other.table().find(name), self.table().skeletons[0]
+        return found is None or found[1] not in first.shapes
 
     def missing(self, number: int = 0) -> list[str]:
         """Return the parameters of one of its classes that are not stored, by default of the first."""

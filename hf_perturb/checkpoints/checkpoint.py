@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -312,7 +312,10 @@ class Checkpoint:
         self.drop_tied()
         self.described = network = network.with_tensors(self.shapes)
         if missing := network.missing():
-            self.notes.append(f"{network.classes[0].__name__} has tensors that are not stored: {listed(missing)}")
+            self.notes.append(
+                f"{network.classes[0].__name__} has tensors that are not stored, and Transformers draws them anew each"
+                f" time that it loads one: {listed(missing)}"
+            )
         if stacks := network.stacks:
             one, other = next(iter(stacks[0].patterns)), next(iter(stacks[0].shapes))
             stored, held = (sum(map(len, each)) for each in ([x.patterns for x in stacks], [x.shapes for x in stacks]))
@@ -320,6 +323,15 @@ class Checkpoint:
                 f"{stored} tensors are {held} others once they are loaded, and are perturbed as these: {one} is a part"
                 f" of {other}"
             )
+
+    def named_as(self, other: Checkpoint) -> Checkpoint:
+        """Return the same checkpoint with its tensors called as in another one, of a network with the same trunk."""
+        if not (isinstance(self.described, AnyNetwork) and isinstance(other.described, AnyNetwork)):
+            return self
+        names = self.described.names_in(other.described)
+        renamed = {names[name]: tensor for name, tensor in self.tensors.items()}
+        network = self.described.with_tensors({name: tensor.shape for name, tensor in renamed.items()})
+        return replace(self, tensors=renamed, described=network)
 
     def tell(self) -> None:
         """Log what a user should know of how the tensors of a network that is none of ours were read."""

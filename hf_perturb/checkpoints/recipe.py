@@ -20,6 +20,8 @@ _OWN = {
     *("perturbation", "digest", "architectures", "auto_map", "dtype", "torch_dtype", "torch_version"),
     *("transformers_version", "tie_word_embeddings", "published_as", "_name_or_path"),
 }
+# and what follows from the class, where a variant is saved as another one of the same trunk
+_OF_A_CLASS = {"is_encoder_decoder", "is_decoder", "use_cache"}
 _HEADS = {"num_labels", "id2label", "label2id", "problem_type", "classifier_dropout"}
 _MOVED = "; if the base is elsewhere now, perturbation.base.name in the recipe's config.json may be edited"
 
@@ -162,6 +164,8 @@ def other_sizes(variant: Checkpoint, base: Checkpoint, *, heads: bool = True) ->
     """
     ours, theirs = (_said(checkpoint) for checkpoint in (variant, base))
     own = _OWN if heads else _OWN | _HEADS
+    if isinstance(variant.network, AnyNetwork) and variant.network.architecture != base.network.architecture:
+        own = own | _OF_A_CLASS
     differs = [key for key in sorted((ours.keys() & theirs.keys()) - own) if ours[key] != theirs[key]]
     return [f"config.json: {key} is {ours[key]!r}, the base has {theirs[key]!r}" for key in differs]
 

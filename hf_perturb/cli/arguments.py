@@ -199,8 +199,11 @@ def _add_perturbation(parser: Any) -> None:
     parser.add_argument("--scope", metavar="SCOPE", help=f"perturb only a part, repeatable (all hold): {names}", **many)
     kept = "perturb a part that the rules keep, too, repeatable"
     parser.add_argument("--also", choices=rules.PARTS, help=kept, **many)
-    depths = "one variant for each depth, from the first layer on that side to all of them"
-    parser.add_argument("--cascade", type=_direction, metavar="top-down|bottom-up", help=depths)
+    depths = (
+        "top-down or bottom-up (encoder.top-down, where there are several stacks of layers): one variant for each"
+        " depth, from the first layer on that side to all of them"
+    )
+    parser.add_argument("--cascade", type=_direction, metavar="DIRECTION", help=depths)
 
 
 def _add_rules(parser: Any) -> None:

@@ -245,7 +245,7 @@ def compare_checkpoints(
     if one.network.family != other.network.family:
         kinds = f"{one.name!r} is a {one.network.family}, {other.name!r} a {other.network.family}"
         raise CheckpointError(f"{kinds}; allowed: two checkpoints of one family")
-    rows, histogram = _compared(one, other, jobs, progress)
+    rows, histogram = _compared(one, other.named_as(one), jobs, progress)
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(row.group, []).append(row)
@@ -322,6 +322,8 @@ def _compared(
     in_a = {**a.tensors, **{name: a.tensors[source] for name, source in tied_a.items()}}
     in_b = {**b.tensors, **{name: b.tensors[source] for name, source in tied_b.items()}}
     pairs = {name: (in_a[name], in_b[name]) for name in shapes if name in in_a and name in in_b}
+    if not pairs:
+        raise CheckpointError(f"{a.name!r} and {b.name!r} are different networks; no tensor of one is in the other")
     if odd := [f"{name} {x.shape} and {y.shape}" for name, (x, y) in pairs.items() if x.shape != y.shape]:
         raise CheckpointError(f"{a.name!r} and {b.name!r} are different networks; tensors of two shapes: {listed(odd)}")
     parameters = {name for name in shapes if all(of.network.is_parameter(name) for of in (a, b) if name in of.tensors)}

@@ -254,7 +254,9 @@ def _added(model: PreTrainedModel, info: Mapping[str, Any], opened: Checkpoint, 
             " that it is stored with, and only a head on top may be another one"
         )
     missing = [name for key in info["missing_keys"] if (name := live.canonical(key)) in live.parameters]
-    if lost := [name for name in missing if name in stored.parameters or of_a_layer(name)]:
+    # of files that are whole all the same
+    left_out = {stored.canonical(name) for name in {*opened.network.missing()} - {*opened.network.lost()}}
+    if lost := [name for name in missing if (name in stored.parameters and name not in left_out) or of_a_layer(name)]:
         kind, loaded = type(stored.model).__name__, type(model).__name__
         remedy = "it is damaged, or loaded with other sizes than it is stored with"
         if loaded != kind:

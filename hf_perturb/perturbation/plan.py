@@ -175,7 +175,7 @@ def select(family: str | Table, names: Iterable[str], perturbation: Perturbation
         if row.other is not None and len({row.part, row.other} & {*perturbation.also}) == 1:
             raise PerturbationError(
                 f"perturbation also: got {list(perturbation.also)}, and {name!r} is of the {row.part} and of the"
-                f" {row.other}, which are one tensor in this network; allowed: both, or one and that in exclude"
+                f" {row.other}, which are one tensor in this network; allowed: both, or exclude={[name]!r} to leave it"
             )
     for part in perturbation.also:
         # the rules perturb a head of the name `lm_head` by themselves

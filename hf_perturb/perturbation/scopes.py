@@ -145,7 +145,7 @@ def in_scope(family: str | Table, names: Iterable[str], scope: Iterable[str]) ->
 def depth_of(names: Iterable[str], family: str | Table = "fair_esm", direction: str = "top-down") -> int:
     """Return the number of layers of the network that tensors with these names make, or of the stack of a cascade."""
     depths, found = _depths(map(table_of(family).place, names)), _DIRECTION.fullmatch(direction)
-    return depths.get(_stack_of(direction, (found and found[1]) or "", depths), 0)
+    return depths.get(_stack_of(direction, (found and found[1]) or "", depths, "cascade direction"), 0)
 
 
 def _depths(places: Iterable[Place]) -> dict[str, int]:
@@ -157,7 +157,7 @@ def _depths(places: Iterable[Place]) -> dict[str, int]:
     return depths
 
 
-def _stack_of(scope: str, named: str, depths: Mapping[str, int]) -> str:
+def _stack_of(scope: str, named: str, depths: Mapping[str, int], key: str = "perturbation scope") -> str:
     """Return the stack that a scope or a cascade is of: the one that it names, or the only one."""
     if named in depths or (not named and not depths):
         return named
@@ -165,7 +165,8 @@ def _stack_of(scope: str, named: str, depths: Mapping[str, int]) -> str:
         return next(iter(depths))
     form = scope.removeprefix(f"{named}.")
     stacks = [f"{stack}.{form}" if stack else form for stack in depths]
-    raise _refuse(scope, f"one of {', '.join(map(repr, stacks))}, for these are the network's stacks of layers")
+    allowed = f"one of {', '.join(map(repr, stacks))}, for these are the network's stacks of layers"
+    raise PerturbationError(f"{key}: got {scope!r}; allowed: {allowed}")
 
 
 def scope_text(family: str | Table, name: str) -> str:

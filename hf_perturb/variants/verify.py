@@ -244,9 +244,10 @@ def _rebuild(opened: Checkpoint, record: Perturbation, base: Checkpoint, run: Ca
     """Build every tensor of a variant again, and compare it with what is stored, if anything is."""
     blueprint, sources = make_blueprint(base, record), Sources.of(base)
     is_cast = record.digest is None or (len(opened.kinds) == 1 and opened.kinds != base.kinds)
-    stored = _Stored(opened.tensors, opened.network.family, is_cast)
+    named = opened if opened.is_recipe else opened.named_as(base)
+    stored = _Stored(named.tensors, opened.network.family, is_cast)
     if not opened.is_recipe:
-        _refuse_another_network(opened, base, blueprint)
+        _refuse_another_network(named, base, blueprint)
     elif record.digest is None:
         raise CheckpointError(
             f"{opened.name!r} is a recipe that records no digest, so there is nothing to compare with"
@@ -266,8 +267,10 @@ def _rebuild(opened: Checkpoint, record: Perturbation, base: Checkpoint, run: Ca
             )
     lines, own_head = target.digests, False
     if not opened.is_recipe:
-        added = {name: tensor.digest() for name, tensor in opened.tensors.items() if name not in stored.digests}
-        lines, own_head = {**stored.digests, **added}, bool(added) or not all(stored.heads.values())
+        own = dict(zip(named.tensors, opened.tensors, strict=True))
+        added = {name: tensor.digest() for name, tensor in named.tensors.items() if name not in stored.digests}
+        lines = {own[name]: line for name, line in {**stored.digests, **added}.items()}
+        own_head = bool(added) or not all(stored.heads.values())
     problems += [*differences(opened, lines), *other_sizes(opened, base, heads=not own_head)]
     digest = digest_of_lines(lines)
     found = tuple(stored.differences[name] for name in names)
@@ -280,6 +283,10 @@ def _refuse_another_network(opened: Checkpoint, base: Checkpoint, blueprint: Blu
     made, found = {name: shape for name, (_, shape) in blueprint.shapes.items()}, opened.shapes
     heads = {name for name in made if name not in found and name in base.network.language_head}
     heads |= {name for name in {**made, **found} if not is_of_network(opened.network.family, name)}
+    one, other = opened.network, base.network
+    if isinstance(one, AnyNetwork) and isinstance(other, AnyNetwork):
+        heads |= {name for name in made if name not in found and one.has_no_place_for(other, name)}
+        heads |= {name for name in found if name not in made and other.has_no_place_for(one, name)}
     if odd := [name for name in {**made, **found} if made.get(name) != found.get(name) and name not in heads]:
         raise CheckpointError(
             f"{opened.name!r} is no variant of {base.name!r}: there are tensors that only one of them has, or of"
