@@ -18,7 +18,8 @@ from hf_perturb.errors import HubError
 # settings and vocabularies, by how they are called; what tells of weights or of their training is no part of it
 _BESIDE = re.compile(r"[\w.-]+\.(json|jsonl|txt|model|vocab|bpe|tiktoken|jinja)", re.ASCII)
 _OF_WEIGHTS = re.compile(
-    r"config\.json|adapter_config\.json|(.*_)?(results|state|args|index)\.json|.*\.index\.(\w+\.)?json|modules\.json"
+    r"config\.json|adapter_config\.json|(.*_)?(state|args|index)\.json|.*\.index\.(\w+\.)?json|modules\.json"
+    r"|(.*[_-])?(results|metrics|predictions|logs?|history|summary)([_-].*)?\.(json|jsonl|txt)"
     r"|(requirements|license|licence|readme|log)[\w.-]*\.txt|\..*",
     re.IGNORECASE,
 )

@@ -269,14 +269,33 @@ def test_what_is_no_base_is_refused(files, change, message, tmp_path, bert_folde
 def test_what_is_no_matter_of_tensors_is_no_obstacle(bert_folder, tmp_path):
     """A library that is not here, no quantiser, and code that is not needed."""
     said = {"_attn_implementation": "flash_attention_2", "quantization_config": None, "auto_map": "modeling_x.X"}
-    (tmp_path / "base").mkdir()
-    stored_as = json.loads((bert_folder / "config.json").read_text())
-    (tmp_path / "base" / "config.json").write_text(json.dumps({**stored_as, **said}))
-    (tmp_path / "base" / "model.safetensors").write_bytes((bert_folder / "model.safetensors").read_bytes())
+    shutil.copytree(bert_folder, tmp_path / "base")
+    restored(tmp_path / "base", lambda tensors: tensors, **said)
     records = [
         create_variant(base, tmp_path / f"{base.name}-out", "reinit") for base in (tmp_path / "base", bert_folder)
     ]
     assert records[0].digest == records[1].digest
+
+
+def test_what_tells_of_training_is_not_taken_over(bert_folder, tmp_path):
+    """A control has the tokenizer of its base, not what that scored."""
+    base, out = shutil.copytree(bert_folder, tmp_path / "base"), tmp_path / "out"
+    kept = ["vocab.txt", "merges.txt", "spiece.model", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
+    kept += ["special_tokens_map.json", "preprocessor_config.json", "entity_vocab.json"]
+    left = ["eval_results.txt", "eval_results_mnli.txt", "all_results.json", "metrics.json", "train_metrics.json"]
+    left += [
+        "trainer_log.jsonl",
+        "trainer_state.json",
+        "test_predictions.txt",
+        "log_history.json",
+        "wandb-summary.json",
+    ]
+    left += ["model.safetensors.index.json", "adapter_config.json", "requirements.txt", "LICENSE.txt"]
+    for name in (*kept, *left):
+        (base / name).write_text("{}")
+    create_variant(base, out, "reinit")
+    written = {"config.json", "model.safetensors", "README.md"}
+    assert {path.name for path in out.iterdir()} - written == {*kept}
 
 
 @pytest.fixture(scope="module")
