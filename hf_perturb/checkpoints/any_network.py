@@ -10,6 +10,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
 from inspect import signature
@@ -79,6 +80,8 @@ class DerivedTable(Table):
         found, pattern = self.find(name), _pattern(name)
         if found is None or found[1] not in found[0].parameters:
             return Row(pattern, None, "a buffer, or no floating point")
+        if found[0].stored(found[1]) in (found[0].model._keys_to_ignore_on_save or ()):
+            return Row(pattern, None, "never stored: as the constructor makes it")
         head = "head" if found[1] in _HEADS.get(self.family, ()) else None
         part = found[0].parts.get(found[1], head)
         return Row(pattern, _OWN, _SOURCE, part=part, other="head" if found[1] in found[0].two_parts else None)
@@ -311,7 +314,9 @@ class AnyNetwork(Network):
         here = {place[1] for place in table.stored.values() if place is not None}
         here.update(*(stack.shapes for stack in table.stacks))
         here = {skeleton.tied.get(name, name) for name in here}
-        return [skeleton.stored(name) for name in skeleton.parameters if skeleton.tied.get(name, name) not in here]
+        left = [skeleton.stored(name) for name in skeleton.parameters if skeleton.tied.get(name, name) not in here]
+        unmissed = skeleton.model._keys_to_ignore_on_load_missing or ()
+        return [name for name in left if not any(re.search(each, name) for each in unmissed)]
 
     def is_parameter(self, name: str) -> bool:
         """Whether a tensor is a parameter of floating point, not a buffer."""
@@ -383,10 +388,12 @@ def _table(written: str, architecture: str, source: Code | None) -> DerivedTable
     )
     try:
         config, classes = classes_of(stored, architecture, source)
-        skeletons = tuple(Skeleton.build(each, config) for each in classes)
+        skeletons = [Skeleton.build(each, config) for each in classes[:1]]
     except CheckpointError:
         raise
     except Exception as error:  # of constructors, whatever they make of a configuration that is not theirs
         why = " ".join(str(error).split())
         raise CheckpointError(f"its config.json cannot be used ({type(error).__name__}: {why})") from error
-    return DerivedTable(str(stored.get("model_type")), (), skeletons=skeletons)
+    with suppress(Exception):  # a trunk may want more than a configuration of the whole says
+        skeletons += [Skeleton.build(each, config) for each in classes[1:]]
+    return DerivedTable(str(stored.get("model_type")), (), skeletons=tuple(skeletons))

@@ -19,12 +19,28 @@ from hf_perturb.perturbation.floats import array_of
 from support.any_models import MODELS, any_config, any_model, noised
 
 _MAMBA2 = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 50, "num_heads": 4, "head_dim": 16, "state_size": 8}
+
+
+def _musicgen() -> tf.MusicgenConfig:
+    decoder = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 64, "vocab_size": 50}
+    codec = {"num_filters": 4, "hidden_size": 16, "codebook_size": 8, "num_lstm_layers": 1, "codebook_dim": 16}
+    parts = {
+        "text_encoder": {"model_type": "t5", **MODELS["t5"][2]},
+        "audio_encoder": {"model_type": "encodec", **codec},
+    }
+    return tf.MusicgenConfig(decoder={"model_type": "musicgen_decoder", **decoder}, **parts)
+
+
 # beside those of `any_models`, by name: the class that is stored, and its configuration
 OTHERS: dict[str, Callable[[], PreTrainedModel]] = {
     "bert_trunk": lambda: any_model("bert"),
     "bert_pretraining": lambda: tf.BertForPreTraining(any_config("bert")),
     # its configuration has an infinity, which JSON has no number for
     "mamba2": lambda: tf.Mamba2Model(tf.Mamba2Config(**_MAMBA2)),
+    # which does not store its positions
+    "marian": lambda: tf.MarianMTModel(tf.MarianConfig(**MODELS["bart"][2], pad_token_id=0, decoder_start_token_id=0)),
+    # its trunk cannot be built of the configuration of the whole
+    "musicgen": lambda: tf.MusicgenForConditionalGeneration(_musicgen()),
     "mixtral": lambda: tf.MixtralForCausalLM(tf.MixtralConfig(**MODELS["llama"][2], num_local_experts=3)),
 }
 
@@ -36,8 +52,9 @@ def trained(kind: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     torch.manual_seed(0)
     model = OTHERS[kind]().eval()
     with torch.no_grad():
-        for parameter in model.parameters():
-            noised(parameter)
+        for name, parameter in model.named_parameters():
+            if name not in (model._keys_to_ignore_on_save or ()):  # which nobody trains
+                noised(parameter)
     return model.to(dtype)
 
 
