@@ -94,7 +94,7 @@ class Recipe:
             base_digest: returns that of the base as it is now; called only where it decides something.
 
         Raises:
-            DigestError: naming the digests, and the versions of torch where that draws.
+            DigestError: naming the digests, and the versions of torch and Transformers where these draw.
         """
         # a digest of the weights says all; without one, that of the base is the next best
         if self.record.digest is not None and self.record.digest == digest:
@@ -110,6 +110,9 @@ class Recipe:
         if (here := torch_version(self.record)) is not None:
             then = self.checkpoint.stored.get("torch_version") or "unknown"
             why += f", or torch draws differently here (torch {here} on this processor, torch {then} then)"
+            then, here = self.record.transformers_version, version("transformers")
+            if then not in (None, here):
+                why += f", or Transformers initialises differently (transformers {here} here, {then} then)"
         raise DigestError(
             f"the recipe {self.checkpoint.name!r} gives weights with digest {digest}, its record says"
             f" {self.record.digest}; {why}"

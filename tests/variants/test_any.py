@@ -24,7 +24,7 @@ from hf_perturb import (
     export_checkpoint,
     verify_variant,
 )
-from hf_perturb.errors import CheckpointError, FolderExistsError, PerturbationError
+from hf_perturb.errors import CheckpointError, DigestError, FolderExistsError, PerturbationError
 
 METHODS = [Perturbation(method, 3, rules="transformers") for method in ("reinit", "resample", "gaussian")]
 
@@ -264,6 +264,15 @@ def test_what_is_no_base_is_refused(files, change, message, tmp_path, bert_folde
             (folder / "model.safetensors").write_bytes((bert_folder / "model.safetensors").read_bytes())
     with pytest.raises(CheckpointError, match=message):
         create_variant(folder, tmp_path / "out", "reinit")
+
+
+def test_a_recipe_that_gives_other_weights_says_by_which_versions(bert_folder, tmp_path):
+    create_variant(bert_folder, tmp_path / "recipe", "reinit", recipe=True)
+    said = json.loads((tmp_path / "recipe" / "config.json").read_text())
+    said["perturbation"] |= {"transformers_version": "5.0.0", "digest": f"blake3:{0:064}"}
+    (tmp_path / "recipe" / "config.json").write_text(json.dumps(said))
+    with pytest.raises(DigestError, match=r"torch draws .*, or Transformers initialises .* here, 5\.0\.0 then\)"):
+        create_variant(tmp_path / "recipe", tmp_path / "out")
 
 
 def test_what_is_no_matter_of_tensors_is_no_obstacle(bert_folder, tmp_path):
