@@ -113,6 +113,10 @@ class TokenizerEncoder(Encoder):
             said.append(f"{self._name} has a decoder too: these are representations of its encoder")
         if not self.by_residue:
             said.append(f"{tokenizing.name} makes tokens of several residues: pooled over tokens")
+        if (most := len(tokenizing.tokenizer)) > (self._vocabulary or most):
+            said.append(
+                f"{tokenizing.name} has {most:,} tokens, the network {self._vocabulary:,}: is it of this network?"
+            )
         self.notes = tuple(said)
 
     def to_dict(self) -> dict[str, Any]:
