@@ -385,11 +385,12 @@ def test_a_tokenizer_of_another_network_is_told(tmp_path):
         hf_perturb.embed(model, fasta, tmp_path / "out", tokenizer=tokenizer)
 
 
-def test_a_tokenizer_of_more_tokens_than_the_network_has_is_told(tmp_path, caplog):
+def test_a_tokenizer_of_more_tokens_than_the_network_has_is_told(tmp_path):
     model, tokenizer = encoder("bert")
-    tokenizer.add_tokens([f"<{number}>" for number in range(20)])
-    hf_perturb.embed(model, write_fasta(tmp_path / "a.fasta", draw((30,))), tmp_path / "out", tokenizer=tokenizer)
-    assert "is it of this network?" in caplog.text
+    tokenizer.add_tokens([f"<{number}>" for number in range(40)])
+    fasta = write_fasta(tmp_path / "a.fasta", draw((30,)))
+    done = hf_perturb.embed(model, fasta, tmp_path / "out", tokenizer=tokenizer)
+    assert done.notes == ("BertTokenizer has 70 tokens, the network 50: is it of this network?",)
 
 
 def test_networks_that_read_no_tokens_are_refused(tmp_path):
