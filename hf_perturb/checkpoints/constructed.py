@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -36,6 +37,8 @@ _DEFAULT, _replaced = Lock(), list[torch.dtype]()
 OVERWRITING = frozenset(("normal_", "uniform_", "fill_", "zero_", "copy_"))
 # what makes numbers of the type that is the process's default, which somebody else may have changed at the moment
 _OF_DEFAULT_TYPE = frozenset(("empty", "zeros", "ones", "full", "linspace", "rand", "randn", "normal"))
+_ADDING = re.compile(r"linalg_\w+|_weight_norm\w*|norm|mm|mv|bmm|addmm|dot|sum|mean|prod|std|var|cumsum|cumprod")
+_ALONE = Lock()
 _IS_META: Any = torch.Tensor.is_meta.__get__  # type: ignore[attr-defined]
 
 
@@ -89,6 +92,19 @@ def with_generator(func: Any, kwargs: dict[str, Any], generator: torch.Generator
         if {argument.name for argument in each._schema.arguments} == named | {"generator"}:
             return each, {**kwargs, "generator": generator}
     raise PerturbationError(f"the initialisation uses {func}, which takes no generator of its own")
+
+
+def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run an operator; one that adds numbers up, in one thread, for how many share in that decides how it rounds."""
+    if isinstance(func, FunctionType) or not _ADDING.fullmatch(name_of(func)):
+        return func(*args, **kwargs)
+    with _ALONE:  # a library of linear algebra has one number of threads for the process
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return func(*args, **kwargs)
+        finally:
+            torch.set_num_threads(threads)
 
 
 def described(name: str, given: Iterable[Any]) -> str:
@@ -217,8 +233,8 @@ class Construction(TorchDispatchMode):
                 self._given[x.untyped_storage()._cdata] = x.untyped_storage().clone()
         given = tree_map_only(torch.Tensor, self.memory, (args, dict(kwargs or {})))
         # some constructors draw on the CPU whatever the device
-        run, keywords = with_generator(func, dict(kwargs or {}), torch.Generator())
-        result = run(*args, **keywords)
+        operator, keywords = with_generator(func, dict(kwargs or {}), torch.Generator())
+        result = operator(*args, **keywords)
         inputs = {each.key for each in tree_iter(given) if isinstance(each, _Memory)}
         writes = tuple(
             value
@@ -274,7 +290,7 @@ class Construction(TorchDispatchMode):
             if kwargs.get("device") is not None:
                 kwargs["device"] = torch.device("cpu")
             func, kwargs = with_generator(step.func, kwargs, generator)
-            for noted, made in zip(step.makes, tree_iter(func(*args, **kwargs)), strict=True):
+            for noted, made in zip(step.makes, tree_iter(run(func, args, kwargs)), strict=True):
                 if noted is not None:
                     memories[noted.key] = (_unwritten(made) if "empty" in step.name else made).untyped_storage()
         return real(self.tensors[name])

@@ -25,6 +25,7 @@ from hf_perturb.checkpoints.constructed import (
     arguments_of,
     described,
     name_of,
+    run,
     with_generator,
 )
 
@@ -208,7 +209,7 @@ class _Draws(TorchDispatchMode):
         if args and isinstance(args[0], torch.Tensor) and args[0].is_meta and name_of(func) in OVERWRITING:
             return args[0]  # without values nothing comes of it, slowly
         func, kwargs = with_generator(func, kwargs, self._generator)
-        return func(*args, **kwargs)
+        return run(func, args, kwargs)
 
 
 def _classes(holder: PreTrainedModel) -> list[type[PreTrainedModel]]:

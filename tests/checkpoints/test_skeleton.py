@@ -15,7 +15,7 @@ import torch
 from support.any_models import MODELS, any_class, any_config, any_model, noised
 from support.models import CONFIGS, model_class
 from torch import nn
-from transformers import BertConfig, BertModel, EncodecConfig, EncodecModel, PreTrainedModel
+from transformers import BertConfig, BertModel, EncodecConfig, EncodecModel, PreTrainedModel, initialization as init
 
 from hf_perturb.checkpoints.any_network import DerivedTable
 from hf_perturb.checkpoints.skeleton import Skeleton
@@ -466,3 +466,32 @@ def test_the_default_type_of_the_process_is_no_matter(dtype):
     finally:
         torch.set_default_dtype(torch.float32)
     assert all(np.array_equal(expected[name], values) for name, values in found)
+
+
+class Orthogonal(PreTrainedModel):
+    """Its values are worked out with a library that divides sums among threads."""
+
+    config_class = BertConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.linear = nn.Linear(256, 256)
+        self.post_init()
+
+    def _init_weights(self, module):
+        if isinstance(module, nn.Linear):
+            init.orthogonal_(module.weight)
+            init.constant_(module.bias, 0)
+
+
+def test_how_many_threads_work_is_no_matter():
+    of, found, before = Skeleton.build(Orthogonal, BertConfig()), [], torch.get_num_threads()
+    try:
+        for threads in (1, 2, 7):
+            torch.set_num_threads(threads)
+            found.append(of.draw("linear.weight", 42))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert np.array_equal(found[0], found[1])
+    assert np.array_equal(found[0], found[2])
