@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils._pytree import tree_iter
+from transformers import MODEL_MAPPING
 from transformers.modeling_utils import PreTrainedModel
 
 from hf_perturb.checkpoints.constructed import BUILDING, Construction, construct, of_float32
@@ -131,7 +132,12 @@ class Skeleton:
     def _prefix(self) -> str:
         """What canonical names lack; nothing where two tensors would then have one name."""
         attribute = getattr(self.model, "base_model_prefix", "")
-        if not attribute or not isinstance(getattr(self.model, attribute, None), nn.Module):
+        if attribute and not isinstance(getattr(self.model, attribute, None), nn.Module):
+            # some classes call their trunk by another name than the one that they say
+            found: Any = MODEL_MAPPING.get(type(self.model.config), None)
+            trunks = found if isinstance(found, tuple) else (found,)
+            attribute = next((name for name, each in self.model.named_children() if type(each) in trunks), "")
+        if not attribute:
             return ""
         names = [name.removeprefix(f"{attribute}.") for name in self.model.state_dict(keep_vars=True)]
         return f"{attribute}." if len(set(names)) == len(names) else ""

@@ -15,7 +15,18 @@ import torch
 from support.any_models import MODELS, any_class, any_config, any_model, noised
 from support.models import CONFIGS, model_class
 from torch import nn
-from transformers import BertConfig, BertModel, EncodecConfig, EncodecModel, PreTrainedModel, initialization as init
+from transformers import (
+    BertConfig,
+    BertModel,
+    EncodecConfig,
+    EncodecModel,
+    Llama4ForCausalLM,
+    Llama4TextConfig,
+    Llama4TextModel,
+    PreTrainedModel,
+    T5EncoderModel,
+    initialization as init,
+)
 
 from hf_perturb.checkpoints.any_network import DerivedTable
 from hf_perturb.checkpoints.skeleton import Skeleton
@@ -466,6 +477,17 @@ def test_the_default_type_of_the_process_is_no_matter(dtype):
     finally:
         torch.set_default_dtype(torch.float32)
     assert all(np.array_equal(expected[name], values) for name, values in found)
+
+
+def test_a_class_whose_trunk_has_another_name_than_it_says_draws_as_that():
+    sizes = {**MODELS["llama"][2], "intermediate_size_mlp": 64, "num_local_experts": 2}
+    config = Llama4TextConfig(**sizes)
+    trunk, whole = (Skeleton.build(each, config) for each in (Llama4TextModel, Llama4ForCausalLM))
+    assert not hasattr(whole.model, whole.model.base_model_prefix)
+    assert {*whole.shapes} - {*trunk.shapes} == {"lm_head.weight"}
+    assert same(draws(trunk), draws(whole))
+    # an encoder alone is no trunk, and has the names that it has in one
+    assert {*Skeleton.build(T5EncoderModel, any_config("t5")).shapes} < {*skeleton("t5").shapes}
 
 
 class Orthogonal(PreTrainedModel):
