@@ -382,10 +382,7 @@ def _table(written: str, architecture: str, source: Code | None) -> DerivedTable
     from hf_perturb.checkpoints.classes import classes_of
     from hf_perturb.checkpoints.skeleton import Skeleton
 
-    # as Transformers writes what JSON has no number for
-    stored = json.loads(
-        written, object_hook=lambda said: float(said["__float__"]) if [*said] == ["__float__"] else said
-    )
+    stored = json.loads(written, object_hook=_number)
     try:
         config, classes = classes_of(stored, architecture, source)
         skeletons = [Skeleton.build(each, config) for each in classes[:1]]

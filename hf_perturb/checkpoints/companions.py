@@ -15,13 +15,13 @@ from hf_perturb.checkpoints.source import Place, reach_hub, retried
 from hf_perturb.checkpoints.tokenizers import save_tokenizer
 from hf_perturb.errors import HubError
 
-# settings and vocabularies, by how they are called; what tells of weights or of their training is no part of it
-_BESIDE = re.compile(r"[\w.-]+\.(json|jsonl|txt|model|vocab|bpe|tiktoken|jinja)", re.ASCII)
-_OF_WEIGHTS = re.compile(
-    r"config\.json|adapter_config\.json|(.*_)?(state|args|index)\.json|.*\.index\.(\w+\.)?json|modules\.json"
-    r"|(.*[_-])?(results|metrics|predictions|logs?|history|summary)([_-].*)?\.(json|jsonl|txt)"
-    r"|(requirements|license|licence|readme|log)[\w.-]*\.txt|\..*",
-    re.IGNORECASE,
+# vocabularies and settings of tokenizers, processors and generation, by how they are called; what else lies there may
+# be private, or tell of the training of the base
+_BESIDE = re.compile(
+    r"\w[\w.-]*\.(model|vocab|bpe|spm|codes|tiktoken|tokenizer|jinja)"
+    r"|\w*(tokenizer|special_tokens|added_tokens|vocab|merges|dict|codes|normalizer|processor|feature_extractor"
+    r"|generation_config|chat_template|emoji|word_shape|word_pronunciation)([_.-][\w.-]+)?\.(json|txt)",
+    re.ASCII,
 )
 _CODE = re.compile(r"\w+\.py", re.ASCII)
 
@@ -43,8 +43,7 @@ def may_be_companion(file: Path) -> bool:
 
 
 def _is_companion(name: str, code: bool) -> bool:
-    beside = bool(_BESIDE.fullmatch(name)) and not _OF_WEIGHTS.fullmatch(name)
-    return beside or (code and bool(_CODE.fullmatch(name)))
+    return bool(_BESIDE.fullmatch(name)) or (code and bool(_CODE.fullmatch(name)))
 
 
 def _files_of(place: Place) -> list[str]:
