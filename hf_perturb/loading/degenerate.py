@@ -98,7 +98,10 @@ def _tensors(found: Any) -> Iterator[torch.Tensor]:
 def _inputs(model: PreTrainedModel) -> Iterator[tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]]:
     """Yield pairs of small inputs: what the network is mainly given, then all that it could be given."""
     taken = inspect.signature(model.forward).parameters
-    made = {name: make(model) for name, make in _MAKERS.items() if name in taken}
+    made: dict[str, _Pair | None] = {}
+    for name, make in _MAKERS.items():
+        with suppress(Exception):  # of a configuration that does not say, or not of which part, what it takes
+            made[name] = make(model) if name in taken else None
     known = {name: pair for name, pair in made.items() if pair is not None}
     first = {name: pair for name, pair in known.items() if name in (model.main_input_name, "decoder_input_ids")}
     for chosen in (first, known):

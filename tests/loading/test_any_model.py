@@ -8,6 +8,7 @@ import logging
 import numpy as np
 import pytest
 import torch
+from support.any_folders import trained
 from support.any_models import MODELS, any_class, any_model, noised
 from support.models import small_model
 from support.quantiser import rounded
@@ -333,3 +334,10 @@ def test_a_t5_configuration_is_recorded_once_for_both_stacks():
     moved = differing(copied(model), copied(live("t5")))
     assert moved
     assert all(name.startswith("encoder.block.1.") for name in moved)
+
+
+def test_a_network_that_does_not_say_which_of_its_parts_takes_text_is_perturbed_all_the_same():
+    model = trained("musicgen")
+    with pytest.raises(ValueError, match="Multiple valid text configs"):
+        model.config.get_text_config()
+    assert "changed" not in hf_perturb.perturb(model, "reinit").config.perturbation
