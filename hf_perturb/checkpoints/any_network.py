@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_perturb.checkpoints.network import Network
 from hf_perturb.checkpoints.shapes import Shape, listed
-from hf_perturb.errors import CheckpointError, PerturbationError
+from hf_perturb.errors import CheckpointError, PerturbationError, UnsupportedModuleError
 from hf_perturb.perturbation.rules import Initialiser, Place, Row, Table
 
 if TYPE_CHECKING:
@@ -74,6 +74,21 @@ class DerivedTable(Table):
             stored |= {name: (skeleton, own) for name, own in found.names.items()}
             stacks += found.stacks
         return replace(self, stored=stored, stacks=tuple(stacks))
+
+    def check(self) -> None:
+        """Raise if a class has weights that its loss alone uses: to perturb them is to change nothing that it says."""
+        for skeleton in self.skeletons:
+            modules, model = skeleton.model.named_modules(), type(skeleton.model).__name__
+            odd = [
+                f"{name} ({type(each).__name__})"
+                for name, each in modules
+                if type(each).__name__.endswith("Loss") and any(True for _ in each.parameters())
+            ]
+            if odd:
+                raise UnsupportedModuleError(
+                    f"{model} has weights that its loss alone uses, {listed(odd)}, so they are in nothing that it puts"
+                    " out; perturb the network without them (AutoModel), and put a head on that"
+                )
 
     def row(self, name: str) -> Row:
         """Return the rule of a tensor: only a parameter of floating point is perturbed, if it is in no kept part."""

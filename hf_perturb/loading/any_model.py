@@ -238,15 +238,6 @@ def _refuse_unfit(model: Any) -> None:
             + (f", such as that which it holds, model.{held[0]}" if held else "")
             + "; an original fair-esm or sequence-models module becomes one with hf_perturb.wrap(module)"
         )
-    if odd := [
-        f"{name} ({type(each).__name__})"
-        for name, each in modules.items()
-        if type(each).__name__.endswith("Loss") and any(True for _ in each.parameters())
-    ]:
-        raise UnsupportedModuleError(
-            f"perturb: {type(model).__name__} has weights that its loss alone uses, {listed(odd)}, so they are in"
-            " nothing that it puts out; perturb the network without them (AutoModel), and put a head on that"
-        )
 
 
 def _refuse_part_that_is_perturbed(model: PreTrainedModel) -> None:

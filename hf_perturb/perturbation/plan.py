@@ -230,6 +230,7 @@ def make_plan(
         raise PerturbationError(
             f"perturbation rules: got {perturbation.rules!r} for {table.family}; allowed: {allowed}"
         )
+    table.check()
     chosen, shared = select(table, every, perturbation), perturbation.rules == "published"
     steps: list[Step] = []
     missing: list[Step] = []

@@ -157,6 +157,9 @@ class Table:
     axis: str = "all"
     rules: tuple[str, ...] = ("documented", "published")
 
+    def check(self) -> None:
+        """Raise if no perturbation of such a network could mean what is asked for."""
+
     def row(self, name: str) -> Row:
         """Return the one row that names a tensor.
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from support.any_folders import OTHERS, loaded, made_in_memory, restored, stored
 from support.any_models import MODELS
 from support.models import small_model
-from transformers import BertForMaskedLM, BertModel
+from transformers import BertForMaskedLM, BertModel, Wav2Vec2Config, Wav2Vec2ForXVector
 
 from hf_perturb import (
     FairEsmForMaskedLM,
@@ -24,7 +24,7 @@ from hf_perturb import (
     export_checkpoint,
     verify_variant,
 )
-from hf_perturb.errors import CheckpointError, DigestError, FolderExistsError, PerturbationError
+from hf_perturb.errors import CheckpointError, DigestError, FolderExistsError, PerturbationError, UnsupportedModuleError
 
 METHODS = [Perturbation(method, 3, rules="transformers") for method in ("reinit", "resample", "gaussian")]
 
@@ -337,3 +337,15 @@ def test_a_matrix_that_was_interrupted_is_completed(tmp_path):
         out: each.digest for out, each in first.items()
     }
     assert (tmp_path / "seed1" / "model.safetensors").stat().st_mtime_ns == kept
+
+
+def test_weights_that_the_loss_alone_uses_are_refused_on_disk_as_in_memory(tmp_path):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    speech = {"conv_dim": (8, 8), "conv_stride": (2, 2), "conv_kernel": (3, 3), "num_feat_extract_layers": 2}
+    tdnn = {"tdnn_dim": (8, 8), "tdnn_kernel": (3, 1), "tdnn_dilation": (1, 1), "xvector_output_dim": 8}
+    convolution = {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}
+    config = Wav2Vec2Config(**sizes, **speech, **tdnn, **convolution)
+    Wav2Vec2ForXVector(config).save_pretrained(tmp_path / "base")
+    with pytest.raises(UnsupportedModuleError, match=r"its loss alone uses, objective \(AMSoftmaxLoss\)"):
+        create_variant(tmp_path / "base", tmp_path / "out", "resample")
+    assert not (tmp_path / "out").exists()
