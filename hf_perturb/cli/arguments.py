@@ -23,6 +23,7 @@ base. Those that are there already are verified and kept: the same command compl
   hf-perturb create ./my-base my-control --method reinit --scope top:4 --scope attention
   hf-perturb create ./my-base my-control --method gaussian --also embeddings --also head
   hf-perturb create ./my-base my-cascade --method reinit --cascade top-down
+  hf-perturb create Rostlab/prot_bert my-controls --method reinit --seed 0-4     any model that Transformers loads
   hf-perturb create ./my-recipe my-control                       a recipe is given its weights
 """
 _CONVERT = """\

@@ -163,5 +163,5 @@ def _check_own(path: Path) -> None:
         raise CheckpointError(f"{path} is {what}; what is published is the folder's own: put the file itself there")
     if not path.exists():
         raise CheckpointError(
-            f"{path} is missing; a folder that hf-perturb create or convert wrote has it: build it again"
+            f"{path} is missing; hf-perturb create writes it, and hf-perturb convert of what was trained or saved since"
         )
