@@ -10,7 +10,7 @@ from support.any_folders import stored
 import hf_perturb
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "build_variants.py"
-MATRIX = "bases: [demo, {any: ./bert}]\nmethods: [reinit, gaussian]\nseeds: [1-1]\nalso: [head]\n"
+MATRIX = "bases: [demo, {any: ./bert}]\nmethods: [reinit, gaussian]\nseeds: [1-1]\nalso: [embeddings, head]\n"
 
 
 def build(folder: Path, *options: str) -> tuple[int, dict[str, str]]:
