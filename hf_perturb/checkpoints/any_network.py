@@ -144,6 +144,11 @@ class DerivedTable(Table):
         found = self.find(name)
         return name if found is None else found[1]
 
+    def stack(self, named: str) -> str:
+        """Return the stack that a scope means; the only one of a part may be named as in the whole."""
+        paths = {path for skeleton in self.skeletons for path in skeleton.stacks}
+        return "" if len(paths) == 1 and f"{paths.pop()}.".startswith(f"{named}.") else named
+
     def place(self, name: str) -> Place:
         """Return the stack of layers that a tensor is in, and its number there."""
         found = self.find(name)

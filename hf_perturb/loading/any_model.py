@@ -21,7 +21,7 @@ from hf_perturb.checkpoints.request import Record, decide
 from hf_perturb.checkpoints.shapes import listed
 from hf_perturb.checkpoints.skeleton import Skeleton
 from hf_perturb.errors import PerturbationError, StackedPerturbationError, UnsupportedModuleError
-from hf_perturb.loading.degenerate import warn_if_deaf
+from hf_perturb.loading.degenerate import warn_of_constant_output
 from hf_perturb.loading.perturb import apply_plan, check_values, quantised
 from hf_perturb.networks.perturbable import PerturbablePreTrainedModel
 from hf_perturb.networks.seal import is_plain, refuse_adapters
@@ -97,7 +97,7 @@ def perturb_any(
     write_record(model, replace(record, changed=True))  # should it be cut short
     apply_plan(plan, tensors, {} if shared else dict(model.named_parameters(remove_duplicate=False)))
     write_record(model, replace(record, digest=digest_in_memory(model)))
-    warn_if_deaf(model)
+    warn_of_constant_output(model)
     return model
 
 

@@ -1,4 +1,4 @@
-"""Whether what a network puts out depends on what it is given: some initialisations leave it deaf."""
+"""Whether what a network puts out depends on what it is given: by some initialisations it does not."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SAMPLES = 4000  # of sound, a quarter of a second
 
 
 @torch.no_grad()
-def warn_if_deaf(model: PreTrainedModel) -> None:
+def warn_of_constant_output(model: PreTrainedModel) -> None:
     """Warn if a model answers two small inputs with the same output; where none can be made nothing is known.
 
     The model runs twice as in evaluation, and its modes are as before; no random number of the process is used.

@@ -188,6 +188,10 @@ class Table:
         """Return the name that a tensor is drawn by, whatever it is called where it is stored."""
         return name
 
+    def stack(self, named: str) -> str:
+        """Return the stack of layers that a scope means, as `place` calls it."""
+        return named
+
     def place(self, name: str) -> Place:
         """Return where in the network a tensor is."""
         found = _IN_LAYER.fullmatch(name)

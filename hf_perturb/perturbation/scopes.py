@@ -133,7 +133,7 @@ def in_scope(family: str | Table, names: Iterable[str], scope: Iterable[str]) ->
     depths, chosen = _depths(places.values()), set(places)
     for each in scope:
         if (found := _read(each)) is not None:
-            stack = _stack_of(each, found.stack, depths)
+            stack = _stack_of(each, table.stack(found.stack), depths)
             layers = _layers(each, found, depths.get(stack, 0))
             chosen &= {name for name, place in places.items() if place.stack == stack and place.layer in layers}
         else:
@@ -144,8 +144,9 @@ def in_scope(family: str | Table, names: Iterable[str], scope: Iterable[str]) ->
 
 def depth_of(names: Iterable[str], family: str | Table = "fair_esm", direction: str = "top-down") -> int:
     """Return the number of layers of the network that tensors with these names make, or of the stack of a cascade."""
-    depths, found = _depths(map(table_of(family).place, names)), _DIRECTION.fullmatch(direction)
-    return depths.get(_stack_of(direction, (found and found[1]) or "", depths, "cascade direction"), 0)
+    table, found = table_of(family), _DIRECTION.fullmatch(direction)
+    depths, named = _depths(map(table.place, names)), table.stack((found and found[1]) or "")
+    return depths.get(_stack_of(direction, named, depths, "cascade direction"), 0)
 
 
 def _depths(places: Iterable[Place]) -> dict[str, int]:

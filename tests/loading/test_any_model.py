@@ -25,7 +25,7 @@ from transformers import (
 
 import hf_perturb
 from hf_perturb import PerturbationError, StackedPerturbationError, UnsupportedModuleError
-from hf_perturb.loading.degenerate import warn_if_deaf
+from hf_perturb.loading.degenerate import warn_of_constant_output
 
 TOKENS = torch.tensor([[3, 4, 5, 6]])
 METHODS = ("reinit", "resample", "gaussian")
@@ -322,7 +322,7 @@ def test_hooks_of_others_do_not_see_the_look_at_the_output():
 @pytest.mark.parametrize("kind", MODELS)
 def test_small_inputs_can_be_made_of_each_configuration(kind, caplog):
     with caplog.at_level(logging.DEBUG, "hf_perturb"):
-        warn_if_deaf(live(kind))
+        warn_of_constant_output(live(kind))
     assert caplog.text.count("is not known") < 2
     assert "to the last bit" not in caplog.text
 
@@ -341,3 +341,15 @@ def test_a_network_that_does_not_say_which_of_its_parts_takes_text_is_perturbed_
     with pytest.raises(ValueError, match="Multiple valid text configs"):
         model.config.get_text_config()
     assert "changed" not in hf_perturb.perturb(model, "reinit").config.perturbation
+
+
+def test_a_scope_names_the_stack_of_a_part_as_in_the_whole():
+    whole = any_model("t5", head=True)
+    part = any_class("t5_encoder")(whole.config)
+    part.load_state_dict(whole.state_dict(), strict=False)
+    for model in (whole, part):
+        hf_perturb.perturb(model, {"method": "resample", "scope": ["encoder.top:1"]})
+    state = whole.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in part.state_dict().items())
+    with pytest.raises(PerturbationError, match=r"got 'decoder\.top:1'; allowed: one of 'top:1'"):
+        hf_perturb.perturb(any_model("t5_encoder"), {"method": "resample", "scope": ["decoder.top:1"]})
