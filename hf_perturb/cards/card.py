@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from huggingface_hub import ModelCardData
 
@@ -22,9 +22,6 @@ from hf_perturb.checkpoints.checkpoint import Checkpoint
 from hf_perturb.checkpoints.network import Network
 from hf_perturb.checkpoints.shapes import AUTO_CLASSES, PREFIXES, is_parameter
 from hf_perturb.perturbation import Perturbation, Step, scope_text
-
-if TYPE_CHECKING:
-    pass
 
 STUDY = (
     'Li, Amini, Yue, Yang and Lu 2024, "Feature reuse and scaling: understanding transfer learning with protein'

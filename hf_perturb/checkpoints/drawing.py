@@ -37,7 +37,7 @@ _COPIES = frozenset((*_VIEWS, "as_strided", "clone", "lift_fresh", "_to_copy"))
 
 
 # a module, and what it calls a parameter of its own
-Place = tuple[nn.Module, str]
+Slot = tuple[nn.Module, str]
 
 
 class Slots:
@@ -50,7 +50,7 @@ class Slots:
         rank = {key: number for number, key in enumerate(self._order)}
         tied = set(tied_keys(model))
         reached: dict[str, set[int]] = defaultdict(set)
-        self._places: dict[str, list[Place]] = {}
+        self._places: dict[str, list[Slot]] = {}
         names: dict[int, str] = {}
         above: dict[str, tuple[int, ...]] = {}
         for path, module in model.named_modules(remove_duplicate=False):
@@ -149,7 +149,7 @@ class Seen:
         self._tensor, self.writes = tensor, list(self.before)
 
     @contextmanager
-    def call(self, module: nn.Module, cls: type[PreTrainedModel], places: list[Place]) -> Iterator[None]:
+    def call(self, module: nn.Module, cls: type[PreTrainedModel], places: list[Slot]) -> Iterator[None]:
         """Look at one call of `_init_weights`."""
         self._source, self._made = f"{cls._init_weights.__qualname__}, {type(module).__name__}", {}
         before = {_memory(_held(*place)) for place in places}

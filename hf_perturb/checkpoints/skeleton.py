@@ -95,23 +95,26 @@ class Skeleton:
     @cached_property
     def parts(self) -> dict[str, str]:
         """`"embeddings"` or `"head"` of the tensors of the input embedding and the output head, by canonical name."""
-        named: dict[int, str] = {}
-        models = [module for module in self.model.modules() if isinstance(module, PreTrainedModel)]
-        for part, method in (("embeddings", "get_input_embeddings"), ("head", "get_output_embeddings")):
-            for model in models:
-                for tensor in _tensors_of(_asked(model, method)):
-                    named.setdefault(id(tensor), part)
-        return {name: named[id(tensor)] for name, tensor in self._state.items() if id(tensor) in named}
+        return {**dict.fromkeys(self._head, "head"), **dict.fromkeys(self._embeddings, "embeddings")}
 
     @cached_property
     def two_parts(self) -> frozenset[str]:
         """Canonical names of the tensors that are of the input embedding and of the output head, being tied."""
+        return self._embeddings & self._head
+
+    @cached_property
+    def _embeddings(self) -> frozenset[str]:
+        return self._answered("get_input_embeddings")
+
+    @cached_property
+    def _head(self) -> frozenset[str]:
+        return self._answered("get_output_embeddings")
+
+    def _answered(self, method: str) -> frozenset[str]:
+        """Return the canonical names of the tensors that models inside name when they are asked."""
         models = [module for module in self.model.modules() if isinstance(module, PreTrainedModel)]
-        ins, outs = (
-            {id(tensor) for model in models for tensor in _tensors_of(_asked(model, method))}
-            for method in ("get_input_embeddings", "get_output_embeddings")
-        )
-        return frozenset(name for name, tensor in self._state.items() if id(tensor) in ins & outs)
+        found = {id(tensor) for model in models for tensor in _tensors_of(_asked(model, method))}
+        return frozenset(name for name, tensor in self._state.items() if id(tensor) in found)
 
     @cached_property
     def stacks(self) -> dict[str, int]:
