@@ -75,6 +75,13 @@ def taken_over(checkpoint: Checkpoint) -> list[Path]:
     return companions_of(place, bool(network.auto_map)) if is_any and place is not None else []
 
 
+def names_beside(checkpoint: Checkpoint) -> list[str]:
+    """Return the names of the files that are beside the weights and the configuration of a variant."""
+    if isinstance(checkpoint.network, AnyNetwork):
+        return [path.name for path in taken_over(checkpoint)]
+    return ["tokenizer.json", "tokenizer_config.json"]
+
+
 def write_companions(checkpoint: Checkpoint, folder: Path) -> None:
     """Write what belongs beside the weights of a network: the tokenizer of ours, or what any other has beside its own.
 

@@ -13,9 +13,8 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd
 from huggingface_hub.utils.sha import git_hash
 
-from hf_perturb.checkpoints.any_network import AnyNetwork
 from hf_perturb.checkpoints.checkpoint import Checkpoint
-from hf_perturb.checkpoints.companions import taken_over
+from hf_perturb.checkpoints.companions import names_beside
 from hf_perturb.checkpoints.source import identity
 from hf_perturb.errors import CheckpointError
 
@@ -114,9 +113,7 @@ def stage(opened: Checkpoint, repo_id: str) -> Stage:
             f"{opened.name} has its weights in {weights[0].name}; only safetensors are published: hf-perturb convert"
             f" {opened.name} OUT"
         )
-    is_any = isinstance(opened.described, AnyNetwork)
-    beside = [path.name for path in taken_over(opened)]
-    own = [*(folder / name for name in (_ALWAYS + tuple(beside) if is_any else _FILES)), *weights]
+    own = [*(folder / name for name in (*_ALWAYS, *names_beside(opened))), *weights]
     for path in own:
         _check_own(path)
     seen = {**{path: identity(path) for path in own}, **looked_for}

@@ -11,10 +11,9 @@ from typing import Any
 
 from hf_perturb import demo
 from hf_perturb.cards.card import variant_card
-from hf_perturb.checkpoints.any_network import AnyNetwork
 from hf_perturb.checkpoints.catalog import published_name
 from hf_perturb.checkpoints.checkpoint import Checkpoint, write_configuration
-from hf_perturb.checkpoints.companions import may_be_companion, taken_over, write_companions
+from hf_perturb.checkpoints.companions import may_be_companion, names_beside, write_companions
 from hf_perturb.checkpoints.recipe import Recipe, open_base, other_sizes, torch_version, with_versions
 from hf_perturb.demo import located
 from hf_perturb.errors import (
@@ -211,9 +210,7 @@ class _Builder:
     @cached_property
     def _beside(self) -> list[str]:
         """Names of the files beside the weights and their configuration."""
-        if isinstance(self.checkpoint.network, AnyNetwork):
-            return ["README.md", *(path.name for path in taken_over(self.checkpoint))]
-        return ["README.md", "tokenizer.json", "tokenizer_config.json"]
+        return ["README.md", *names_beside(self.checkpoint)]
 
     def _check_out(self, out: Path) -> None:
         self.check_out(out, beside=lambda file: file.name in self._beside)
