@@ -6,9 +6,7 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from huggingface_hub import ModelCardData
-
-from hf_perturb.cards.templates import base_model, base_name, rule_rows, templates, versions
+from hf_perturb.cards.templates import base_name, card_data, rule_rows, templates, versions
 from hf_perturb.checkpoints.any_network import AnyNetwork
 from hf_perturb.perturbation import Perturbation, Step, scope_text
 
@@ -43,9 +41,10 @@ def any_card(
             kept[part][row.pattern] = None
         if step is not None and step.drawn is not None and len(shapes[name]) > 1 and table.is_constant(name):
             constant[row.pattern] = None
+    task = next((task for end, task in _TASKS.items() if network.architecture.endswith(end)), None)
     rows, drawn = rule_rows(table, record, steps, touched), record.method == "reinit"
     facts: dict[str, Any] = {
-        "card_data": _metadata(network, record).to_yaml(),
+        "card_data": card_data(record, task, network.family).to_yaml(),
         "record": record,
         "network": network,
         "classes": [network.architecture or network.classes[0].__name__],
@@ -67,17 +66,3 @@ def any_card(
         "versions": versions(record, "transformers"),
     }
     return templates().get_template("any_variant.md").render(facts).rstrip() + "\n"
-
-
-def _metadata(network: AnyNetwork, record: Perturbation) -> ModelCardData:
-    """Return the header of a card."""
-    kind = "from-a-control" if record.changed else "control"
-    base = base_model(record)
-    return ModelCardData(
-        library_name="transformers",
-        pipeline_tag=next((task for end, task in _TASKS.items() if network.architecture.endswith(end)), None),
-        tags=["hf-perturb", kind, record.method, network.family],
-        base_model=base,
-        # the Hub knows adapter, finetune, merge and quantized; a control is the same network with other weights
-        base_model_relation=None if base is None else "finetune",
-    )

@@ -11,11 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCardData
-
 from hf_perturb import demo
 from hf_perturb.cards.any_card import any_card
-from hf_perturb.cards.templates import base_model, base_name, rule_rows, templates, versions
+from hf_perturb.cards.templates import base_name, card_data, rule_rows, templates, versions
 from hf_perturb.checkpoints.any_network import AnyNetwork
 from hf_perturb.checkpoints.catalog import CATALOG, LICENCES, YANG_2022, Entry, published
 from hf_perturb.checkpoints.checkpoint import Checkpoint
@@ -102,25 +100,10 @@ def render(
 ) -> str:
     """Fill a template of `model_cards/` with what every card says, and with the facts that this one names besides."""
     stored = _stored_facts(network, stock)
-    card_data = _metadata(stored, origin, record).to_yaml()
+    known = {"copy": origin.stock, **_HUB_LICENCES[origin.licence]} if origin is not None else {}
+    data = card_data(record, _TASKS[stored["auto_class"]], stored["family"], about=("protein",), **known)
     common = {"network": stored, "origin": origin, "record": record, "study": STUDY, "versions": versions(record)}
-    return templates().get_template(template).render({**facts, **common, "card_data": card_data}).rstrip() + "\n"
-
-
-def _metadata(stored: Mapping[str, Any], origin: Entry | None, record: Perturbation | None) -> ModelCardData:
-    """Return the header of a card."""
-    kind = () if record is None else ("from-a-control" if record.changed else "control", record.method)
-    tags = ["hf-perturb", "protein", *kind, stored["family"]]
-    base = None if record is None else base_model(record, None if origin is None else origin.stock)
-    return ModelCardData(
-        library_name="transformers",
-        pipeline_tag=_TASKS[stored["auto_class"]],
-        tags=tags,
-        base_model=base,
-        # the Hub knows adapter, finetune, merge and quantized; a control is the same network with other weights
-        base_model_relation=None if base is None else "finetune",
-        **(_HUB_LICENCES[origin.licence] if origin is not None else {}),
-    )
+    return templates().get_template(template).render({**facts, **common, "card_data": data.to_yaml()}).rstrip() + "\n"
 
 
 # ---- what they say

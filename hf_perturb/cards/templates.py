@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from huggingface_hub import ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
@@ -45,7 +46,39 @@ def _code(value: str) -> str:
     return f"<code>{''.join(letters)}</code>"
 
 
-def base_model(record: Perturbation, copy: str | None = None) -> str | None:
+def card_data(
+    record: Perturbation | None,
+    task: str | None,
+    family: str,
+    *,
+    about: Sequence[str] = (),
+    copy: str | None = None,
+    **licence: Any,
+) -> ModelCardData:
+    """Return the header of a card.
+
+    Args:
+        record: of a variant.
+        task: what the Hub calls what the network is for.
+        family: `model_type` of the network.
+        about: tags that say what it is about.
+        copy: Hub id of a copy of the base that others know.
+        **licence: in the words of the Hub's metadata.
+    """
+    kind = () if record is None else ("from-a-control" if record.changed else "control", record.method)
+    base = None if record is None else _base_model(record, copy)
+    return ModelCardData(
+        library_name="transformers",
+        pipeline_tag=task,
+        tags=["hf-perturb", *about, *kind, family],
+        base_model=base,
+        # the Hub knows adapter, finetune, merge and quantized; a control is the same network with other weights
+        base_model_relation=None if base is None else "finetune",
+        **licence,
+    )
+
+
+def _base_model(record: Perturbation, copy: str | None) -> str | None:
     """Return the Hub id of a variant's base: where it came from, or the copy of it that others know."""
     if record.base is not None and record.base.name and record.base.revision:
         with suppress(HFValidationError):
