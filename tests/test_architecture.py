@@ -37,7 +37,9 @@ MAY_IMPORT = {
     "networks": ("errors", "perturbation", "loading"),
     "loading": (*_BELOW, "checkpoints", "networks"),
     "embedding": (*_ON_FILES, "loading", "networks"),
-    "cli": (*_ON_FILES, "compare", "hub", "loading", "embedding", "interrupts", "hf_perturb"),
+    "zero_shot": (*_ON_FILES, "loading", "networks", "embedding"),
+    "study": (*_ON_FILES, "loading", "networks", "embedding", "zero_shot"),
+    "cli": (*_ON_FILES, "compare", "hub", "loading", "embedding", "zero_shot", "study", "interrupts", "hf_perturb"),
     "__main__": ("cli",),
 }
 # plain data, which needs nothing: who reads a configuration and who runs the network check the same sizes
