@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -147,6 +147,44 @@ def create_variants(
     return {out: records[out] for out in asked}
 
 
+def records_of(
+    checkpoint: Checkpoint, asked: Sequence[Perturbation], jobs: int | None = None, progress: Progress | None = None
+) -> list[Perturbation]:
+    """Return the records that variants of a base would have, with their digests, and write nothing.
+
+    Raises:
+        PerturbationError: if a perturbation cannot be applied, or changes nothing.
+        DigestError: if the base is not what it records.
+    """
+    blueprints = [make_blueprint(checkpoint, with_versions(each, checkpoint.network)) for each in asked]
+    sources, targets = Sources.of(checkpoint), [Target.of(blueprint, None) for blueprint in blueprints]
+    stream(sources, targets, jobs=jobs, progress=progress)
+    base = Base(checkpoint.name, checkpoint.revision, _digest_of(checkpoint, sources))
+    pairs = list(zip(blueprints, targets, strict=True))
+    for blueprint, target in pairs:
+        _changed(blueprint, target, sources, checkpoint)
+    return [blueprint.asked.with_record(base, target.digest()) for blueprint, target in pairs]
+
+
+def _digest_of(checkpoint: Checkpoint, sources: Sources) -> str:
+    """Return the digest of a base whose tensors were read, which has to be the one that it states."""
+    digest = sources.digest()
+    if (stated := checkpoint.stated_digest) not in (None, digest):
+        raise DigestError(f"base {checkpoint.name!r} has digest {digest}, its config.json says {stated}")
+    return digest
+
+
+def _changed(blueprint: Blueprint, target: Target, sources: Sources, checkpoint: Checkpoint) -> set[str]:
+    """Return the tensors of a variant that are drawn and other than the base's, of which there has to be one."""
+    drawn = {name: output for name, output in blueprint.outputs.items() if output.step is not None}
+    other = {name for name, output in drawn.items() if target.digests[name] != sources.digests[output.source]}
+    if not other:
+        raise PerturbationError(
+            f"{blueprint.asked} changes no tensor of {checkpoint.name!r}; take another axis, or widen include"
+        )
+    return other
+
+
 @dataclass
 class _Variant:
     """A variant on its way: `shards` is `None` for a recipe."""
@@ -240,9 +278,7 @@ class _Builder:
         with nothing_written(what), ExitStack() as stack:
             variants = {out: self._begin(stack, out, blueprint, base) for out, blueprint in blueprints.items()}
             stream(sources, [variant.target for variant in variants.values()], jobs=jobs, progress=progress)
-            base = replace(base, digest=sources.digest())
-            if (stated := checkpoint.stated_digest) not in (None, base.digest):
-                raise DigestError(f"base {checkpoint.name!r} has digest {base.digest}, its config.json says {stated}")
+            base = replace(base, digest=_digest_of(checkpoint, sources))
             records = {out: self._finish(variant, sources, base) for out, variant in variants.items()}
             for out in records:  # all of them before the first is put in place
                 self._check_out(out)
@@ -260,11 +296,7 @@ class _Builder:
         """Write what is beside the weights, now that their digests are known."""
         checkpoint, blueprint, made = self.checkpoint, variant.blueprint, variant.target.digests
         drawn = {name: output for name, output in blueprint.outputs.items() if output.step is not None}
-        other = {name for name, output in drawn.items() if made[name] != sources.digests[output.source]}
-        if not other:
-            raise PerturbationError(
-                f"{blueprint.asked} changes no tensor of {checkpoint.name!r}; take another axis, or widen include"
-            )
+        other = _changed(blueprint, variant.target, sources, checkpoint)
         network, record = blueprint.network, blueprint.asked.with_record(base, variant.target.digest())
         if self.given is not None:
             self.given.check(record.digest, lambda: base.digest)
