@@ -87,6 +87,7 @@ class Embedder:
             "name": self.name,
             "revision": self.source.revision if isinstance(self.source, Checkpoint) else None,
             "model_type": self.encoder.kind,
+            "num_hidden_layers": self.encoder.depth,
             "published_as": self.published_as,
             "record": None if self.record is None else self.record.to_dict(),
         }

@@ -225,3 +225,16 @@ def test_a_failure_names_the_command_and_what_it_said(tmp_path):
     assert done.returncode == 1
     assert "hf_perturb create" in done.stderr
     assert f"{tmp_path / 'model.safetensors'} is damaged" in done.stderr
+
+
+@pytest.mark.parametrize("words", [["--help"], ["create", "-h"]])
+def test_help_comes_before_anything_is_installed(words, tmp_path):
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S -E "$@"\n')  # without any package
+    python.chmod(0o755)
+    command = [BENCHMARKS.parent / "scripts" / "benchmark", *words]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHON": str(python)}, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage: benchmark ")

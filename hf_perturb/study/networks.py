@@ -1,0 +1,147 @@
+"""The base and the controls of a study: what they are, and their embeddings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hf_perturb.checkpoints.recipe import open_base
+from hf_perturb.embedding.manifest import Manifest
+from hf_perturb.embedding.options import read_layers
+from hf_perturb.embedding.run import BASE, embed_variants
+from hf_perturb.errors import StudyError
+from hf_perturb.perturbation import Perturbation
+from hf_perturb.study.options import StudyOptions
+from hf_perturb.study.rows import Rows
+from hf_perturb.study.features import Embedded, Source, Unique, manifests
+from hf_perturb.variants.create import records_of
+from hf_perturb.variants.matrix import folder_name
+
+
+_OF_RECORDS = ("base", "digest")  # what a record has that a request lacks
+
+
+@dataclass(frozen=True)
+class Networks:
+    """A base and its controls, by the names of their folders, the base first."""
+
+    model: str
+    asked: dict[str, Perturbation | None]
+    records: dict[str, Perturbation | None]
+    digests: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what decides the networks, as JSON."""
+        return {name: {"digest": self.digests[name], "record": each and each.to_dict()} for name, each in self.records.items()}
+
+
+def open_networks(model: str | Path, asked: Sequence[Perturbation], embedding: Mapping[str, Any]) -> Networks:
+    """Say which networks a base and perturbations of it are; no weight is kept.
+
+    Args:
+        model: the base, by its name.
+        asked: what the controls are.
+        embedding: options of `embed`.
+
+    Raises:
+        CheckpointError: if the base cannot be read.
+        PerturbationError: if a control cannot be made of it, or comes twice.
+    """
+    names = [folder_name(each) for each in asked]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise StudyError(f"controls: two would be called {twice[0]}; study them apart")
+    trusted = bool(embedding.get("trust_remote_code"))
+    base = open_base(str(model), asked, trusted, revision=embedding.get("revision"))
+    records = records_of(base, asked)
+    digests = [record.digest or "" for record in records]
+    of_base = records[0].base.digest if records and records[0].base else base.digest()
+    return Networks(
+        str(model),
+        {BASE: None, **dict(zip(names, asked, strict=True))},
+        {BASE: None, **dict(zip(names, records, strict=True))},
+        {BASE: of_base, **dict(zip(names, digests, strict=True))},
+    )
+
+
+def embed_networks(
+    networks: Networks, unique: Unique, out: Path, options: StudyOptions, embedding: Mapping[str, Any]
+) -> dict[str, Path]:
+    """Embed the sequences of a study with all of its networks; what is there already is kept.
+
+    Args:
+        networks: the base and its controls.
+        unique: the sequences.
+        out: the folder of the study.
+        options: of the study.
+        embedding: options of `embed`.
+
+    Returns:
+        The folders, by network.
+    """
+    fasta, whole = out / "sequences.fasta", options.save_embeddings is not None
+    unique.write(fasta)
+    wanted: dict[str, Any] = {"layers": _with_zero(options.layers), "pool": options.pool, "per_residue": whole}
+    if unique.residues is not None:
+        wanted |= {"pool": (), "per_residue": True, "residues": None if whole else unique.residues}
+    progress = options.progress
+
+    def advance(done: int, total: int) -> None:
+        if progress is not None:
+            progress("embedding", done, total)
+
+    asked = [each for each in networks.asked.values() if each is not None]
+    given = {**embedding, **wanted, "force": options.force, "progress": advance}
+    done = embed_variants(networks.model, fasta, out / "embeddings", asked, **given)
+    return {name: each.path for name, each in done.items()}
+
+
+def _with_zero(layers: str | int | Sequence[int]) -> str | list[int]:
+    """Return layers as `embed` takes them, and representation 0, which is a baseline."""
+    if isinstance(layers, str):
+        return layers if layers == "all" else f"0,{'-1' if layers == 'last' else layers}"
+    return [0, *([layers] if isinstance(layers, int) else layers)]
+
+
+def find_embeddings(networks: Networks, folder: Path) -> dict[str, Path]:
+    """Return the folders of embeddings that are there, which have to be of these very networks.
+
+    Raises:
+        StudyError: naming the network that is missing, or is another.
+    """
+    found = {name: folder / name for name in networks.asked}
+    for name, manifest in manifests(found).items():
+        model, record = manifest.inputs["model"], networks.records[name]
+        wanted = record and {key: value for key, value in record.to_dict().items() if key not in _OF_RECORDS}
+        if (model["weights"], model["perturbation"]) != (networks.digests[BASE], wanted):
+            raise StudyError(
+                f"{found[name]}: these are embeddings of weights {model['weights']}, perturbed by"
+                f" {model['perturbation']}; the study is of {networks.digests[BASE]}, perturbed by {wanted}; embed these"
+            )
+    return found
+
+
+def sources_of(
+    networks: Networks, folders: Mapping[str, Path], unique: Unique, rows: Rows, options: StudyOptions
+) -> tuple[list[Source], Callable[[int | None], Any] | None]:
+    """Return what is probed of each network, and what gives the features of representation 0 of the base.
+
+    Raises:
+        StudyError: if embeddings are not of the same sequences, or were not made alike.
+        ModelInputError: if a network has no such layer.
+    """
+    said = manifests(folders)
+    there: list[int] = said[BASE].inputs["layers"]
+    depth = said[BASE].described["model"].get("num_hidden_layers", max(there))
+    layers = read_layers(options.layers, depth)
+    if missing := sorted({*layers} - {*there}):
+        raise StudyError(f"{folders[BASE]} has no layer {missing[0]}; allowed: {', '.join(map(str, there))}")
+    whole = options.embeddings is not None or options.save_embeddings is not None
+    features = {name: Embedded(folder, options.pool, unique, rows, whole) for name, folder in folders.items()}
+    sources = [
+        Source(name, "base" if name == BASE else "control", layers, each, networks.records[name], networks.digests[name])
+        for name, each in features.items()
+    ]
+    return sources, features[BASE] if 0 in there else None

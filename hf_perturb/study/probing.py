@@ -1,0 +1,119 @@
+"""Probes of every layer of everything that is studied; what each found is kept, so that a killed run goes on."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from hf_perturb.perturbation.parallel import for_each
+from hf_perturb.storage.folders import replaced_file
+from hf_perturb.study.probes import Probe, choose
+from hf_perturb.study.rows import FoldRows, Rows
+from hf_perturb.study.features import Source
+from hf_perturb.study.task import Task
+
+Place = tuple[str, int | None]  # name of a source, and layer
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a probe found in one layer of something.
+
+    Args:
+        prediction: of the test rows, fold after fold: `(rows,)` of a regression, else probabilities `(rows, classes)`.
+        strengths: number of the strength that each fold chose.
+        validation: score on validation rows, of each fold.
+    """
+
+    prediction: NDArray[np.float64]
+    strengths: NDArray[np.int64]
+    validation: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Probing:
+    """How all of a study is probed.
+
+    Args:
+        rows: of the study.
+        task: what is predicted.
+        probe: what is trained.
+        metric: by which strengths and layers are chosen.
+        folder: where what was found is kept.
+        key: what decides it beside name and layer; what was kept under another is not used.
+        seed: of labels that change places.
+    """
+
+    rows: Rows
+    task: Task
+    probe: Probe
+    metric: str
+    folder: Path
+    key: str
+    seed: int
+
+    def run(self, sources: Sequence[Source], progress: Callable[[int, int], object]) -> dict[Place, Found]:
+        """Probe each layer of each source; several at a time, on a thread each, as their problems are small."""
+        wanted = [(source, layer) for source in sources for layer in source.layers]
+        found: dict[Place, Found] = {}
+        progress(0, len(wanted))
+
+        def work(one: tuple[Source, int | None]) -> None:
+            source, layer = one
+            found[source.name, layer] = self._kept(source, layer)
+            progress(len(found), len(wanted))
+
+        with threadpool_limits(1):
+            for_each(work, wanted)
+        return found
+
+    def _kept(self, source: Source, layer: int | None) -> Found:
+        path = self.folder / f"{source.name.replace(' ', '-')}-{'all' if layer is None else layer}.npz"
+        if (found := _read(path, self.key)) is None:
+            found = self._probe(source, layer)
+            with replaced_file(path) as file:
+                np.savez(file, key=np.array(self.key), **vars(found))
+        return found
+
+    def _probe(self, source: Source, layer: int | None) -> Found:
+        """Choose and train in each fold, and predict its test rows."""
+        features = source.features(layer)
+        predictions, strengths, validation = [], [], []
+        for number, fold in enumerate(self.rows.folds):
+            truth = self.rows.truth if source.shuffled is None else self._shuffled(number, fold, source.shuffled)
+            chosen = choose(self.probe, features, truth, fold, self.metric, self.task)
+            predictions.append(chosen.fitted.predict(features[fold.test], chosen.strength))
+            strengths.append(chosen.strength)
+            validation.append(chosen.score)
+        return Found(np.concatenate(predictions), np.array(strengths), np.array(validation, np.float64))
+
+    def _shuffled(self, number: int, fold: FoldRows, seed: int) -> NDArray[Any]:
+        """Return the labels, with those of a fold's training rows, and of its validation rows, in another order."""
+        truth, random = self.rows.truth.copy(), np.random.default_rng([seed, number])
+        for rows in (fold.train, fold.validation):
+            if rows is not None:
+                truth[rows] = truth[random.permutation(rows)]
+        return truth
+
+
+def best_layers(found: Sequence[Found]) -> list[int]:
+    """Return, of the layers of one source in order, the place of the one that is best on validation, for each fold."""
+    return [int(place) for place in np.argmax([each.validation for each in found], axis=0)]
+
+
+def _read(path: Path, key: str) -> Found | None:
+    """Return what was kept, `None` where there is nothing, or something of another study."""
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            if str(kept["key"]) != key:
+                return None
+            return Found(kept["prediction"], kept["strengths"], kept["validation"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None

@@ -1,0 +1,194 @@
+"""One command from data to an answer: embed a base and its controls, probe all, compare, write."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from hf_perturb.embedding.manifest import canonical
+from hf_perturb.embedding.run import BASE
+from hf_perturb.errors import FolderExistsError, StudyError
+from hf_perturb.perturbation import Perturbation
+from hf_perturb.storage.folders import folders_made, lock, replaced_file
+from hf_perturb.study.dataset import Dataset, read_dataset
+from hf_perturb.study.evaluate import Evaluation
+from hf_perturb.study.features import GUESS, SHUFFLED, Source, Unique, baselines
+from hf_perturb.study.metrics import METRICS_OF
+from hf_perturb.study.networks import Networks, embed_networks, find_embeddings, open_networks, sources_of
+from hf_perturb.study.options import METHODS, SEEDS, StudyOptions, divide_options
+from hf_perturb.study.probes import PROBES
+from hf_perturb.study.probing import Found, Place, Probing, best_layers
+from hf_perturb.study.results import Results
+from hf_perturb.study.rows import Rows, rows_of
+from hf_perturb.study.splits import Split, make_split
+from hf_perturb.study.tables import read_report, write_tables
+from hf_perturb.variants.matrix import matrix
+
+STATE, PROBED, REPORT = "study.json", "probes", "report.json"
+FORMAT = "hf_perturb study/1"
+_LOCK = ".hf_perturb-lock"
+Controls = Iterable["Perturbation | Mapping[str, Any] | str"]
+_VERSIONS = ("hf-perturb", "torch", "transformers", "scikit-learn", "numpy", "scipy")
+
+
+def study(
+    model: str | Path,
+    data: str | Path,
+    out: str | Path,
+    controls: Controls | None = None,
+    **options: Any,
+) -> Results:
+    """Say whether a result is due to what a network learned: probe it, its controls and plain baselines.
+
+    Args:
+        model: the base: a folder, a Hub id, an original `.pt`, or `demo`.
+        data: sequences and what is to be predicted: FLIP's CSV, a FASTA, or Parquet.
+        out: the folder to write; an interrupted study is continued by the same call.
+        controls: what to do to the base, each a `Perturbation`, its dict, or a method name; reinit and resample with
+            seeds 0 to 4 if `None`.
+        **options: those of `StudyOptions`, and those of `embed` that say how sequences are read and networks are run.
+
+    Returns:
+        What was found; it is in `out` too.
+
+    Raises:
+        StudyError: a `ValueError`: if data or options do not fit.
+        FolderExistsError: if `out` holds something else, or another study.
+        HfPerturbError: for what `embed` raises.
+        TypeError: if there is no such option.
+    """
+    asked, embedding = divide_options(options)
+    if controls is None:
+        controls = matrix(METHODS, SEEDS)
+    return _Study(str(model), Path(data), Path(out), [Perturbation.parse(each) for each in controls], asked, embedding).run()
+
+
+@dataclass(frozen=True)
+class _Study:
+    model: str
+    data: Path
+    out: Path
+    controls: list[Perturbation]
+    options: StudyOptions
+    embedding: Mapping[str, Any]
+
+    def run(self) -> Results:
+        """Do what is not done yet."""
+        begin, options = time.monotonic(), self.options
+        dataset = read_dataset(
+            self.data, target=options.target, labels=options.labels, mask=options.mask, task=options.task,
+            skip_bad=options.skip_bad,
+        )
+        metrics = _metrics(options, dataset.task.kind)
+        probe = PROBES[options.probe or ("ridge" if dataset.task.kind == "regression" else "logistic")]
+        split = make_split(dataset, options.split, options.seed)
+        rows = rows_of(dataset, split, options.max_residues, options.seed)
+        networks = open_networks(self.model, self.controls, self.embedding)
+        inputs = self._inputs(dataset, split, networks, probe.name, metrics)
+        with _held(self.out, inputs, options.force) as key:
+            if (done := read_report(self.out, key)) is not None:
+                return done
+            sources, said = self._sources(networks, dataset, rows)
+            (self.out / PROBED).mkdir(exist_ok=True)
+            probing = Probing(rows, dataset.task, probe, metrics[0], self.out / PROBED, key, options.seed)
+            found = probing.run(sources, self._progress("probing"))
+            if options.baselines:
+                shuffled = _shuffled(sources[0], found, options.seed)
+                found |= probing.run([shuffled], lambda done, total: None)
+                sources.append(shuffled)
+            about = {"fingerprint": key, "model": self.model, **inputs, "versions": {name: version(name) for name in _VERSIONS}}
+            evaluation = Evaluation(dataset, split, rows, sources, found, probe, metrics, options)
+            results = evaluation.results(about, said, begin, self._progress("resampling"))
+            evaluation.write_predictions(self.out / "predictions.parquet")
+            write_tables(results, self.out)
+            shutil.rmtree(self.out / PROBED)
+        return results
+
+    def _progress(self, what: str) -> Callable[[int, int], object]:
+        progress = self.options.progress
+        return lambda done, total: None if progress is None else progress(what, done, total)
+
+    def _sources(self, networks: Networks, dataset: Dataset, rows: Rows) -> tuple[list[Source], list[str]]:
+        """Return what is probed, the base first, and what is to be said of it."""
+        options, unique = self.options, Unique.of(dataset, rows)
+        if options.embeddings is None:
+            folders = embed_networks(networks, unique, self.out, options, self.embedding)
+        else:
+            folders = find_embeddings(networks, Path(options.embeddings))
+        sources, zero = sources_of(networks, folders, unique, rows, options)
+        plain, said = baselines(dataset, rows, zero)
+        # without others, guessing is there all the same: a share is of what lies beyond it
+        return [*sources, *(each for each in plain if options.baselines or each.name == GUESS)], said
+
+    def _inputs(
+        self, dataset: Dataset, split: Split, networks: Networks, probe: str, metrics: tuple[str, ...]
+    ) -> dict[str, Any]:
+        """Return what decides the results, as JSON."""
+        folds = hashlib.sha256()
+        for fold in split.folds:
+            for numbers in (fold.train, fold.validation, fold.test):
+                folds.update(b"none" if numbers is None else numbers.tobytes() + b"|")
+        embedding = {name: str(value) for name, value in self.embedding.items() if value is not None}
+        return {
+            "networks": networks.to_dict(),
+            "data": {"name": self.data.name, "digest": dataset.digest, "target": dataset.target},
+            "split": {"name": split.name, "digest": f"sha256:{folds.hexdigest()}"},
+            "options": {**self.options.to_dict(), "probe": probe, "metrics": list(metrics)},
+            "embedding": {name: value for name, value in embedding.items() if name not in ("device", "tokens")},
+        }
+
+
+def _metrics(options: StudyOptions, kind: str) -> tuple[str, ...]:
+    """Return the metrics, the main one first.
+
+    Raises:
+        StudyError: for one that is not of the task.
+    """
+    allowed = METRICS_OF(kind)
+    for name in options.metrics:
+        if name not in allowed:
+            raise StudyError(f"metric: got {name!r} for a task of kind {kind}; allowed: {', '.join(allowed)}")
+    return tuple(dict.fromkeys([*options.metrics, *allowed]))
+
+
+def _shuffled(base: Source, found: Mapping[Place, Found], seed: int) -> Source:
+    """Return the base's best layer, to be trained on labels that have changed places."""
+    places = best_layers([found[base.name, layer] for layer in base.layers])
+    # of several folds, the layer that most of them choose
+    best = base.layers[max(sorted({*places}), key=places.count)]
+    return Source(SHUFFLED, "baseline", (None,), lambda layer: base.features(best), shuffled=seed)
+
+
+@contextmanager
+def _held(out: Path, inputs: Mapping[str, Any], force: bool) -> Iterator[str]:
+    """Hold the folder of a study, and give the digest of what decides it.
+
+    Raises:
+        FolderLockedError: if another process holds it.
+        FolderExistsError: if it holds something else, or another study and not `force`.
+    """
+    key = "sha256:" + hashlib.sha256(canonical(inputs).encode()).hexdigest()
+    _refuse_foreign(out)
+    with ExitStack() as held:
+        held.enter_context(folders_made(out))
+        held.enter_context(lock(out, out / _LOCK))
+        state = out / STATE
+        if state.exists():
+            there = json.loads(state.read_text(encoding="utf-8"))
+            if there["fingerprint"] != key:
+                if not force:
+                    raise FolderExistsError(f"{out} holds another study: {_differences(there['inputs'], inputs)}; choose another folder, or replace it with --force")
+                shutil.rmtree(out / PROBED, ignore_errors=True)
+                (out / REPORT).unlink(missing_ok=True)
+        with replaced_file(state) as file:
+            content = {"format": FORMAT, "fingerprint": key, "inputs": inputs}
+            file.write((json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+        yield key
