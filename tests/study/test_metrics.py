@@ -1,0 +1,141 @@
+"""Metrics of many weightings at once are those of scikit-learn and scipy on rows that are written out."""
+
+from __future__ import annotations
+
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+from scipy.stats import spearmanr
+from sklearn import metrics as theirs
+
+from hf_perturb.study.metrics import MAIN, METRICS, METRICS_OF, Truth, prepare
+
+
+def spearman(truth, prediction):
+    constant = len({*truth}) == 1 or len({*prediction}) == 1
+    return 0.0 if constant else spearmanr(truth, prediction)[0]
+
+
+def r2(truth, prediction):
+    # of a single row scikit-learn says nothing; the formula does
+    return float((truth == prediction).all()) if len(truth) == 1 else theirs.r2_score(truth, prediction)
+
+
+def ndcg(truth, prediction):
+    """As the study has it: shifted where something is less than 0."""
+    gains = truth - truth.min() if truth.min() < 0 else truth
+    return float(gains[0] > 0) if len(truth) == 1 else theirs.ndcg_score(gains[None], prediction[None])
+
+
+def auroc(truth, prediction):
+    columns = [1] if prediction.shape[1] == 2 else [*range(prediction.shape[1])]
+    there = [each for each in columns if 0 < (truth == each).sum() < len(truth)]
+    return np.mean([theirs.roc_auc_score(truth == each, prediction[:, each]) for each in there]) if there else 0.5
+
+
+def of_classes(score):
+    def scored(truth, prediction):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a class that is said and not there
+            return score(truth, prediction.argmax(axis=1))
+
+    return scored
+
+
+EXPECTED = {
+    "spearman": spearman,
+    "r2": r2,
+    "ndcg": ndcg,
+    "auroc": auroc,
+    "mcc": of_classes(theirs.matthews_corrcoef),
+    "balanced_accuracy": of_classes(theirs.balanced_accuracy_score),
+    "macro_f1": of_classes(lambda *rows: theirs.f1_score(*rows, average="macro")),
+}
+
+
+def check(name, truth, prediction, weights, units=None):
+    known = Truth(truth, units)
+    found = prepare(name, known, prediction)(weights)
+    rows = weights if units is None else weights[:, units]
+    expected = [EXPECTED[name](np.repeat(truth, row), np.repeat(prediction, row, axis=0)) for row in rows]
+    np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-10)
+
+
+# few different values make ties, and many zeros leave classes out
+WHOLE = st.integers(-3, 3).map(float)
+NUMBER = st.one_of(WHOLE, st.floats(-1e3, 1e3).map(lambda value: round(value, 3)))
+
+
+@st.composite
+def weighted_rows(draw, value):
+    n = draw(st.integers(1, 12))
+    truth, prediction = (np.array(draw(st.lists(value, min_size=n, max_size=n))) for _ in range(2))
+    units = draw(st.none() | st.lists(st.integers(0, 2), min_size=n, max_size=n))
+    if units is not None:
+        units = np.unique(units, return_inverse=True)[1]
+    wide = n if units is None else int(units.max()) + 1
+    row = st.lists(st.integers(0, 3), min_size=wide, max_size=wide).filter(any)
+    return truth, prediction, np.array(draw(st.lists(row, min_size=1, max_size=4))), units
+
+
+@pytest.mark.parametrize("name", METRICS_OF["regression"])
+@settings(deadline=None, max_examples=150)
+@given(rows=weighted_rows(NUMBER))
+def test_metrics_of_numbers_are_those_of_repeated_rows(name, rows):
+    check(name, *rows)
+
+
+@pytest.mark.parametrize("name", METRICS_OF["classes"])
+@settings(deadline=None, max_examples=100)
+@given(rows=weighted_rows(st.integers(0, 3)), wide=st.sampled_from([2, 4]), seed=st.integers(0, 3))
+def test_metrics_of_classes_are_those_of_repeated_rows(name, rows, wide, seed):
+    truth, said, weights, units = rows
+    truth, said = np.minimum(truth, wide - 1), np.minimum(said, wide - 1)
+    # rounded, so that rows are tied
+    chances = np.random.default_rng(seed).dirichlet(np.ones(wide), len(said)).round(1) + np.eye(wide)[said]
+    check(name, truth, chances, weights, units)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_a_bootstrap_of_many_rows_is_exact(name):
+    random = np.random.default_rng(0)
+    latent = random.normal(size=3000)
+    if METRICS[name].regression:
+        truth, prediction = latent.round(2), (latent + random.normal(size=3000)).astype(np.float32)
+    else:
+        truth = np.digitize(latent, [-1, 0, 2.5])
+        prediction = random.dirichlet(np.ones(4), 3000) + np.eye(4)[truth] * 0.2
+    weights = random.multinomial(3000, np.full(3000, 1 / 3000), size=4)
+    check(name, truth, prediction, weights.astype(np.float32).astype(int))
+    scored = prepare(name, truth, prediction)
+    np.testing.assert_array_equal(scored(weights), scored(weights.astype(np.float32)))
+    # all rows once
+    assert scored() == pytest.approx([EXPECTED[name](truth, prediction)], abs=1e-10)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_networks_and_threads_share_a_block(name):
+    random = np.random.default_rng(1)
+    if METRICS[name].regression:
+        truth, predictions = random.normal(size=200), random.normal(size=(8, 200))
+    else:
+        truth, predictions = random.integers(0, 3, 200), random.dirichlet(np.ones(3), (8, 200))
+    weights = random.multinomial(200, np.full(200, 1 / 200), size=50)
+    shared = Truth(truth)
+    block = shared.weighted(weights)
+    with ThreadPoolExecutor(4) as pool:
+        found = [*pool.map(lambda each: prepare(name, shared, each)(block), predictions)]
+    np.testing.assert_array_equal(found, [prepare(name, truth, each)(weights) for each in predictions])
+
+
+def test_every_kind_has_a_main_metric():
+    assert all(MAIN[kind] in METRICS_OF[kind] for kind in METRICS_OF)
+    assert sorted(EXPECTED) == sorted(METRICS)
+
+
+def test_an_unknown_metric_is_refused():
+    with pytest.raises(ValueError, match="'accuracy' is unknown; choose from spearman, r2"):
+        prepare("accuracy", [0, 1], [[1, 0], [0, 1]])
