@@ -6,9 +6,11 @@ weights, and its confusion matrix a product. Sums of weights are whole numbers, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from threading import local
 from typing import Any
 
 import numpy as np
@@ -18,10 +20,28 @@ from hf_perturb.study.task import KINDS
 
 Floats = NDArray[np.float64]
 Whole = NDArray[np.int32]
+_PART = 32768  # weights that are looked at together: they stay in the cache of a core
+
+
+class _Scratch(local):
+    """Arrays that a thread writes over and over, for new memory costs more than a sum."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, NDArray[Any]] = {}
+
+    def array(self, name: str, shape: tuple[int, ...], dtype: type) -> NDArray[Any]:
+        """Return an array with whatever is in it; the next of that name is the same memory."""
+        size = math.prod(shape)
+        if name not in self.kept or self.kept[name].size < size:
+            self.kept[name] = np.empty(size, dtype)
+        return self.kept[name][:size].reshape(shape)
+
+
+_scratch = _Scratch()
 
 
 class _Order:
-    """Values in ascending order, with those that are equal in groups."""
+    """Values in ascending order, equal ones in groups; what a method returns, the thread's next call overwrites."""
 
     def __init__(self, values: NDArray[Any]):
         self.order = np.argsort(values, kind="stable")
@@ -32,26 +52,36 @@ class _Order:
         self.group = np.empty(len(values), np.intp)
         self.group[self.order] = np.cumsum(last) - last
 
-    def counts(self, rows: Whole) -> tuple[Whole, Whole]:
-        """Return how many rows come before each group, and how many to its end, both `(b, groups)`."""
+    def counts(self, rows: Whole) -> tuple[Whole, Whole, Whole]:
+        """Return the weights in this order, `(b, n)`, and, of each group, that of all up to its end and its own."""
+        ordered = rows.take(self.order, axis=1, out=_scratch.array("ordered", rows.shape, np.int32), mode="clip")
         # weights are whole: numpy adds up integers ten times as fast as floats
-        upto = np.cumsum(rows.take(self.order, axis=1), axis=1, dtype=np.int32)
-        if self.tied:
-            upto = upto.take(self.ends, axis=1)
-        before = np.zeros_like(upto)
-        before[:, 1:] = upto[:, :-1]
-        return before, upto
+        upto = np.cumsum(ordered, axis=1, out=_scratch.array("upto", rows.shape, np.int32))
+        if not self.tied:
+            return ordered, upto, ordered
+        shape = (len(rows), len(self.ends))
+        upto = upto.take(self.ends, axis=1, out=_scratch.array("of groups", shape, np.int32), mode="clip")
+        sizes = _scratch.array("sizes", shape, np.int32)
+        sizes[:, 0] = upto[:, 0]
+        np.subtract(upto[:, 1:], upto[:, :-1], out=sizes[:, 1:])
+        return ordered, upto, sizes
 
     def ranks(self, rows: Whole) -> tuple[Whole, Floats]:
-        """Return twice the mid-rank of each row less one, `(b, n)`, and 12 times the sum of the squared ranks, `(b,)`.
+        """Return of each group twice its mid-rank less one, `(b, groups)`, and 12 times the variance of ranks, `(b,)`.
 
-        The squares are of ranks from their mean, and of as many as the weights say.
+        The variance is a sum over as many rows as the weights say.
         """
-        before, upto = self.counts(rows)
-        sizes = (upto - before).astype(np.float64)
+        _, upto, sizes = self.counts(rows)
+        squares = np.multiply(sizes, sizes, out=_scratch.array("floats", sizes.shape, np.float64), dtype=np.float64)
         total = upto[:, -1].astype(np.float64)
-        spread = total * total * total - np.einsum("ij,ij->i", sizes * sizes, sizes)
-        return (before + upto).take(self.group, axis=1), spread
+        spread = total * total * total - np.vecdot(squares, sizes)
+        ranks = np.add(upto, upto, out=_scratch.array("ranks", sizes.shape, np.int32))
+        return np.subtract(ranks, sizes, out=ranks), spread
+
+    def of_rows(self, found: Whole, group: NDArray[np.intp], name: str = "of rows") -> Whole:
+        """Return what each row has of its group, `(b, rows)`."""
+        out = _scratch.array(name, (len(found), len(group)), np.int32)
+        return found.take(group, axis=1, out=out, mode="clip")
 
 
 class Truth:
@@ -134,6 +164,12 @@ class Weighted:
         return np.ascontiguousarray(whole) if self.truth.units is None else whole.take(self.truth.of_unit, axis=1)
 
     @cached_property
+    def parts(self) -> list[slice]:
+        """The block in parts."""
+        step = max(_PART // max(len(self.truth.values), 1), 1)
+        return [slice(first, first + step) for first in range(0, len(self.weights), step)]
+
+    @cached_property
     def total(self) -> Floats:
         """How many rows are there, `(b,)`."""
         return self.weights @ self.truth.sizes
@@ -154,8 +190,12 @@ class Weighted:
     @cached_property
     def ranks(self) -> tuple[Floats, Floats]:
         """The weight of each row times twice its rank from the middle, `(b, n)`; 12 times the sum of squared ranks."""
-        ranks, spread = self.truth.order.ranks(self.rows)
-        return self.rows * (ranks - self.total[:, None]), spread
+        order, centred, spread = self.truth.order, np.empty(self.rows.shape), np.empty(len(self.rows))
+        for part in self.parts:
+            ranks, spread[part] = order.ranks(self.rows[part])
+            np.subtract(order.of_rows(ranks, order.group), self.total[part, None], out=centred[part])
+            centred[part] *= self.rows[part]
+        return centred, spread
 
     @cached_property
     def squares(self) -> Floats:
@@ -181,22 +221,34 @@ class Weighted:
     def ideal(self) -> Floats:
         """The discounted cumulative gain of the best ranking, `(b,)`."""
         order = self.truth.order
-        return self.gain(order, self.truth.values[order.order[order.ends]])
+        return self.gain(order, self.truth.values[order.order])
 
     def gain(self, order: _Order, gains: Floats) -> Floats:
-        """Return the discounted cumulative gain of a ranking, `(b,)`; the last group comes first.
+        """Return the discounted cumulative gain of a ranking, `(b,)`; the last comes first, and who is tied shares.
 
         Args:
             order: of what ranks the rows.
-            gains: of each group, `(groups,)`, or `(b, groups)`.
+            gains: of each row in that order.
         """
-        before, upto = order.counts(self.rows)
-        total = upto[:, -1:]
-        shares = self.discounts.take(total - before, mode="clip") - self.discounts.take(total - upto, mode="clip")
-        # a gain less than 0 is counted from the least that is there
-        least = np.minimum(self.extremes[0], 0)
+        # what is less than 0 is counted from the least that is there: here from the least of all
         known = min(float(self.truth.values.min()), 0.0)
-        return np.vecdot(shares, gains - known) - (least - known) * self.discounts[total[:, 0]]
+        gains, starts = gains - known, np.append(0, order.ends[:-1] + 1)
+        found = np.empty(len(self.total))
+        for part in self.parts:
+            ordered, upto, sizes = order.counts(self.rows[part])
+            places = np.subtract(upto[:, -1:], upto, out=_scratch.array("places", upto.shape, np.intp))
+            shares = _scratch.array("shares", upto.shape, np.float64)
+            shares = self.discounts.take(places, out=shares, mode="clip")
+            shares[:, 1:] = shares[:, :-1] - shares[:, 1:]
+            shares[:, 0] = self.discounts[upto[:, -1]] - shares[:, 0]
+            each = gains
+            if order.tied:
+                held = np.multiply(ordered, gains, out=_scratch.array("floats", ordered.shape, np.float64))
+                each = np.add.reduceat(held, starts, axis=1, out=_scratch.array("gains", upto.shape, np.float64))
+                np.divide(each, sizes, out=each, where=sizes > 0)
+            found[part] = np.vecdot(shares, each)
+        # and then from the least of those that are there
+        return found - (np.minimum(self.extremes[0], 0) - known) * self.discounts[self.total.astype(np.intp)]
 
 
 Scorer = Callable[[Weighted], Floats]
@@ -204,18 +256,20 @@ Scorer = Callable[[Weighted], Floats]
 
 def _ratio(above: Floats, below: Floats, otherwise: float | Floats) -> Floats:
     """Divide, and take something else where there is nothing to divide by."""
-    found = np.array(np.broadcast_to(np.asarray(otherwise, np.float64), above.shape))
-    return np.divide(above, below, out=found, where=below > 0)
+    return np.divide(above, below, out=np.full(above.shape, otherwise, np.float64), where=below > 0)
 
 
 def _spearman(truth: Truth, prediction: NDArray[Any]) -> Scorer:
     order = _Order(prediction)
 
     def score(block: Weighted) -> Floats:
-        ranks, spread = order.ranks(block.rows)
         true, true_spread = block.ranks
-        # ranks of the truth are taken from their middle, so that nothing else is needed of the others
-        return _ratio(3 * np.einsum("ij,ij->i", true, ranks), np.sqrt(true_spread) * np.sqrt(spread), 0.0)
+        shared, spread = np.empty(len(true)), np.empty(len(true))
+        for part in block.parts:
+            ranks, spread[part] = order.ranks(block.rows[part])
+            # ranks of the truth are from their middle, so that it does not matter where the others are from
+            shared[part] = np.vecdot(true[part], order.of_rows(ranks, order.group))
+        return _ratio(3 * shared, np.sqrt(true_spread) * np.sqrt(spread), 0.0)
 
     return score
 
@@ -231,17 +285,12 @@ def _r2(truth: Truth, prediction: NDArray[Any]) -> Scorer:
 
 
 def _ndcg(truth: Truth, prediction: NDArray[Any]) -> Scorer:
+    """Source: `ndcg_scale` of microsoft/protein-transfer, on scikit-learn's `ndcg_score`."""
     order = _Order(prediction)
     values = truth.values[order.order]
-    starts = np.append(0, order.ends[:-1] + 1)
 
     def score(block: Weighted) -> Floats:
-        gains = values
-        if order.tied:  # each place has the mean of those that share it
-            rows = block.rows.take(order.order, axis=1)
-            held = np.add.reduceat(rows, starts, axis=1)
-            gains = _ratio(np.add.reduceat(rows * values, starts, axis=1), held, 0.0)
-        found = _ratio(block.gain(order, gains), block.ideal, 0.0)
+        found = _ratio(block.gain(order, values), block.ideal, 0.0)
         return np.where(block.constant, block.extremes[0] > 0, found)
 
     return score
@@ -251,17 +300,23 @@ def _auroc(truth: Truth, prediction: NDArray[Any]) -> Scorer:
     classes = [1] if prediction.shape[1] == 2 else range(prediction.shape[1])
     known = [(np.flatnonzero(truth.values == each), _Order(prediction[:, each])) for each in classes]
 
+    def wins(rows: Whole, positive: NDArray[np.intp], order: _Order) -> tuple[Floats, Floats]:
+        """Return twice the pairs of which the positive row comes later, and the positive rows."""
+        _, upto, sizes = order.counts(rows)
+        held, group = order.of_rows(rows, positive, "positive"), order.group[positive]
+        upto, sizes = order.of_rows(upto, group), order.of_rows(sizes, group, "own") if order.tied else held
+        ranks = (np.einsum("ij,ij->i", held, each, dtype=np.float64) for each in (upto, sizes))
+        positives = held.sum(axis=1, dtype=np.float64)
+        return 2 * next(ranks) - next(ranks) - positives * positives, positives
+
     def score(block: Weighted) -> Floats:
         sums, there = np.zeros(len(block.total)), np.zeros(len(block.total))
-        for positive, order in known:
-            before, upto = order.counts(block.rows)
-            held = block.rows.take(positive, axis=1)
-            ranks = (before + upto).take(order.group[positive], axis=1)
-            positives = held.sum(axis=1, dtype=np.float64)
-            pairs = positives * (block.total - positives)
-            wins = np.einsum("ij,ij->i", held, ranks, dtype=np.float64) - positives * positives
-            sums += _ratio(wins, 2 * pairs, 0.0)
-            there += pairs > 0
+        for part in block.parts:
+            for positive, order in known:
+                won, positives = wins(block.rows[part], positive, order)
+                pairs = positives * (block.total[part] - positives)
+                sums[part] += _ratio(won, 2 * pairs, 0.0)
+                there[part] += pairs > 0
         return _ratio(sums, there, 0.5)
 
     return score

@@ -20,8 +20,8 @@ def spearman(truth, prediction):
 
 
 def r2(truth, prediction):
-    # of a single row scikit-learn says nothing; the formula does
-    return float((truth == prediction).all()) if len(truth) == 1 else theirs.r2_score(truth, prediction)
+    # scikit-learn says nothing of a single row, and does not see that values are equal where their mean is rounded
+    return float((truth == prediction).all()) if len({*truth}) == 1 else theirs.r2_score(truth, prediction)
 
 
 def ndcg(truth, prediction):
