@@ -226,8 +226,9 @@ def run_verify(options: argparse.Namespace) -> int:
 
 def run_compare(options: argparse.Namespace) -> int:
     """Print what differs between two checkpoints, or between one and each of a matrix; 1 if one cannot be compared."""
-    from hf_perturb.compare.plot import check_picture, plot_comparison
+    from hf_perturb.compare.plot import plot_comparison
     from hf_perturb.compare.table import comparison_table
+    from hf_perturb.storage.pictures import check_picture
 
     if options.plot:
         check_picture(options.plot)

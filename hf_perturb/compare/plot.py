@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import math
-import os
-import tempfile
 import textwrap
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hf_perturb.compare.compare import Comparison, Row, Side, likeness_of
 from hf_perturb.compare.statistics import Histogram
-from hf_perturb.errors import CheckpointError
+from hf_perturb.storage.pictures import STYLE, import_matplotlib, write_picture
 
-# what each format would record of the day it was written, left out: the same numbers give the same file
-_FORMATS: dict[str, dict[str, Any]] = {".png": {}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
-_SIZE, _DOTS_PER_INCH = (7.0, 3.2), 200  # inches, the width of two columns of print
-# 42: letters of a PDF stay letters; the salt: an SVG names its parts alike every time
-_STYLE: dict[str, Any] = {"font.size": 8, "axes.linewidth": 0.6, "pdf.fonttype": 42, "svg.hashsalt": "hf_perturb"}
+_SIZE = (7.0, 3.2)  # inches, the width of two columns of print
 # told apart by marker, filling and line, so that a copy in black and white says as much; the smaller lie on the larger
 _KINDS: dict[str, dict[str, Any]] = {
     "norm": {"label": "layer norms", "marker": "^", "ls": ":", "color": "0.5", "ms": 6, "mfc": "white"},
@@ -36,22 +29,6 @@ _NAME = 40  # letters of a checkpoint's name that are shown
 _ROOM, _LINES = 2.2, 6  # inches and lines for what a legend says of a checkpoint
 
 
-def check_picture(path: str | Path) -> None:
-    """Raise if a picture could not be written, before anything is compared for it.
-
-    Raises:
-        CheckpointError: if it has no known suffix, its folder is missing, or matplotlib is.
-    """
-    path = Path(path)
-    if path.suffix.lower() not in _FORMATS:
-        raise CheckpointError(f"{path}: a picture ends in {path.suffix!r}; allowed: {', '.join(_FORMATS)}")
-    if not path.parent.is_dir():
-        raise CheckpointError(f"{path}: there is no folder {path.parent}; make it first")
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a folder; give the name of a file")
-    _matplotlib()
-
-
 def plot_comparison(comparison: Comparison, path: str | Path) -> None:
     """Draw a comparison and write it whole or not at all; a picture of that name is replaced.
 
@@ -66,30 +43,7 @@ def plot_comparison(comparison: Comparison, path: str | Path) -> None:
     Raises:
         CheckpointError: as `check_picture` does, or if the file cannot be written.
     """
-    check_picture(path)
-    path, suffix = Path(path), Path(path).suffix.lower()
-    matplotlib = _matplotlib()
-    try:
-        with matplotlib.rc_context(), warnings.catch_warnings():
-            # a style of the user's own may make letters too small for print
-            matplotlib.rcdefaults()
-            matplotlib.rcParams.update(_STYLE)
-            warnings.filterwarnings("ignore", message="Glyph")  # a name may have letters that the font lacks
-            figure = _figure(comparison)
-            with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
-                fresh = Path(scratch) / f"new{suffix}"
-                figure.savefig(fresh, dpi=_DOTS_PER_INCH, metadata=_FORMATS[suffix])
-                os.replace(fresh, path)
-    except OSError as error:
-        raise CheckpointError(f"{path}: nothing was written, because {error}") from error
-
-
-def _matplotlib() -> Any:
-    try:
-        import matplotlib.figure
-    except ImportError as error:
-        raise CheckpointError("a picture needs matplotlib: pip install 'hf-perturb[plot]'") from error
-    return matplotlib
+    write_picture(Path(path), lambda: _figure(comparison))
 
 
 def _figure(comparison: Comparison) -> Any:
@@ -98,7 +52,7 @@ def _figure(comparison: Comparison) -> Any:
     # taller by what a long legend needs, so that the axes are those of a short one
     longer = _LINE * sum(name.count("\n") for name in names)
     size = _SIZE[0], _SIZE[1] + longer / 72
-    figure = _matplotlib().figure.Figure(figsize=size, layout="constrained")
+    figure = import_matplotlib().figure.Figure(figsize=size, layout="constrained")
     figure.get_layout_engine().set(wspace=0.06)
     left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
     _draw_distances(left, comparison)
@@ -182,7 +136,7 @@ def _legend(letter: str, side: Side) -> str:
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path
 
-    text, name, font = f"{letter}: {side}", side.name, FontProperties(size=_STYLE["font.size"])
+    text, name, font = f"{letter}: {side}", side.name, FontProperties(size=STYLE["font.size"])
     if len(name) > _NAME:
         text = text.replace(name, f"{name[: _NAME // 2]}…{name[-_NAME // 2 :]}", 1)
 

@@ -10,7 +10,6 @@ import errno
 import json
 import os
 import re
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from hf_perturb.embedding.manifest import EMBEDDED, MANIFEST, Manifest, Schema, Shard, canonical, read_manifest
 from hf_perturb.errors import CheckpointError, EmbeddingsError, FolderExistsError, FolderLockedError
-from hf_perturb.storage.folders import folders_made, lock, sync
+from hf_perturb.storage.folders import folders_made, lock, replaced_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -217,17 +216,9 @@ def _placed(path: Path) -> Iterator[BinaryIO]:
     Raises:
         EmbeddingsError: if there is no room, or it cannot be written.
     """
-    fresh = path.with_name(f".{path.name}.hf_perturb-{secrets.token_hex(4)}")
     try:
-        try:
-            with fresh.open("xb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(fresh, path)
-        finally:
-            fresh.unlink(missing_ok=True)
-        sync(path.parent)
+        with replaced_file(path) as file:
+            yield file
     except EmbeddingsError:
         raise
     except OSError as error:

@@ -10,11 +10,13 @@ import errno
 import json
 import os
 import re
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -158,6 +160,21 @@ def whole_files(*outs: Path) -> Iterator[list[Path]]:
                 if not fresh[out].exists():
                     out.unlink(missing_ok=True)
             raise
+
+
+@contextmanager
+def replaced_file(path: Path) -> Iterator[BinaryIO]:
+    """Give a file to write that takes the place of what has its name when the block ends well, else is gone."""
+    fresh = path.with_name(f".{path.name}.hf_perturb-{secrets.token_hex(4)}")
+    try:
+        with fresh.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(fresh, path)
+    finally:
+        fresh.unlink(missing_ok=True)
+    sync(path.parent)
 
 
 @contextmanager

@@ -18,8 +18,10 @@ from support.models import small_model
 import hf_perturb
 from hf_perturb.compare import plot as plots
 from hf_perturb.compare.compare import Side, compare_checkpoints
-from hf_perturb.compare.plot import check_picture, plot_comparison
+from hf_perturb.compare.plot import plot_comparison
 from hf_perturb.perturbation import Perturbation
+from hf_perturb.storage import pictures
+from hf_perturb.storage.pictures import check_picture
 from hf_perturb.variants.create import create_variant
 
 needs_matplotlib = pytest.mark.skipif(find_spec("matplotlib") is None, reason="matplotlib is an extra")
@@ -76,7 +78,7 @@ def test_a_picture_is_a_picture_and_the_same_every_time(comparison, tmp_path, su
 
 @needs_matplotlib
 def test_a_picture_says_what_it_shows(comparison, tmp_path, monkeypatch):
-    monkeypatch.setitem(plots._STYLE, "svg.fonttype", "none")
+    monkeypatch.setitem(pictures.STYLE, "svg.fonttype", "none")
     plot_comparison(comparison, tmp_path / "out.svg")
     text = (tmp_path / "out.svg").read_text(encoding="utf-8")
     for said in (
@@ -217,7 +219,7 @@ def test_a_legend_says_what_tells_controls_apart_and_fits(comparison, name, aske
     named = replace(comparison, b=Side(name, None, Perturbation.parse(asked)))
     import matplotlib
 
-    with matplotlib.rc_context(plots._STYLE):
+    with matplotlib.rc_context(pictures.STYLE):
         figure, short = plots._figure(named), plots._figure(replace(comparison, b=comparison.a))
         for each in (figure, short):
             each.draw_without_rendering()
@@ -296,8 +298,8 @@ def test_a_failure_keeps_the_old_picture_and_leaves_nothing(comparison, tmp_path
 
     (tmp_path / "out.png").write_bytes(b"old")
 
-    def half(self, path, **options):
-        path.write_bytes(b"half")
+    def half(self, file, **options):
+        file.write(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Figure, "savefig", half)
