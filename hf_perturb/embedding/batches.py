@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,6 +14,10 @@ from hf_perturb.embedding.model import memory_told
 from hf_perturb.embedding.options import Choices
 from hf_perturb.embedding.pooling import Pooling
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -22,6 +26,7 @@ class Unit:
     sequence: Sequence[Any]
     rows: list[int]
     windows: list[tuple[int, int]]
+    kept: list[NDArray[np.int64]] | None = None  # of which residues each row has vectors, `None` for all
 
 
 def units_of(records: Sequence[Record], choices: Choices, encoder: Encoder) -> list[Unit]:
@@ -30,8 +35,9 @@ def units_of(records: Sequence[Record], choices: Choices, encoder: Encoder) -> l
     for row, record in enumerate(records):
         if record.sequence:
             rows.setdefault(record.sequence, []).append(row)
-    pieces = encoder.pieces([*rows])
-    return [Unit(each, places, choices.windows(len(each))) for each, places in zip(pieces, rows.values(), strict=True)]
+    kept = [None if choices.kept is None else [choices.kept.of(records[row]) for row in each] for each in rows.values()]
+    parts = zip(encoder.pieces([*rows]), rows.values(), kept, strict=True)
+    return [Unit(pieces, places, choices.windows(len(pieces)), chosen) for pieces, places, chosen in parts]
 
 
 def batches(units: Sequence[Unit], tokens: int, special: int, least: float = 0.0) -> Iterator[list[Unit]]:
@@ -62,7 +68,8 @@ def embed_batch(
     """Run a batch, with at most so many tokens at a time, since a record of many windows takes several goes.
 
     Returns:
-        By column, a float32 array a unit: `(hidden_size,)` of a pooled one, else `(residues, hidden_size)`.
+        By column, a float32 array a row of these units: `(hidden_size,)` of a pooled one, else `(residues,
+        hidden_size)`.
 
     Raises:
         EmbeddingsError: if the device's memory is too small.
@@ -71,7 +78,9 @@ def embed_batch(
     at_once = max(1, tokens // (max(map(len, windows)) + encoder.special))
     # the first weights of a network that is larger than its devices are nowhere until they are needed
     device = "cpu" if model.device.type == "meta" else model.device
-    pooling = Pooling([unit.windows for unit in units], len(encoder.begin), encoder.special)
+    chosen = [(number, each) for number, unit in enumerate(units) for each in unit.kept or ()]
+    sampled = None if choices.kept is None else chosen
+    pooling = Pooling([unit.windows for unit in units], len(encoder.begin), encoder.special, sampled)
     kept: dict[str, torch.Tensor] = {}
     seen: dict[int, list[torch.Tensor]] = {layer: [] for layer in choices.layers}
     for begin in range(0, len(windows), at_once):
@@ -87,9 +96,12 @@ def embed_batch(
         size = f"{len(part)} rows of up to {max(map(len, part)) + encoder.special} tokens"
         with memory_told(f"{device}, for a batch of {size}; give fewer with --tokens, or a smaller --dtype"):
             encoder.show(model, part, visit, choices, device)
-    vectors = {name: list(kept[name].cpu().numpy()) for name, _, _ in choices.vectors}
-    residues = {name: kept[name].split(pooling.lengths) for name, _ in choices.residues}
-    return {**vectors, **{name: [rows.numpy() for rows in each] for name, each in residues.items()}}
+    of = [number for number, unit in enumerate(units) for _ in unit.rows]
+    vectors = {name: list(kept[name].cpu().numpy()[of]) for name, _, _ in choices.vectors}
+    if sampled is not None:  # each row has its own
+        of = [*range(len(sampled))]
+    parts = {name: kept[name].split(pooling.counts) for name, _ in choices.residues}
+    return {**vectors, **{name: [each[number].numpy() for number in of] for name, each in parts.items()}}
 
 
 def _keep(layer: int, seen: list[torch.Tensor], pooling: Pooling, choices: Choices) -> dict[str, torch.Tensor]:
@@ -98,4 +110,4 @@ def _keep(layer: int, seen: list[torch.Tensor], pooling: Pooling, choices: Choic
     residues = pooling.residues(values)
     kept = {name: pooling.pooled(pool, values, residues) for name, pool, number in choices.vectors if number == layer}
     # all layers of these would be too much for a device
-    return kept | {name: residues.cpu() for name, number in choices.residues if number == layer}
+    return kept | {name: pooling.chosen(residues).cpu() for name, number in choices.residues if number == layer}

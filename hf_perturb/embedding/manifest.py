@@ -13,7 +13,8 @@ from hf_perturb.errors import EmbeddingsError, FolderExistsError
 
 MANIFEST = "_manifest.json"
 FORMAT = "hf_perturb embeddings/1"
-EMBEDDED = "embedded"  # column of how many residues of a record have vectors, where not all may
+EMBEDDED = "embedded"  # column of how many residues of a record the network saw, where that may not be all
+KEPT = "kept"  # column of how many residues of a record have vectors, where some are chosen
 _SHOWN = 60  # characters of a value in a message
 
 
@@ -48,6 +49,11 @@ class Schema:
     residues: Mapping[str, int] = field(default_factory=dict)
     # whether there may be records without vectors; then a vector a record is a list of any size, else of a fixed one
     nullable: bool = False
+
+    @property
+    def counts(self) -> str:
+        """The column that says how many residues of a record have vectors."""
+        return next((name for name in (KEPT, EMBEDDED) if name in self.integers), "length")
 
 
 @dataclass(frozen=True)

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import Parameter, getdoc, signature
 from operator import index
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from hf_perturb.embedding.manifest import EMBEDDED, Schema
+from hf_perturb.embedding.manifest import EMBEDDED, KEPT, Schema
 from hf_perturb.errors import FastaError, ModelInputError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
     from hf_perturb.embedding.encoder import Encoder
+    from hf_perturb.embedding.fasta import Record
     from hf_perturb.networks.sizes import CarpSizes, FairEsmSizes
 
 POOLS = ("mean", "max", "cls")
@@ -40,6 +44,8 @@ class EmbedOptions:
         pool: how the residues of a record become one vector: `"mean"`, `"max"`, `"cls"` (the token that begins a
             sequence, in ESM), or several of them. Special tokens are no residues, and padding is not there.
         per_residue: keep the vector of every residue too (`pool=()` for these alone).
+        residues: of which residues `per_residue` keeps vectors, for each record in order: numbers from 0, ascending,
+            none where it is empty; `None` for all. How many there are is in the column `kept`.
         dtype: of weights and arithmetic; that of the checkpoint if `None`. Pooling is in float32, and so is what is
             stored.
         device: as torch names it; `"auto"` to spread the network over all there are; a GPU if there is one if `None`.
@@ -64,6 +70,7 @@ class EmbedOptions:
     layers: str | int | Iterable[int] = "last"
     pool: str | Iterable[str] = "mean"
     per_residue: bool = False
+    residues: Sequence[Sequence[int]] | None = None
     dtype: str | torch.dtype | None = None
     device: str | None = None
     tokens: int | None = None
@@ -100,7 +107,7 @@ class EmbedOptions:
         if limit is not None and limit < 1:
             raise ModelInputError(f"this network takes {encoder.most} tokens, and none of them a residue")
         overlap, layers = self._overlap(limit), read_layers(self.layers, encoder.depth)
-        return Choices(layers, pools, self.per_residue, limit, self.long, overlap)
+        return Choices(layers, pools, self.per_residue, limit, self.long, overlap, self._kept())
 
     def refuse_tokenizing(self, kind: str) -> None:
         """Raise a `ModelInputError` if an option is for a tokenizer, which a network of our own does not ask."""
@@ -128,6 +135,13 @@ class EmbedOptions:
             raise ModelInputError("pool: got none; allowed: at least one of mean, max, cls, or the vectors of residues")
         return pools
 
+    def _kept(self) -> Kept | None:
+        if self.residues is None:
+            return None
+        if not self.per_residue:
+            raise ModelInputError("residues: got some, and per_residue is False; allowed: with per_residue=True")
+        return Kept(self.residues)
+
     def _overlap(self, limit: int | None) -> int:
         if self.overlap is None:
             return (limit or 0) // 4
@@ -153,6 +167,63 @@ def with_options(function: Function) -> Function:
     return function
 
 
+class Kept:
+    """Which residues of each record have vectors.
+
+    Raises:
+        ModelInputError: if they are no ascending numbers.
+    """
+
+    def __init__(self, given: Sequence[Sequence[int]]):
+        import numpy as np
+
+        if not isinstance(given, Iterable):
+            raise ModelInputError(f"residues: got {given!r}; allowed: a list of numbers for each record")
+        self._none = np.zeros(0, np.int64)
+        self._numbers = [self._read(numbers, place) for place, numbers in enumerate(given, 1)]
+        digest = hashlib.sha256()
+        for found in self._numbers:
+            digest.update(len(found).to_bytes(8, "little") + found.astype("<i8").tobytes())
+        self.digest = f"sha256:{digest.hexdigest()}"
+
+    def _read(self, numbers: Any, place: int) -> NDArray[np.int64]:
+        import numpy as np
+
+        try:
+            found = np.asarray(numbers)
+        except ValueError:  # lists of several lengths
+            found = np.zeros((0, 0))
+        is_empty = found.shape == (0,)  # whose type says nothing
+        if found.ndim == 1 and (is_empty or found.dtype.kind in "iu"):
+            whole = found.astype(np.int64)
+            if is_empty or (whole[0] >= 0 and (np.diff(whole) > 0).all()):
+                return whole
+        raise ModelInputError(
+            f"residues: got {str(numbers)[:60]} for record {place:,}; allowed: a list of numbers from 0 on, ascending"
+        )
+
+    def of(self, record: Record) -> NDArray[np.int64]:
+        """Return the numbers of the residues of a record; none of a record that none were given for."""
+        return self._numbers[record.index] if record.index < len(self._numbers) else self._none
+
+    def refuse_others(self, record: Record, seen: int) -> None:
+        """Raise a `ModelInputError` if a record has no such residues, or the network does not see them."""
+        numbers, length = self.of(record), len(record.sequence)
+        if len(numbers) and numbers[-1] >= min(seen, length):
+            what = f"of its {length:,} residues" if seen >= length else f"of the {seen:,} that are not cut off"
+            raise ModelInputError(
+                f"residues: got {numbers[-1]} for record {record.name!r}; allowed: numbers {what}, from 0 on"
+            )
+
+    def refuse_count(self, records: int) -> None:
+        """Raise a `ModelInputError` if there are more or fewer records."""
+        if len(self._numbers) != records:
+            raise ModelInputError(
+                f"residues: got {len(self._numbers):,} lists for {records:,} records; allowed: a list of numbers for"
+                " each record, empty where none are kept"
+            )
+
+
 @dataclass(frozen=True)
 class Choices:
     """What is made of each record: `EmbedOptions` as one network understands them."""
@@ -163,6 +234,7 @@ class Choices:
     limit: int | None = None  # most residues that the network takes at once, `None` for any number
     long: str = "refuse"
     overlap: int = 0
+    kept: Kept | None = None  # of which residues there are vectors, `None` for all
 
     @property
     def vectors(self) -> list[tuple[str, str, int]]:
@@ -176,9 +248,10 @@ class Choices:
 
     @property
     def integers(self) -> tuple[str, ...]:
-        """Columns that say what became of long records."""
+        """Columns that say what became of long records, and of how many residues there are vectors."""
         names = {"truncate": (EMBEDDED,), "window": ("windows",)}
-        return () if self.limit is None else names.get(self.long, ())
+        long = () if self.limit is None else names.get(self.long, ())
+        return long if self.kept is None else (*long, KEPT)
 
     def schema(self, width: int, nullable: bool) -> Schema:
         """Return the columns of vectors of `width` numbers; `nullable` if there are records without residues."""
@@ -193,8 +266,25 @@ class Choices:
             "layers": list(self.layers),
             "pool": list(self.pools),
             "per_residue": self.per_residue,
+            **({} if self.kept is None else {"residues": self.kept.digest}),
             "long_records": None if self.limit is None else long,
         }
+
+    def seen(self, length: int) -> int:
+        """Return how many residues of a record the network sees."""
+        return length if self.limit is None or self.long != "truncate" else min(length, self.limit)
+
+    def kept_of(self, record: Record) -> int:
+        """Return of how many residues of a record there are vectors, if of any.
+
+        Raises:
+            ModelInputError: if it has no such residues.
+        """
+        seen = self.seen(len(record.sequence))
+        if self.kept is None:
+            return seen
+        self.kept.refuse_others(record, seen)
+        return len(self.kept.of(record))
 
     def windows(self, length: int) -> list[tuple[int, int]]:
         """Return which residues the network sees at a time, as (first, after the last).

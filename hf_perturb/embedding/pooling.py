@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 # rows that are added up at a time: a sum of many is rounded more
 _BLOCK = 128
@@ -22,11 +27,13 @@ class Pooling:
         windows: for each sequence, which of its residues the network sees at a time, as (first, after the last).
         begin: tokens that begin a window and are no residues.
         special: all that are none.
+        kept: of which residues there are vectors: number of the sequence, and numbers of residues; `None` for all.
     """
 
     windows: Sequence[Sequence[tuple[int, int]]]
     begin: int
     special: int
+    kept: Sequence[tuple[int, NDArray[np.int64]]] | None = None
 
     @cached_property
     def lengths(self) -> list[int]:
@@ -61,6 +68,23 @@ class Pooling:
         if not overlap:
             return values.index_select(0, tokens)
         return torch.nn.functional.embedding_bag(tokens, values, offsets, mode="mean")
+
+    @property
+    def counts(self) -> list[int]:
+        """Residues of which there are vectors: of each sequence, or of each of `kept`."""
+        return self.lengths if self.kept is None else [len(numbers) for _, numbers in self.kept]
+
+    @cached_property
+    def _kept(self) -> torch.Tensor:
+        """Where residues of which there are vectors are among those of all sequences."""
+        before = torch.tensor([0, *self.lengths]).cumsum(0).tolist()
+        return torch.cat([torch.from_numpy(numbers) + before[sequence] for sequence, numbers in self.kept or ()])
+
+    def chosen(self, residues: torch.Tensor) -> torch.Tensor:
+        """Leave out residues of which there are to be no vectors."""
+        if self.kept is None:
+            return residues
+        return residues.index_select(0, self._kept.to(residues.device, non_blocking=True))
 
     def pooled(self, pool: str, values: torch.Tensor, residues: torch.Tensor) -> torch.Tensor:
         """Make one vector of each sequence, `(sequences, hidden_size)`; of the tokens that begin it for `cls`."""

@@ -27,7 +27,8 @@ def read_embeddings(
 
     Returns:
         The ids, and `(records, width)` of float32; records without a vector are rows of NaN. Of a column with a
-        vector for each residue, a list of `(length, width)`, which may not be written to; empty for records without.
+        vector for each residue, a list of `(length, width)`, which may not be written to, of those residues that were
+        chosen if some were; empty for records without.
 
     Raises:
         FolderExistsError: if it is another folder.

@@ -14,7 +14,7 @@ import torch
 
 from hf_perturb.embedding.batches import Unit, batches, embed_batch, units_of
 from hf_perturb.embedding.fasta import Record, file_of, stamp_of
-from hf_perturb.embedding.manifest import EMBEDDED, MANIFEST, Manifest, Schema, Shard
+from hf_perturb.embedding.manifest import EMBEDDED, KEPT, MANIFEST, Manifest, Schema, Shard
 from hf_perturb.embedding.model import Embedder, choose_device, choose_dtype, open_embedder
 from hf_perturb.embedding.options import Choices, EmbedOptions, with_options
 from hf_perturb.embedding.ranks import Ranks, find_ranks, split
@@ -172,8 +172,10 @@ def _embed_all(
             for out in wanted:
                 refuse_foreign(out)
             limits = ShardLimits(record_bytes=record, residue_bytes=residue)
-            found = survey(path, limits, encoder.spelt, encoder.look)
+            found = survey(path, limits, encoder.spelt, encoder.look, choices.kept_of)
             choices.refuse_long(found.longest, found.longest_name)
+            if choices.kept is not None:
+                choices.kept.refuse_count(found.records)
             return found, network.digest()
 
         found, weights = ranks.together(look, first_only=True)
@@ -277,15 +279,15 @@ class _Run:
         """
         import numpy as np
 
+        rows = [row for unit in batch for row in unit.rows]
         for name, values in found.items():
-            for unit, value in zip(batch, values, strict=True):
+            for row, value in zip(rows, values, strict=True):
                 if not np.isfinite(value).all():
                     half = self.dtype.itemsize < 4
                     why = f", or this is too much for {self.dtype}: try --dtype float32" if half else ""
-                    record = records[unit.rows[0]].name
+                    record = records[row].name
                     raise EmbeddingsError(f"record {record!r}: {name} is NaN or infinite; so are weights{why}")
-                for row in unit.rows:
-                    columns[name][row] = value
+                columns[name][row] = value
 
     def _blank(self, records: Sequence[Record]) -> dict[str, Any]:
         """Return the columns of a shard before its vectors are known."""
@@ -295,10 +297,12 @@ class _Run:
         lengths = np.array([len(record.sequence) for record in records], np.int32)
         columns: dict[str, Any] = {"id": [record.id for record in records], "length": lengths}
         if EMBEDDED in schema.integers:
-            columns[EMBEDDED] = np.minimum(lengths, self.choices.limit or 0).astype(np.int32)
+            columns[EMBEDDED] = np.array([self.choices.seen(length) for length in lengths.tolist()], np.int32)
         if "windows" in schema.integers:
             counts = [len(self.choices.windows(length)) if length else 0 for length in lengths.tolist()]
             columns["windows"] = np.array(counts, np.int32)
+        if KEPT in schema.integers:
+            columns[KEPT] = np.array([self.choices.kept_of(record) for record in records], np.int32)
         for name, width in schema.vectors.items():
             columns[name] = np.zeros((len(records), width), np.float32)
         for name, width in schema.residues.items():

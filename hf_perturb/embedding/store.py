@@ -17,7 +17,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from hf_perturb.embedding.manifest import EMBEDDED, MANIFEST, Manifest, Schema, Shard, canonical, read_manifest
+from hf_perturb.embedding.manifest import MANIFEST, Manifest, Schema, Shard, canonical, read_manifest
 from hf_perturb.errors import CheckpointError, EmbeddingsError, FolderExistsError, FolderLockedError
 from hf_perturb.storage.folders import folders_made, lock, replaced_file
 
@@ -88,7 +88,8 @@ class Store:
             shard: one of the plan.
             columns: by name, those of the schema. `id`: list of str; `length` and the further integers: int32
                 `(records,)`; a vector a record: float32 `(records, width)`, not looked at where the length is 0; a
-                vector a residue: for each record float32 `(length, width)`, or `(embedded, width)` if that is a column.
+                vector a residue: for each record float32 `(length, width)`, or `(embedded, width)` if that is a column,
+                or `(kept, width)` if that is one.
 
         Raises:
             EmbeddingsError: if vectors have other shapes, the disk is full, or nothing can be written.
@@ -254,7 +255,7 @@ def _write_columns(file: BinaryIO, manifest: Manifest, shard: Shard, columns: Ma
     floats += [f"{name}.list.element.list.element" for name in wanted.residues]
     options = {**_OPTIONS, "use_byte_stream_split": floats, "write_statistics": ["id", "length", *wanted.integers]}
     with parquet.ParquetWriter(file, schema, **options) as writer:
-        for rows in _groups(wanted, columns["length"]):
+        for rows in _groups(wanted, columns[wanted.counts]):
             arrays = [pa.array(columns["id"][rows], pa.string())]
             arrays += [pa.array(columns[name][rows], pa.int32()) for name in ("length", *wanted.integers)]
             arrays += [_vectors(columns[name][rows], nulls[rows], wanted.nullable) for name in wanted.vectors]
@@ -264,11 +265,11 @@ def _write_columns(file: BinaryIO, manifest: Manifest, shard: Shard, columns: Ma
 
 def _check_shapes(schema: Schema, shard: Shard, columns: Mapping[str, Any]) -> None:
     """Raise if vectors have other shapes than the schema says: a list of another size would be written all the same."""
-    lengths = columns[EMBEDDED if EMBEDDED in schema.integers else "length"].tolist()
+    counts = columns[schema.counts].tolist()
     found = {name: [columns[name].shape] for name in schema.vectors}
     wanted = {name: [(shard.records, width)] for name, width in schema.vectors.items()}
     found |= {name: [row.shape for row in columns[name]] for name in schema.residues}
-    wanted |= {name: [(length, width) for length in lengths] for name, width in schema.residues.items()}
+    wanted |= {name: [(count, width) for count in counts] for name, width in schema.residues.items()}
     for name in found:
         for got, allowed in zip_longest(found[name], wanted[name]):
             if got != allowed:
@@ -299,18 +300,18 @@ def _metadata(manifest: Manifest, shard: Shard) -> dict[str, str]:
     }
 
 
-def _groups(schema: Schema, lengths: NDArray[np.int32]) -> Iterator[slice]:
+def _groups(schema: Schema, counts: NDArray[np.int32]) -> Iterator[slice]:
     """Divide rows so that the floats of each row group have a bounded number of bytes, or one row."""
     once, each = 4 * sum(schema.vectors.values()), 4 * sum(schema.residues.values())
     first, size = 0, 0
-    for row, length in enumerate(lengths.tolist()):
-        more = once + each * length
+    for row, count in enumerate(counts.tolist()):
+        more = once + each * count
         if row > first and (size + more > GROUP_BYTES or row - first == _GROUP_ROWS):
             yield slice(first, row)
             first, size = row, 0
         size += more
-    if first < len(lengths):
-        yield slice(first, len(lengths))
+    if first < len(counts):
+        yield slice(first, len(counts))
 
 
 def _vectors(rows: NDArray[np.float32], nulls: NDArray[np.bool_], nullable: bool) -> Any:

@@ -52,6 +52,7 @@ def survey(
     limits: ShardLimits,
     tokens: Iterable[str] = (),
     look: Callable[[Record, Findings], object] = lambda record, findings: None,
+    kept: Callable[[Record], int] = lambda record: len(record.sequence),
 ) -> Survey:
     """Read a FASTA once; memory does not grow with it, but for the plan.
 
@@ -60,6 +61,7 @@ def survey(
         limits: of a shard.
         tokens: that may be spelt out; see `read_records`.
         look: called with each record, and what is told of the others.
+        kept: residues of a record that cost `residue_bytes`.
 
     Raises:
         FastaError: as `read_records` does.
@@ -67,7 +69,7 @@ def survey(
     findings, digest = Findings(), hashlib.sha256()
     total, longest, longest_name = 0, -1, ""
 
-    def sizes() -> Iterator[tuple[int, int]]:
+    def sizes() -> Iterator[tuple[int, int, int]]:
         nonlocal total, longest, longest_name
         for record in read_records(path, findings, tokens):
             look(record, findings)
@@ -76,12 +78,12 @@ def survey(
             total += length
             if length > longest:
                 longest, longest_name = length, record.name
-            yield 1, length
+            yield 1, length, limits.record_bytes + kept(record) * limits.residue_bytes
 
     # the limit in force is known at the end: pieces that fit any are cut now, and joined then
     pieces = list(_join(sizes(), limits.in_force(0)))
     shards, first = [], 0
-    for number, (records, residues) in enumerate(_join(pieces, limits.in_force(total))):
+    for number, (records, residues, _) in enumerate(_join(pieces, limits.in_force(total))):
         shards.append(Shard(number, first, records, residues))
         first += records
     return Survey(first, total, longest, longest_name, f"sha256:{digest.hexdigest()}", findings, tuple(shards))
@@ -113,15 +115,14 @@ def iterate_shards(
             yield shard, held
 
 
-def _join(parts: Iterable[tuple[int, int]], limits: ShardLimits) -> Iterator[tuple[int, int]]:
-    """Join neighbours, each (records, residues), for as long as the limits allow."""
-    records = residues = 0
-    for part_records, part_residues in parts:
-        more_records, more_residues = records + part_records, residues + part_residues
-        size = more_records * limits.record_bytes + more_residues * limits.residue_bytes
-        if records and (more_records > limits.records or more_residues > limits.residues or size > limits.bytes):
-            yield records, residues
-            more_records, more_residues = part_records, part_residues
-        records, residues = more_records, more_residues
+def _join(parts: Iterable[tuple[int, int, int]], limits: ShardLimits) -> Iterator[tuple[int, int, int]]:
+    """Join neighbours, each (records, residues, bytes of output), for as long as the limits allow."""
+    records = residues = size = 0
+    for part in parts:
+        more = records + part[0], residues + part[1], size + part[2]
+        if records and (more[0] > limits.records or more[1] > limits.residues or more[2] > limits.bytes):
+            yield records, residues, size
+            more = part
+        records, residues, size = more
     if records:
-        yield records, residues
+        yield records, residues, size

@@ -83,6 +83,16 @@ def test_shards_partition_the_records_within_the_limits(lengths, limits):
     assert end == len(lengths)
 
 
+def test_residues_that_are_not_kept_cost_nothing(tmp_path):
+    path, limits = write(tmp_path / "a.fasta", [(str(i), "M" * 50) for i in range(100)]), {"residues": 10**9}
+    limits |= {"bytes": 1_000, "record_bytes": 10, "residue_bytes": 10}
+    every = survey(path, ShardLimits(**limits))
+    some = survey(path, ShardLimits(**limits), kept=lambda record: 50 if record.index < 10 else 4)
+    assert [shard.records for shard in every.shards] == [1] * 100
+    assert [shard.records for shard in some.shards] == [1] * 9 + [10] + [20] * 4 + [1]
+    assert [shard.residues for shard in some.shards] == [50 * shard.records for shard in some.shards]
+
+
 @given(st.lists(st.integers(0, 400), min_size=1, max_size=30), limits_drawn, st.integers(1, 99))
 @settings(deadline=None, max_examples=30)
 def test_packing_and_line_widths_do_not_matter(lengths, limits, width):
