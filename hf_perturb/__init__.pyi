@@ -60,5 +60,7 @@ from .variants.verify import (
     verify_variant as verify_variant,
     verify_variants as verify_variants,
 )
+from .zero_shot.score import score as score, substitution_scores as substitution_scores
+from .zero_shot.table import NetworkScores as NetworkScores, Scores as Scores
 
 __version__: str

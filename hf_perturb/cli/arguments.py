@@ -90,6 +90,8 @@ its record (perturbation).
 
 def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     """Return the parser, and those of the commands by name."""
+    from hf_perturb.cli import zero_shot  # which takes words of this module
+
     parser = _Parser(prog="hf-perturb", description=(hf_perturb.__doc__ or "").partition("\n")[0])
     parser.add_argument("--version", action="version", version=f"%(prog)s {hf_perturb.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -103,34 +105,37 @@ def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentP
         return made[name]
 
     listing = add("list", "the published checkpoints, or the tensors of a base", _LIST)
-    listing.add_argument("base", nargs="?", type=_name, metavar="BASE", help=_BASE)
+    listing.add_argument("base", nargs="?", type=nonempty, metavar="BASE", help=_BASE)
     _add_rules(listing)
     _add_convert(add("convert", "make a base of a checkpoint", _CONVERT))
     _add_create(add("create", "build a variant, or many", _CREATE))
 
     verify = add("verify", "compare a variant with its record", _VERIFY)
-    verify.add_argument("--revision", type=_name, metavar="NAME", help="branch, tag or commit, if PATH is a Hub id")
-    verify.add_argument("path", type=_name, metavar="PATH", help=f"{_VERIFIED}; or a folder of variants")
-    verify.add_argument("--base", type=_name, metavar="BASE", help=f"what it was made from: {_BASE}")
+    verify.add_argument("--revision", type=nonempty, metavar="NAME", help="branch, tag or commit, if PATH is a Hub id")
+    verify.add_argument("path", type=nonempty, metavar="PATH", help=f"{_VERIFIED}; or a folder of variants")
+    verify.add_argument("--base", type=nonempty, metavar="BASE", help=f"what it was made from: {_BASE}")
     compare = add("compare", "what differs between two checkpoints", _COMPARE)
-    compare.add_argument("a", type=_name, metavar="A", help=_BASE)
-    compare.add_argument("b", type=_name, metavar="B", help="the same; or one of them a folder of variants")
+    compare.add_argument("a", type=nonempty, metavar="A", help=_BASE)
+    compare.add_argument("b", type=nonempty, metavar="B", help="the same; or one of them a folder of variants")
     compare.add_argument("--per", choices=("layer", "tensor"), help="a row for each; default: layer")
-    compare.add_argument("--plot", type=_name, metavar="FILE", help="draw distances and histograms (.png, .pdf, .svg)")
+    compare.add_argument(
+        "--plot", type=nonempty, metavar="FILE", help="draw distances and histograms (.png, .pdf, .svg)"
+    )
     _add_embed(add("embed", "FASTA to representations", _EMBED))
+    zero_shot.add_score(add("score", "effects of substitutions", zero_shot.SCORE))
     _add_push(add("push", "publish on the Hub", _PUSH))
     trusted = "run the code that comes with a network that Transformers does not have; read it first"
-    for command in (listing, made["create"], verify, compare, made["embed"]):
+    for command in (listing, made["create"], verify, compare, made["embed"], made["score"]):
         command.add_argument("--trust-remote-code", action="store_true", help=trusted)
     for command in (made["create"], verify, compare):
-        command.add_argument("--jobs", type=_count, metavar="N", help="tensors at a time; default: one a processor")
+        command.add_argument("--jobs", type=count, metavar="N", help="tensors at a time; default: one a processor")
     return parser, made
 
 
 def _add_convert(convert: argparse.ArgumentParser) -> None:
     source = "an original .pt, a name of the catalogue (hf-perturb list), a folder or a Hub id"
-    convert.add_argument("source", type=_name, metavar="SOURCE", help=source)
-    convert.add_argument("out", type=_name, metavar="OUT", help="the folder to write; a .pt file for the originals")
+    convert.add_argument("source", type=nonempty, metavar="SOURCE", help=source)
+    convert.add_argument("out", type=nonempty, metavar="OUT", help="the folder to write; a .pt file for the originals")
     convert.add_argument("--to", choices=FORMATS, help="write another package's format; default: a base of ours")
     stored = "default: float32 for originals, else as stored"
     convert.add_argument("--dtype", choices=DTYPES, help=f"type of the weights; {stored}")
@@ -139,54 +144,56 @@ def _add_convert(convert: argparse.ArgumentParser) -> None:
 
 
 def _add_create(create: argparse.ArgumentParser) -> None:
-    create.add_argument("base", type=_name, metavar="BASE", help=f"{_BASE}; or a recipe")
-    create.add_argument("out", type=_name, metavar="OUT", help="the folder to write")
-    _add_perturbation(create)
+    create.add_argument("base", type=nonempty, metavar="BASE", help=f"{_BASE}; or a recipe")
+    create.add_argument("out", type=nonempty, metavar="OUT", help="the folder to write")
+    add_perturbation(create)
     create.add_argument("--recipe", action="store_true", help="leave the weights out; loading rebuilds them")
     create.add_argument("--force", action="store_true", help="replace OUT if it is a variant and nothing else")
 
 
 def _add_embed(embed: argparse.ArgumentParser) -> None:
-    embed.add_argument("model", type=_name, metavar="MODEL", help=f"{_BASE}; with --method, a base")
-    embed.add_argument("fasta", type=_name, metavar="FASTA", help="plain or packed with gzip; - for standard input")
-    embed.add_argument("out", type=_name, metavar="OUT", help="the folder to write")
+    embed.add_argument("model", type=nonempty, metavar="MODEL", help=f"{_BASE}; with --method, a base")
+    embed.add_argument("fasta", type=nonempty, metavar="FASTA", help="plain or packed with gzip; - for standard input")
+    embed.add_argument("out", type=nonempty, metavar="OUT", help="the folder to write")
     numbers = "last (the default), all, or numbers with commas, 0 for the embedding (--layers=-2,-1: the last two)"
-    embed.add_argument("--layers", type=_name, default=EmbedOptions.layers, metavar="WHICH", help=numbers)
+    embed.add_argument("--layers", type=nonempty, default=EmbedOptions.layers, metavar="WHICH", help=numbers)
     pool = "residues to one vector, repeatable; cls: the token that begins a sequence, in ESM; default: mean"
     embed.add_argument("--pool", choices=POOLS, action="append", help=pool)
     each = "the vector of every residue too; without --pool, these alone"
     embed.add_argument("--per-residue", action="store_true", help=each)
     embed.add_argument("--dtype", choices=DTYPES, help="type of weights and arithmetic; default: the checkpoint's")
     device = "cpu, cuda, ...; auto: spread over all there are; default: a GPU if there is one"
-    embed.add_argument("--device", type=_name, metavar="NAME", help=device)
+    embed.add_argument("--device", type=nonempty, metavar="NAME", help=device)
     tokens = "most tokens of a batch; default: 4096 on the CPU, 32768 elsewhere"
-    embed.add_argument("--tokens", type=_count, metavar="N", help=tokens)
+    embed.add_argument("--tokens", type=count, metavar="N", help=tokens)
     long = "records longer than the network has positions for (ESM-1b: 1022 residues); default: refuse"
     embed.add_argument("--long", choices=LONG, default=EmbedOptions.long, help=long)
     shared = "residues that neighbouring windows share, with --long window; default: a quarter of a window"
     embed.add_argument("--overlap", type=int, metavar="N", help=shared)
-    _add_tokenizing(embed.add_argument_group("encoders that are not ours"))
-    embed.add_argument("--revision", type=_name, metavar="NAME", help="branch, tag or commit, if MODEL is a Hub id")
+    add_tokenizing(embed.add_argument_group("encoders that are not ours"))
+    embed.add_argument("--revision", type=nonempty, metavar="NAME", help="branch, tag or commit, if MODEL is a Hub id")
     embed.add_argument("--force", action="store_true", help="if OUT holds other embeddings, remove them")
-    _add_perturbation(embed.add_argument_group("variants of the base"))
+    add_perturbation(embed.add_argument_group("variants of the base"))
 
 
-def _add_tokenizing(group: Any) -> None:
+def add_tokenizing(group: Any) -> None:
+    """Say how a network that is not ours is given sequences."""
     given = "folder or Hub id of the tokenizer; default: the one beside the weights"
-    group.add_argument("--tokenizer", type=_name, metavar="NAME", help=given)
+    group.add_argument("--tokenizer", type=nonempty, metavar="NAME", help=given)
     blanks = "give it residues separated by blanks, or not; default: found out"
     group.add_argument("--separate", action=argparse.BooleanOptionalAction, help=blanks)
     first = "what it is given before each sequence, such as '<AA2fold>'"
-    group.add_argument("--prefix", type=_name, metavar="TEXT", help=first)
+    group.add_argument("--prefix", type=nonempty, metavar="TEXT", help=first)
     letters = "letters to read as another: UZOB=X, several with commas"
-    group.add_argument("--replace", type=_name, metavar="LETTERS=LETTER", help=letters)
+    group.add_argument("--replace", type=nonempty, metavar="LETTERS=LETTER", help=letters)
 
 
-def _add_perturbation(parser: Any) -> None:
+def add_perturbation(parser: Any) -> None:
+    """Say which perturbations may be asked for; see `asked_of`."""
     many: dict[str, Any] = {"action": "append", "default": []}
     parser.add_argument("--method", choices=spec.METHODS, help="repeatable", **many)
     seeds = f"42, a range 0-4, or several 0-2,7; repeatable; default: {spec.DEFAULT_SEED}"
-    parser.add_argument("--seed", type=_name, metavar="N", help=seeds, **many)
+    parser.add_argument("--seed", type=nonempty, metavar="N", help=seeds, **many)
     _add_rules(parser)
     axis = "what resample shuffles (outputs: whole rows change places), repeatable; default: the family's"
     parser.add_argument("--axis", choices=spec.AXES, help=axis, **many)
@@ -216,15 +223,15 @@ def _add_rules(parser: Any) -> None:
 
 
 def _add_push(push: argparse.ArgumentParser) -> None:
-    push.add_argument("path", type=_name, metavar="DIR", help="the folder of a variant, a recipe or a base")
-    push.add_argument("repo_id", type=_name, metavar="REPO_ID", help="NAMESPACE/NAME; made if it is not there")
+    push.add_argument("path", type=nonempty, metavar="DIR", help="the folder of a variant, a recipe or a base")
+    push.add_argument("repo_id", type=nonempty, metavar="REPO_ID", help="NAMESPACE/NAME; made if it is not there")
     push.add_argument("--private", action="store_true", help="make a private repository; refuse a public one")
     push.add_argument(
-        "--revision", type=_name, metavar="BRANCH", default="main", help="default: main; made if not there"
+        "--revision", type=nonempty, metavar="BRANCH", default="main", help="default: main; made if not there"
     )
-    push.add_argument("--tag", type=_name, metavar="NAME", help="name the commit; names are not moved")
+    push.add_argument("--tag", type=nonempty, metavar="NAME", help="name the commit; names are not moved")
     collection = "add it to a collection: a slug, or a title in the same namespace (made if it is not there)"
-    push.add_argument("--collection", type=_name, metavar="SLUG|TITLE", help=collection)
+    push.add_argument("--collection", type=nonempty, metavar="SLUG|TITLE", help=collection)
     layout = "transformers: for stock Transformers, without code (ESM-1b, ESM-1v, ESM-2); default: %(default)s"
     push.add_argument("--format", choices=PUSH_FORMATS, default=PUSH_FORMATS[0], help=layout)
     push.add_argument("--force", action="store_true", help="replace another model there; it stays in the history")
@@ -240,7 +247,8 @@ class _Parser(argparse.ArgumentParser):
         super().error(message)
 
 
-def _name(text: str) -> str:
+def nonempty(text: str) -> str:
+    """Return a word of the command line that is a name."""
     if not text:
         raise argparse.ArgumentTypeError("it is empty; give a name (is a shell variable not set?)")
     return text
@@ -254,7 +262,8 @@ def _direction(text: str) -> str:
     return text
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
+    """Return a number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"got {text!r}; allowed: 1 or more")
     return int(text)

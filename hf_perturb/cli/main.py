@@ -19,11 +19,12 @@ import hf_perturb
 from hf_perturb import interrupts
 from hf_perturb.cli import output
 from hf_perturb.cli.arguments import make_parser
+from hf_perturb.cli.asked import UsageError, asked_of, refuse_without_method
+from hf_perturb.cli.zero_shot import run_score
 from hf_perturb.embedding.options import EmbedOptions
 from hf_perturb.embedding.ranks import SaidElsewhereError, launched
-from hf_perturb.perturbation.spec import DEFAULT_SEED, Perturbation
 from hf_perturb.storage.folders import NOWHERE
-from hf_perturb.variants.matrix import folders, folders_of, matrix
+from hf_perturb.variants.matrix import folders, folders_of
 
 # how things are when a command is interrupted
 _LEFT = {
@@ -37,12 +38,9 @@ _NEEDED = {
     "verify": ("verify_variant",),
     "compare": ("compare_checkpoints",),
     "embed": ("embed",),
+    "score": ("score",),
     "push": ("push_variant",),
 }
-
-
-class UsageError(Exception):
-    """Words of the command line that do not go together."""
 
 
 def script() -> NoReturn:
@@ -154,14 +152,14 @@ def run_create(options: argparse.Namespace) -> None:
         shared = {"force": options.force, "jobs": options.jobs, "progress": progress}
         shared["trust_remote_code"] = options.trust_remote_code
         if options.method:
-            asked = _asked(options, options.base)
+            asked = asked_of(options, options.base)
             wanted: dict[Any, Any] = {out: asked[0]} if len(asked) == 1 and not options.cascade else folders(out, asked)
             kept = [path for path in wanted if path.exists() and not options.force]
             records = hf_perturb.create_variants(options.base, wanted, recipe=options.recipe, **shared)
             for path in kept:
                 print(f"hf-perturb create: note: {path} is there already, as asked for, and was kept", file=sys.stderr)
         else:
-            _refuse_without_method(options, "BASE is a recipe")
+            refuse_without_method(options, "BASE is a recipe")
             try:
                 records = {out: hf_perturb.create_variant(options.base, out, **shared)}
             except hf_perturb.PerturbationError as error:
@@ -171,33 +169,6 @@ def run_create(options: argparse.Namespace) -> None:
         output.print_json(rows[0] if len(rows) == 1 else rows)
     else:
         print("\n".join(f"{path}: {record}\n{record.digest}" for path, record in records.items()))
-
-
-def _asked(options: argparse.Namespace, base: str, revision: str | None = None) -> list[Perturbation]:
-    scopes = [options.scope]
-    if options.cascade:
-        from hf_perturb.checkpoints.checkpoint import Checkpoint
-        from hf_perturb.perturbation.scopes import cascade, depth_of
-
-        if layers := [scope for scope in options.scope if ":" in scope]:
-            raise UsageError(f"argument --cascade: not with --scope {layers[0]}; a cascade chooses the layers itself")
-        code = {"trust_remote_code": options.trust_remote_code}
-        opened = Checkpoint.open(base, revision, rules=options.rules, **code).base()
-        depth = depth_of(opened.tensors, opened.network.table(options.rules), options.cascade)
-        scopes = [[*options.scope, scope] for scope in cascade(depth, options.cascade)]
-    try:
-        return matrix(
-            options.method,
-            options.seed or [DEFAULT_SEED],
-            options.axis,
-            scopes,
-            rules=options.rules,
-            include=options.include,
-            exclude=options.exclude,
-            also=options.also,
-        )
-    except hf_perturb.PerturbationError as error:
-        raise UsageError(str(error)) from error
 
 
 def run_verify(options: argparse.Namespace) -> int:
@@ -283,12 +254,12 @@ def run_embed(options: argparse.Namespace) -> int:
     given = {each.name: getattr(options, each.name) for each in fields(EmbedOptions) if each.name in options}
     given["pool"] = options.pool or ([] if options.per_residue else EmbedOptions.pool)
     if not options.method:
-        _refuse_without_method(options, "MODEL is embedded as it is")
+        refuse_without_method(options, "MODEL is embedded as it is")
     places = (options.model, options.fasta, options.out)
     with output.progress_bar("res", shown=not rank) as progress:
         try:
             if options.method:
-                asked = _asked(options, options.model, options.revision)
+                asked = asked_of(options, options.model, options.revision)
                 done = hf_perturb.embed_variants(*places, asked, **given, progress=progress)
             else:
                 done = {"": hf_perturb.embed(*places, **given, progress=progress)}
@@ -297,12 +268,6 @@ def run_embed(options: argparse.Namespace) -> int:
     if not rank:
         output.print_embeddings(list(done.values()), options.json, several=bool(options.method))
     return 0
-
-
-def _refuse_without_method(options: argparse.Namespace, why: str) -> None:
-    for name in ("seed", "rules", "axis", "include", "exclude", "scope", "also", "cascade", "recipe"):
-        if getattr(options, name, None):
-            raise UsageError(f"argument --{name}: needs --method; without one, {why}")
 
 
 def run_push(options: argparse.Namespace) -> None:
@@ -324,5 +289,6 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "verify": run_verify,
     "compare": run_compare,
     "embed": run_embed,
+    "score": run_score,
     "push": run_push,
 }

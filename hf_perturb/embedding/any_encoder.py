@@ -101,6 +101,7 @@ class TokenizerEncoder(Encoder):
         self.begin, self.end = (torch.tensor(ids, dtype=torch.long) for ids in (tokenizing.begin, tokenizing.end))
         pads = (tokenizing.tokenizer.pad_token_id, getattr(config, "pad_token_id", None))
         self.pad = next((pad for pad in pads if pad is not None), 0)
+        self.mask = tokenizing.tokenizer.mask_token_id
         self._positions = positions_of(trunk, config, tokenizing.tokenizer)
         self.by_residue, self.has_cls = tokenizing.by_residue, tokenizing.has_cls
         # of tokens that are no residues, nobody knows where a record would be cut
@@ -126,7 +127,7 @@ class TokenizerEncoder(Encoder):
     def look(self, record: Record, findings: Findings) -> None:
         """Raise a `FastaError` for residues that the tokenizer does not know; note those that are rare, or replaced."""
         tokenizing, sequence = self._tokenizing, record.sequence
-        if odd := tokenizing.odd(sequence):
+        if odd := self.odd(sequence):
             other = "X" if "X" in tokenizing.known else sorted(tokenizing.known)[0]
             raise FastaError(
                 f"record {record.name!r} has {', '.join(odd)}, which {tokenizing.name} does not know; say what to read"
@@ -144,6 +145,10 @@ class TokenizerEncoder(Encoder):
                 f"record {record.name!r} is {tokens:,} tokens; allowed: at most {most:,}, because this network has"
                 " learned its positions; leave it out, or divide it"
             )
+
+    def odd(self, sequence: str) -> list[str]:
+        """Return the letters that the tokenizer does not know, and that are not replaced."""
+        return self._tokenizing.odd(sequence)
 
     def pieces(self, sequences: Sequence[str]) -> Sequence[list[int]]:
         """Cut sequences into tokens."""

@@ -31,6 +31,7 @@ class Encoder(ABC):
     begin: torch.Tensor  # tokens that begin a sequence and are no residues
     end: torch.Tensor  # those that end it
     pad: int
+    mask: int | None  # the token that hides a residue
     most: int | None  # tokens that the network takes at once, `None` for any number
     has_cls: bool  # whether it is one token that begins a sequence
     by_residue = True
@@ -53,6 +54,10 @@ class Encoder(ABC):
     @abstractmethod
     def ids_of(self, part: Any) -> torch.Tensor:
         """Return the tokens of pieces of a sequence."""
+
+    @abstractmethod
+    def odd(self, sequence: str) -> list[str]:
+        """Return the letters that there is no token of, and that are not replaced."""
 
     def pieces(self, sequences: Sequence[str]) -> Sequence[Any]:
         """Cut sequences into pieces."""
@@ -85,11 +90,16 @@ class AlphabetEncoder(Encoder):
         self.begin, self.end = (torch.tensor([id_ for id_ in end if id_ is not None], dtype=torch.long) for end in ends)
         self.kind, self.width, self.depth = config.model_type, config.hidden_size, config.num_hidden_layers
         self.pad: int = config.pad_token_id
+        self.mask: int | None = config.mask_token_id
         self.most, self.has_cls = getattr(config, "max_tokens", None), len(self.begin) > 0
         alphabet = alphabet_of(config)
-        self.spelt, ids = alphabet.spelt, alphabet.ids
+        self.spelt, self._ids = alphabet.spelt, (ids := alphabet.ids)
         spelt = dict(enumerate(alphabet.spelt.values(), 1))
         self.table = torch.tensor([spelt.get(code, ids.get(chr(code), ids[alphabet.unk])) for code in range(128)])
+
+    def odd(self, sequence: str) -> list[str]:
+        """Return the letters that the alphabet does not have, which are read as its unknown token."""
+        return sorted({*sequence} - self._ids.keys())
 
     def ids_of(self, part: str) -> torch.Tensor:
         """Return the tokens of residues."""

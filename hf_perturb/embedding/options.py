@@ -155,14 +155,14 @@ class EmbedOptions:
         return self.overlap
 
 
-def with_options(function: Function) -> Function:
+def with_options(function: Function, kind: type = EmbedOptions) -> Function:
     """Show the options in the signature and the documentation of a function that takes them as `**options`."""
     own = signature(function)
     shown = [given for given in own.parameters.values() if given.kind is not Parameter.VAR_KEYWORD]
     function.__signature__ = own.replace(  # type: ignore[attr-defined]  # it is what `signature` and `help` look for
-        parameters=[*shown, *signature(EmbedOptions).parameters.values()]
+        parameters=[*shown, *signature(kind).parameters.values()]
     )
-    options = (getdoc(EmbedOptions) or "").partition("Args:\n")[2].partition("\n\nRaises:")[0]
+    options = (getdoc(kind) or "").partition("Args:\n")[2].partition("\n\nRaises:")[0]
     function.__doc__ = f"{getdoc(function)}\n\nOptions:\n{options}"
     return function
 

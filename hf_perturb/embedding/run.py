@@ -15,7 +15,7 @@ import torch
 from hf_perturb.embedding.batches import Unit, batches, embed_batch, units_of
 from hf_perturb.embedding.fasta import Record, file_of, stamp_of
 from hf_perturb.embedding.manifest import EMBEDDED, KEPT, MANIFEST, Manifest, Schema, Shard
-from hf_perturb.embedding.model import Embedder, choose_device, choose_dtype, open_embedder
+from hf_perturb.embedding.model import Embedder, choose_device, choose_dtype, open_embedder, tokens_at_once
 from hf_perturb.embedding.options import Choices, EmbedOptions, with_options
 from hf_perturb.embedding.ranks import Ranks, find_ranks, split
 from hf_perturb.embedding.store import Store, open_store, refuse_foreign, store_lock
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from hf_perturb.networks.perturbable import PerturbablePreTrainedModel
 
 BASE = "base"  # the folder of what is not perturbed, beside those of its variants
-# on a core, ESM-2 and CARP are as fast with 1,024 to 8,192, within a tenth
-_TOKENS_ON_CPU = 4_096
-_TOKENS_ELSEWHERE = 32_768
 _LATE = 90.0  # seconds until a node sees what another has written to a shared disk
 
 
@@ -123,14 +120,26 @@ def embed_variants(
     asked, parent = EmbedOptions(**options), _path("out", out)
     if (parent / MANIFEST).exists():
         raise FolderExistsError(f"{out} holds embeddings, and is no folder of such folders; choose another")
-    wanted: dict[Path, Perturbation | None] = {parent / BASE: None}
+    wanted = {parent / name: perturbation for name, perturbation in networks_by_name(perturbations).items()}
+    return {path.name: done for path, done in _embed_all(base, fasta, wanted, asked).items()}
+
+
+def networks_by_name(
+    perturbations: Iterable[Perturbation | Mapping[str, Any] | str] | Perturbation | Mapping[str, Any] | str,
+) -> dict[str, Perturbation | None]:
+    """Return a base and what is done to it for its variants, by what each is called.
+
+    Raises:
+        PerturbationError: if one is none, or two are called the same.
+    """
+    named: dict[str, Perturbation | None] = {BASE: None}
     listed = [perturbations] if isinstance(perturbations, (str, Mapping, Perturbation)) else perturbations
     for perturbation in map(Perturbation.parse, listed):
-        path = parent / folder_name(perturbation)
-        if path in wanted:
-            raise PerturbationError(f"two variants would be called {path.name}; embed them in two calls")
-        wanted[path] = perturbation
-    return {path.name: done for path, done in _embed_all(base, fasta, wanted, asked).items()}
+        name = folder_name(perturbation)
+        if name in named:
+            raise PerturbationError(f"two variants would be called {name}; take them in two calls")
+        named[name] = perturbation
+    return named
 
 
 def _path(what: str, given: str | Path) -> Path:
@@ -258,7 +267,7 @@ class _Run:
         advance = self.options.progress or (lambda done, total: None)
         with embedder.loaded(self.dtype, self.device) as model:
             advance(0, total)
-            budget = self.options.tokens or (_TOKENS_ON_CPU if model.device.type == "cpu" else _TOKENS_ELSEWHERE)
+            budget = self.options.tokens or tokens_at_once(model)
             network, least = encoder.prepare(model, self.choices)
             for shard, records in iterate_shards(self.fasta, shards, self.stamp, encoder.spelt):
                 units = units_of(records, self.choices, encoder)

@@ -1,0 +1,83 @@
+"""The commands of what a network says with no training of ours: `score`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import fields
+
+import hf_perturb
+from hf_perturb.checkpoints.formats import DTYPES
+from hf_perturb.cli import output
+from hf_perturb.cli.arguments import add_perturbation, add_tokenizing, count, nonempty
+from hf_perturb.cli.asked import asked_of, refuse_without_method
+from hf_perturb.zero_shot.options import ALL, LONG, MARGINALS, ScoreOptions
+
+SCORE = """\
+What a masked language model says of substitutions: log p(mutant) - log p(wild type), added up over the substitutions of
+a mutant, with each position masked in turn (masked marginals), and of one pass without a mask (wild-type marginals).
+Parquet comes out, a row a mutant and network. With --method also for variants of the base, made in memory; with a
+measured column, the rank correlation of each network with it. Needs: pip install 'hf-perturb[embed]', and for the
+correlation 'hf-perturb[study]'.
+
+  hf-perturb score demo MKTAYIAKQRQISFVKSHFSRQ                            every single substitution, to scores.parquet
+  hf-perturb score my-base wildtype.fasta --mutants DMS.csv --method reinit --seed 0-4 --out scores.parquet
+  hf-perturb score my-base wildtype.fasta --mutants DMS.csv --offset 24 --measured DMS_score
+"""
+
+
+def add_score(score: argparse.ArgumentParser) -> None:
+    """Say what `score` takes."""
+    score.add_argument("model", type=nonempty, metavar="MODEL", help="as for embed; with --method, a base")
+    wildtype = "the wild type: its sequence, or a FASTA, plain or packed with gzip; - for standard input"
+    score.add_argument("wildtype", type=nonempty, metavar="FASTA_OR_WILDTYPE", help=wildtype)
+    mutants = (
+        "CSV, TSV or Parquet with a column mutant (A24G, A24G:T30S) or of whole sequences, and a column id where the"
+        " FASTA has several records; all (the default): every single substitution"
+    )
+    score.add_argument("--mutants", type=nonempty, default=ALL, metavar="FILE", help=mutants)
+    out = "the file to write; default: %(default)s"
+    score.add_argument("--out", type=nonempty, default="scores.parquet", metavar="FILE", help=out)
+    number = "the number of the first residue in mutants; default: 1"
+    score.add_argument("--offset", type=int, default=ScoreOptions.offset, metavar="N", help=number)
+    measured = "the column of what was measured; default: DMS_score, fitness, target or the like, if there is one"
+    score.add_argument("--measured", type=nonempty, metavar="COLUMN", help=measured)
+    marginal = "repeatable; default: both; wildtype alone takes one pass"
+    score.add_argument("--marginal", choices=MARGINALS, action="append", help=marginal)
+    score.add_argument("--dtype", choices=DTYPES, help="type of weights and arithmetic; default: the checkpoint's")
+    device = "cpu, cuda, ...; auto: spread over all there are; default: a GPU if there is one"
+    score.add_argument("--device", type=nonempty, metavar="NAME", help=device)
+    tokens = "most tokens of a batch; default: 4096 on the CPU, 32768 elsewhere"
+    score.add_argument("--tokens", type=count, metavar="N", help=tokens)
+    long = "wild types longer than the network has positions for: each position in a window around it; default: refuse"
+    score.add_argument("--long", choices=LONG, default=ScoreOptions.long, help=long)
+    add_tokenizing(score.add_argument_group("networks that are not ours"))
+    score.add_argument("--revision", type=nonempty, metavar="NAME", help="branch, tag or commit, if MODEL is a Hub id")
+    score.add_argument("--force", action="store_true", help="replace the file that is there, if it holds scores")
+    add_perturbation(score.add_argument_group("variants of the base"))
+
+
+def run_score(options: argparse.Namespace) -> None:
+    """Score substitutions, with a network or with variants of it too."""
+    given = {each.name: getattr(options, each.name) for each in fields(ScoreOptions) if each.name in options}
+    given["marginal"] = options.marginal or MARGINALS
+    if not options.method:
+        refuse_without_method(options, "MODEL scores as it is")
+    asked = asked_of(options, options.model, options.revision) if options.method else []
+    with output.progress_bar("pos") as progress:
+        done = hf_perturb.score(
+            options.model,
+            options.wildtype,
+            options.mutants,
+            options.out,
+            perturbations=asked,
+            **given,
+            progress=progress,
+        )
+    for line in done.notes:
+        print(f"hf-perturb score: note: {line}", file=sys.stderr)
+    if options.json:
+        output.print_json(done.to_dict())
+    else:
+        output.print_table(done.rows())
+        print(f"{options.out}: {done.mutants:,} mutants, {len(done.networks)} network{'s'[: len(done.networks) != 1]}")
