@@ -211,6 +211,12 @@ class FairEsmLayer(GradientCheckpointingLayer):
         return hidden_states + self.fc2(self.activation(self.fc1(self.final_layer_norm(hidden_states))))
 
 
+def without_ends(config: FairEsmConfig) -> slice:
+    """Return which tokens of a batch a contact map is of, as a slice of its length."""
+    # the first token begins every sequence; the last ends the longest one, where sequences have an end
+    return slice(1, -1 if config.eos_token_id is not None else None)
+
+
 class FairEsmContactHead(nn.Module):
     """Logistic regression on symmetrised, corrected attentions. Source: `esm.modules.ContactPredictionHead`."""
 
@@ -228,9 +234,8 @@ class FairEsmContactHead(nn.Module):
         """
         residues = residues.to(attentions.dtype)
         attentions = attentions * residues[:, None, None, :] * residues[:, None, :, None]
-        # the first token begins every sequence; the last ends the longest one, where sequences have an end
-        end = -1 if self.config.eos_token_id is not None else None
-        attentions = attentions[..., 1:end, 1:end]
+        inside = without_ends(self.config)
+        attentions = attentions[..., inside, inside]
         attentions = attentions + attentions.transpose(-1, -2)
         rows, columns = attentions.sum(-1, keepdim=True), attentions.sum(-2, keepdim=True)
         attentions = attentions - rows * columns / attentions.sum((-1, -2), keepdim=True)

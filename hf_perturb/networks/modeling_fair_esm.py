@@ -8,7 +8,7 @@ atomic-level protein structure with a language model" (2023).
 """
 
 import math
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import nn
@@ -26,6 +26,7 @@ from .layers_fair_esm import (
     FairEsmLMHead,
     FairEsmRotaryPositions,
     FairEsmSinusoidalPositions,
+    without_ends,
 )
 from .packing import Packing, can_pack
 from .record import ModelInputError
@@ -208,16 +209,30 @@ class FairEsmPreTrainedModel(EncoderPreTrainedModel):
             positions = packing.positions if positions is None else packing.pack(positions.expand_as(mask))
         return {"attention_mask": key_mask, "padding_mask": mask, "positions": positions}
 
-    def predict_contacts(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+    @overload
+    def predict_contacts(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, return_mask: Literal[False] = False
+    ) -> torch.Tensor: ...
+
+    @overload
+    def predict_contacts(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, *, return_mask: Literal[True]
+    ) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+    def predict_contacts(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, return_mask: bool = False
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """Predict which residues touch.
 
         Args:
             input_ids: tokens with the special tokens that the tokenizer adds, `(batch, length)`.
             attention_mask: `(batch, length)` or `None`.
+            return_mask: say too which rows and columns of each map are residues.
 
         Returns:
             Probabilities `(batch, residues, residues)`, `residues` being the length without the token that begins a
-            sequence and, for ESM-1b and ESM-2, the one that ends it; where padding is, they mean nothing.
+            sequence and, for ESM-1b and ESM-2, the one that ends it; where padding is, they mean nothing. With
+            `return_mask`, also a bool mask `(batch, residues)`: false where padding and special tokens are.
 
         Raises:
             ValueError: if the checkpoint came without the regression that predicts contacts.
@@ -230,7 +245,8 @@ class FairEsmPreTrainedModel(EncoderPreTrainedModel):
             )
         attentions = self.encode(input_ids, attention_mask, output_attentions=True, return_dict=True).attentions
         residues = residue_mask(self.config, input_ids, attention_mask)
-        return self.contact_head(torch.cat([each.to(residues.device) for each in attentions], dim=1), residues)
+        contacts = self.contact_head(torch.cat([each.to(residues.device) for each in attentions], dim=1), residues)
+        return (contacts, residues[:, without_ends(self.config)]) if return_mask else contacts
 
 
 class FairEsmModel(ModelMixin, FairEsmPreTrainedModel):

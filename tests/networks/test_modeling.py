@@ -34,6 +34,19 @@ def test_contacts_do_not_see_padding(network, side):
         torch.testing.assert_close(contacts[row, block, block], alone, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("network", ["esm1", "esm1b", "esm2"])
+def test_contacts_come_with_a_mask_of_what_is_a_residue(network, side):
+    model = small_model(network, "Model")
+    together = batch_of(network, side=side)
+    contacts, mask = model.predict_contacts(**together, return_mask=True)
+    assert torch.equal(contacts, model.predict_contacts(**together))
+    assert (mask.dtype, mask.shape) == (torch.bool, contacts.shape[:2])
+    for contact_map, inside, sequence in zip(contacts, mask, SEQUENCES, strict=True):
+        alone = model.predict_contacts(**batch_of(network, [sequence]))[0]
+        torch.testing.assert_close(contact_map[inside][:, inside], alone, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("network", ["esm1", "esm1b", "esm2"])
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 def test_attention_implementations_agree(network, implementation):
