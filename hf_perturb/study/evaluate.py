@@ -15,14 +15,14 @@ from hf_perturb.embedding.store import arrow
 from hf_perturb.perturbation.parallel import for_each
 from hf_perturb.storage.folders import nothing_written, replaced_file
 from hf_perturb.study.dataset import Dataset
-from hf_perturb.study.features import Source
+from hf_perturb.study.features import GUESS, Source
 from hf_perturb.study.metrics import Truth, prepare
 from hf_perturb.study.probes import Probe
 from hf_perturb.study.probing import Found, Place, best_layers
 from hf_perturb.study.results import Score
 from hf_perturb.study.rows import Rows
 from hf_perturb.study.splits import Split
-from hf_perturb.study.statistics import Resamples
+from hf_perturb.study.statistics import Resamples, Sampled
 
 Draws = NDArray[np.float64]
 
@@ -43,23 +43,26 @@ class Entry:
         return None if any(other != first for other in others) else first
 
 
-def entries_of(sources: Sequence[Source], found: Mapping[Place, Found], folds: Sequence[int]) -> list[Entry]:
-    """Return what is scored: each layer of each source, and what each source chose on validation rows.
+def entries_of(
+    sources: Sequence[Source], found: Mapping[Place, Found], folds: Sequence[int]
+) -> dict[str, list[Entry]]:
+    """Return what is scored of each source: its layers, and what its folds chose on validation rows if they differ.
 
     Args:
         sources: what was probed.
         found: what was found.
         folds: test rows of each fold.
     """
-    entries = []
+    entries: dict[str, list[Entry]] = {}
     for source in sources:
         each = [found[source.name, layer] for layer in source.layers]
         places = best_layers(each)
-        same = len({*places}) == 1
-        for place, layer in enumerate(source.layers):
-            entries.append(Entry(source, layer, same and place == places[0], each[place]))
-        if not same:
-            entries.append(Entry(source, None, True, _joined(each, places, folds)))
+        # a baseline has no layers to choose from
+        best = places[0] if len({*places}) == 1 and source.kind != "baseline" else None
+        rows = [Entry(source, layer, place == best, each[place]) for place, layer in enumerate(source.layers)]
+        if len({*places}) > 1:
+            rows.append(Entry(source, None, True, _joined(each, places, folds)))
+        entries[source.name] = rows
     return entries
 
 
@@ -71,39 +74,124 @@ def _joined(found: Sequence[Found], places: Sequence[int], folds: Sequence[int])
         np.array([getattr(found[place], name)[fold] for fold, place in enumerate(places)])
         for name in ("strengths", "validation")
     )
-    return Found(np.concatenate(parts), strengths, scores)
+    return Found(np.concatenate(parts), strengths, scores, found[0].alike)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Everything that was predicted of the test rows, by every network in every layer.
+    """Everything that was predicted of the test rows, by every source in every layer.
 
     Args:
         dataset: the data.
         split: which proteins are for what.
         rows: of the study.
-        entries: what is scored.
-        resamples: of the units of the test rows.
+        probe: what was trained.
+        entries: what is scored, of each source by its name; the last of each is its own best, and may be none of one
+            layer.
+        metrics: the main one first.
+        resamples: of the test rows.
     """
 
     dataset: Dataset
     split: Split
     rows: Rows
-    entries: Sequence[Entry]
+    probe: Probe
+    entries: Mapping[str, Sequence[Entry]]
+    metrics: Sequence[str]
+    resamples: Resamples
+
+    def scored(self, progress: Callable[[int, int], object]) -> tuple[list[Score], dict[str, Sampled]]:
+        """Return all scores, and what the main metric is on every resample, by network."""
+        truth = Truth(self.truth, self.resamples.of_rows)
+        scores: dict[str, list[Score]] = {}
+        sampled: dict[str, Sampled] = {}
+        progress(0, len(self.entries))
+
+        def work(name: str) -> None:
+            rows = []
+            for metric in self.metrics:
+                measures = [prepare(metric, truth, entry.found.prediction) for entry in self.entries[name]]
+                values, draws = self.resamples.take(measures, truth)
+                if metric == self.metrics[0]:
+                    # each layer, and once more what was best
+                    at = [*(row for row, entry in enumerate(self.entries[name]) if entry.layer is not None)]
+                    at += [row for row, entry in enumerate(self.entries[name]) if entry.chosen]
+                    sampled[name] = Sampled(name, values[at or [0]], draws[at or [0]])
+                rows += self._scores(metric, self.entries[name], values, *self.resamples.interval(values, draws))
+            scores[name] = rows
+            progress(len(scores), len(self.entries))
+
+        for_each(work, self.entries)
+        return [score for name in self.entries for score in scores[name]], sampled
+
+    def _scores(self, metric: str, entries: Sequence[Entry], *figures: NDArray[np.float64]) -> Iterator[Score]:
+        for entry, value, low, high in zip(entries, *figures, strict=True):
+            record, source, strength = entry.source.record, entry.source, entry.strength
+            yield Score(
+                network=source.name,
+                kind=source.kind,
+                group=source.group,
+                method=record and record.method,
+                rules=record and record.rules,
+                axis=record and record.axis,
+                scope=",".join(record.scope) or None if record else None,
+                seed=record and record.seed,
+                digest=source.digest,
+                layer=entry.layer,
+                chosen=entry.chosen,
+                probe=self.probe.name if source.name != GUESS else "none",
+                strength=None if strength is None or source.name == GUESS else self.probe.strengths[strength],
+                split=self.split.name,
+                metric=metric,
+                value=float(value),
+                low=float(low),
+                high=float(high),
+                n=len(self.truth),
+                validation=float(np.mean(entry.found.validation)) if metric == self.metrics[0] else None,
+            )
 
     @cached_property
     def truth(self) -> NDArray[Any]:
         """What is true of the test rows."""
         return self.rows.truth[self.rows.test]
 
-    @cached_property
-    def proteins(self) -> NDArray[np.int64]:
-        """The protein of each test row."""
-        return self.rows.protein[self.rows.test]
+    def write_predictions(self, path: Path) -> None:
+        """Write what was predicted of every test row, as Parquet, an entry at a time.
 
-    @cached_property
-    def units(self) -> NDArray[np.int64]:
-        """The number of the unit of each test row: its cluster, where clusters are known, or its protein."""
-        clusters = self.split.clusters
-        of = self.proteins if clusters is None else np.unique(np.array(clusters), return_inverse=True)[1][self.proteins]
-        return np.unique(of, return_inverse=True)[1]
+        Raises:
+            CheckpointError: if it cannot be written.
+        """
+        pa, parquet = arrow()
+        task, test = self.dataset.task, self.rows.test
+        proteins = self.rows.protein[test]
+        fold = np.repeat(np.arange(len(self.rows.folds)), [len(each.test) for each in self.rows.folds])
+        same: dict[str, Any] = {"id": pa.array(np.array(self.dataset.ids, object)[proteins], pa.string())}
+        if self.rows.residue is not None:
+            same["residue"] = pa.array(self.rows.residue[test] + 1, pa.int32())
+        if self.split.clusters is not None:
+            same["cluster"] = pa.array(np.array(self.split.clusters, object)[proteins], pa.string())
+        same["fold"] = pa.array(fold, pa.int32())
+        names = np.array(task.classes, object)
+
+        def readable(values: NDArray[Any]) -> Any:
+            return pa.array(names[values], pa.string()) if task.classes else pa.array(values, pa.float64())
+
+        def table(entry: Entry) -> Any:
+            found = entry.found.prediction
+            columns = {
+                **same,
+                "network": pa.array([entry.source.name] * len(test), pa.string()),
+                "layer": pa.array([entry.layer] * len(test), pa.int32()),
+                "truth": readable(self.truth),
+                "prediction": readable(found.argmax(1) if task.classes else found),
+            }
+            for number, name in enumerate(task.classes):
+                columns[f"probability {name}"] = pa.array(found[:, number], pa.float64())
+            return pa.table(columns)
+
+        tables = (table(entry) for entries in self.entries.values() for entry in entries)
+        with nothing_written(path), replaced_file(path) as file:
+            first = next(tables)
+            with parquet.ParquetWriter(file, first.schema, compression="zstd") as writer:
+                for each in (first, *tables):
+                    writer.write_table(each)

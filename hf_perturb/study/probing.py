@@ -14,9 +14,10 @@ from threadpoolctl import threadpool_limits
 
 from hf_perturb.perturbation.parallel import for_each
 from hf_perturb.storage.folders import replaced_file
+from hf_perturb.study.degeneracy import degeneracy
+from hf_perturb.study.features import Source
 from hf_perturb.study.probes import Probe, choose
 from hf_perturb.study.rows import FoldRows, Rows
-from hf_perturb.study.features import Source
 from hf_perturb.study.task import Task
 
 Place = tuple[str, int | None]  # name of a source, and layer
@@ -30,11 +31,13 @@ class Found:
         prediction: of the test rows, fold after fold: `(rows,)` of a regression, else probabilities `(rows, classes)`.
         strengths: number of the strength that each fold chose.
         validation: score on validation rows, of each fold.
+        alike: how far what the probe is given is alike; see `degeneracy`.
     """
 
     prediction: NDArray[np.float64]
     strengths: NDArray[np.int64]
     validation: NDArray[np.float64]
+    alike: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -43,21 +46,21 @@ class Probing:
 
     Args:
         rows: of the study.
+        lengths: residues of each protein.
         task: what is predicted.
         probe: what is trained.
         metric: by which strengths and layers are chosen.
         folder: where what was found is kept.
         key: what decides it beside name and layer; what was kept under another is not used.
-        seed: of labels that change places.
     """
 
     rows: Rows
+    lengths: NDArray[np.int64]
     task: Task
     probe: Probe
     metric: str
     folder: Path
     key: str
-    seed: int
 
     def run(self, sources: Sequence[Source], progress: Callable[[int, int], object]) -> dict[Place, Found]:
         """Probe each layer of each source; several at a time, on a thread each, as their problems are small."""
@@ -92,7 +95,8 @@ class Probing:
             predictions.append(chosen.fitted.predict(features[fold.test], chosen.strength))
             strengths.append(chosen.strength)
             validation.append(chosen.score)
-        return Found(np.concatenate(predictions), np.array(strengths), np.array(validation, np.float64))
+        alike = np.array(degeneracy(features, self.lengths[self.rows.protein]))
+        return Found(np.concatenate(predictions), np.array(strengths), np.array(validation, np.float64), alike)
 
     def _shuffled(self, number: int, fold: FoldRows, seed: int) -> NDArray[Any]:
         """Return the labels, with those of a fold's training rows, and of its validation rows, in another order."""
@@ -114,6 +118,6 @@ def _read(path: Path, key: str) -> Found | None:
         with np.load(path, allow_pickle=False) as kept:
             if str(kept["key"]) != key:
                 return None
-            return Found(kept["prediction"], kept["strengths"], kept["validation"])
+            return Found(*(kept[name] for name in ("prediction", "strengths", "validation", "alike")))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from hf_perturb.embedding.manifest import canonical
 from hf_perturb.embedding.run import BASE
@@ -19,23 +20,26 @@ from hf_perturb.errors import FolderExistsError, StudyError
 from hf_perturb.perturbation import Perturbation
 from hf_perturb.storage.folders import folders_made, lock, replaced_file
 from hf_perturb.study.dataset import Dataset, read_dataset
-from hf_perturb.study.evaluate import Evaluation
+from hf_perturb.study.evaluate import Entry, Evaluation, entries_of
 from hf_perturb.study.features import GUESS, SHUFFLED, Source, Unique, baselines
 from hf_perturb.study.metrics import METRICS_OF
 from hf_perturb.study.networks import Networks, embed_networks, find_embeddings, open_networks, sources_of
 from hf_perturb.study.options import METHODS, SEEDS, StudyOptions, divide_options
-from hf_perturb.study.probes import PROBES
+from hf_perturb.study.plot import draw
+from hf_perturb.study.probes import PROBES, Probe
 from hf_perturb.study.probing import Found, Place, Probing, best_layers
-from hf_perturb.study.results import Results
+from hf_perturb.study.results import Degeneracy, Results
 from hf_perturb.study.rows import Rows, rows_of
 from hf_perturb.study.splits import Split, make_split
-from hf_perturb.study.tables import read_report, write_tables
+from hf_perturb.study.statistics import Resamples, Sampled, cautions, contrasts
+from hf_perturb.study.tables import REPORT, read_report, write_tables
 from hf_perturb.variants.matrix import matrix
 
-STATE, PROBED, REPORT = "study.json", "probes", "report.json"
+STATE, PROBED, PREDICTIONS = "study.json", "probes", "predictions.parquet"
 FORMAT = "hf_perturb study/1"
 _LOCK = ".hf_perturb-lock"
 Controls = Iterable["Perturbation | Mapping[str, Any] | str"]
+_OF_DATA = ("target", "labels", "mask", "task", "skip_bad")
 _VERSIONS = ("hf-perturb", "torch", "transformers", "scikit-learn", "numpy", "scipy")
 
 
@@ -82,11 +86,8 @@ class _Study:
 
     def run(self) -> Results:
         """Do what is not done yet."""
-        begin, options = time.monotonic(), self.options
-        dataset = read_dataset(
-            self.data, target=options.target, labels=options.labels, mask=options.mask, task=options.task,
-            skip_bad=options.skip_bad,
-        )
+        options = self.options
+        dataset = read_dataset(self.data, **{name: getattr(options, name) for name in _OF_DATA})
         metrics = _metrics(options, dataset.task.kind)
         probe = PROBES[options.probe or ("ridge" if dataset.task.kind == "regression" else "logistic")]
         split = make_split(dataset, options.split, options.seed)
@@ -94,23 +95,72 @@ class _Study:
         networks = open_networks(self.model, self.controls, self.embedding)
         inputs = self._inputs(dataset, split, networks, probe.name, metrics)
         with _held(self.out, inputs, options.force) as key:
-            if (done := read_report(self.out, key)) is not None:
-                return done
+            if (self.out / REPORT).exists():
+                return read_report(self.out)
             sources, said = self._sources(networks, dataset, rows)
-            (self.out / PROBED).mkdir(exist_ok=True)
-            probing = Probing(rows, dataset.task, probe, metrics[0], self.out / PROBED, key, options.seed)
-            found = probing.run(sources, self._progress("probing"))
-            if options.baselines:
-                shuffled = _shuffled(sources[0], found, options.seed)
-                found |= probing.run([shuffled], lambda done, total: None)
-                sources.append(shuffled)
-            about = {"fingerprint": key, "model": self.model, **inputs, "versions": {name: version(name) for name in _VERSIONS}}
-            evaluation = Evaluation(dataset, split, rows, sources, found, probe, metrics, options)
-            results = evaluation.results(about, said, begin, self._progress("resampling"))
-            evaluation.write_predictions(self.out / "predictions.parquet")
+            found = self._probed(sources, dataset, rows, probe, metrics[0], key)
+            entries = entries_of(sources, found, [len(fold.test) for fold in rows.folds])
+            units = np.array(split.clusters or dataset.ids, object)[rows.protein[rows.test]]
+            resamples = Resamples(units, options.resamples, options.seed)
+            evaluation = Evaluation(dataset, split, rows, probe, entries, metrics, resamples)
+            scores, sampled = evaluation.scored(self._progress("resampling"))
+            evaluation.write_predictions(self.out / PREDICTIONS)
+            layers = sources[0].layers
+            controls: dict[str, list[Sampled]] = {}
+            for source in sources:
+                if source.kind == "control":
+                    controls.setdefault(source.group, []).append(sampled[source.name])
+            results = Results(
+                about=self._about(inputs, dataset, split, rows, probe),
+                task=dataset.task,
+                metric=metrics[0],
+                scores=tuple(scores),
+                contrasts=contrasts(sampled[BASE], controls, sampled[GUESS], [*layers, None], resamples),
+                degeneracy=_degeneracy(entries),
+                warnings=(*split.warnings, *cautions(controls, [*layers, None], resamples), *_at_edges(entries, probe)),
+                notes=(*dataset.notes, *split.notes, *rows.notes, *said),
+            )
+            draw(results, self.out)
             write_tables(results, self.out)
             shutil.rmtree(self.out / PROBED)
         return results
+
+    def _probed(
+        self, sources: list[Source], dataset: Dataset, rows: Rows, probe: Probe, metric: str, key: str
+    ) -> dict[Place, Found]:
+        """Probe all sources, and the base once more with shuffled labels, which is added to them."""
+        (self.out / PROBED).mkdir(exist_ok=True)
+        lengths = np.array([len(sequence) for sequence in dataset.sequences])
+        probing = Probing(rows, lengths, dataset.task, probe, metric, self.out / PROBED, key)
+        found = probing.run(sources, self._progress("probing"))
+        if self.options.baselines:
+            sources.append(_shuffled(sources[0], found, self.options.seed))
+            found |= probing.run(sources[-1:], lambda done, total: None)
+        return found
+
+    def _about(
+        self, inputs: dict[str, Any], dataset: Dataset, split: Split, rows: Rows, probe: Probe
+    ) -> dict[str, Any]:
+        """Return what was studied, and how, as JSON."""
+        first, held = split.folds[0], rows.folds[0]
+        sets = {}
+        for name in ("train", "validation", "test"):
+            proteins, numbers = getattr(first, name), getattr(held, name)
+            if proteins is not None:
+                sets[name] = {"proteins": len(proteins), "rows": len(numbers)}
+        return {
+            **inputs,
+            "model": self.model,
+            "data": {**inputs["data"], "proteins": len(dataset.ids), "left_out": len(dataset.left_out), "sets": sets},
+            "split": {
+                **inputs["split"],
+                "folds": len(split.folds),
+                "inner": len(first.inner),
+                "clusters": split.clusters and len({*split.clusters}),
+            },
+            "strengths": list(probe.strengths),
+            "versions": {name.replace("-", "_"): version(name) for name in _VERSIONS},
+        }
 
     def _progress(self, what: str) -> Callable[[int, int], object]:
         progress = self.options.progress
@@ -165,6 +215,52 @@ def _shuffled(base: Source, found: Mapping[Place, Found], seed: int) -> Source:
     # of several folds, the layer that most of them choose
     best = base.layers[max(sorted({*places}), key=places.count)]
     return Source(SHUFFLED, "baseline", (None,), lambda layer: base.features(best), shuffled=seed)
+
+
+def _degeneracy(entries: Mapping[str, Sequence[Entry]]) -> tuple[Degeneracy, ...]:
+    return tuple(
+        Degeneracy(entry.source.name, entry.source.group, entry.layer, *map(float, entry.found.alike))
+        for rows in entries.values()
+        for entry in rows
+        if entry.layer is not None
+    )
+
+
+def _at_edges(entries: Mapping[str, Sequence[Entry]], probe: Probe) -> Iterator[str]:
+    """Say where the base's best layer chose the weakest or the strongest penalty that there is."""
+    last = len(probe.strengths) - 1
+    for entry in entries[BASE]:
+        if entry.chosen and {0, last} & {*entry.found.strengths.tolist()} and last:
+            yield (
+                f"the best layer of the base chose a strength at the end of those tried ({probe.strengths[0]:g} to"
+                f" {probe.strengths[-1]:g}): a better one may lie beyond"
+            )
+
+
+def _differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    """Say which of what decides a study differs from what is asked for."""
+    said = []
+    for key in asked:
+        one, other = there.get(key), asked[key]
+        if isinstance(one, dict) and isinstance(other, dict) and key != "networks":
+            names = [name for name in {**one, **other} if one.get(name) != other.get(name)]
+            said += [f"{key} {name}: {one.get(name)!r} there, {other.get(name)!r} asked for" for name in names]
+        elif one != other:
+            said.append(f"{key}: {', '.join(one or ())} there, {', '.join(other)} asked for")
+    return "; ".join(said)
+
+
+def _refuse_foreign(out: Path) -> None:
+    """Raise if a folder holds something and no study; one that is not there is fine.
+
+    Raises:
+        FolderExistsError: naming what is there.
+    """
+    if out.exists() and not out.is_dir():
+        raise FolderExistsError(f"{out} is no folder; choose another name for the folder of the study")
+    if out.exists() and not (out / STATE).exists():
+        if names := sorted(path.name for path in out.iterdir() if path.name != _LOCK):
+            raise FolderExistsError(f"{out} holds {names[0]} and is no study, so nothing in it is replaced; choose another")
 
 
 @contextmanager
