@@ -27,6 +27,7 @@ from .errors import (
     RuleError as RuleError,
     ShapeError as ShapeError,
     StackedPerturbationError as StackedPerturbationError,
+    StudyError as StudyError,
     UnsupportedModuleError as UnsupportedModuleError,
     UnusedKeywordError as UnusedKeywordError,
 )

@@ -9,6 +9,7 @@ HfPerturbError
 ├── UnusedKeywordError (TypeError)      a keyword that `forward` would not use
 ├── FastaError (ValueError)             sequences that cannot be read, or that a model cannot take
 ├── EmbeddingsError (OSError)           a folder of embeddings that is missing, wrong, or of something else
+├── StudyError (ValueError)             data or options of a study that do not fit
 └── CheckpointError (OSError)           a base or a variant on disk that is missing or wrong
     ├── FolderExistsError               an output folder that is already there
     ├── FolderLockedError               an output folder that another process is writing
@@ -52,6 +53,10 @@ class FastaError(HfPerturbError, ValueError):
 
 class EmbeddingsError(HfPerturbError, OSError):
     """A folder of embeddings that is missing, wrong, or of something else."""
+
+
+class StudyError(HfPerturbError, ValueError):
+    """Data or options of a study that do not fit."""
 
 
 class CheckpointError(HfPerturbError, OSError):

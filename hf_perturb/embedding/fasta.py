@@ -142,11 +142,22 @@ def read_records(
     """
     findings = Findings() if findings is None else findings
     characters = {token: chr(number) for number, token in enumerate(tokens, 1)}
+    for index, (header, raw) in enumerate(raw_records(path)):
+        yield _record(path, index, header, raw, findings, characters)
+
+
+def raw_records(path: Path) -> Generator[tuple[str, str], None, None]:
+    """Read header and sequence of each record of a FASTA, as they are written but for the ends of lines.
+
+    Raises:
+        FastaError: if the file cannot be read, is damaged, is not FASTA, or has no sequences; if `dnaio` is not
+            installed.
+    """
     read = 0
     stamp_of(path)
     try:
-        for header, raw in _split(path):
-            yield _record(path, read, header, raw, findings, characters)
+        for record in _split(path):
+            yield record
             read += 1
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise FastaError(
