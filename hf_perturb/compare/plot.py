@@ -10,7 +10,7 @@ from typing import Any
 
 from hf_perturb.compare.compare import Comparison, Row, Side, likeness_of
 from hf_perturb.compare.statistics import Histogram
-from hf_perturb.storage.pictures import STYLE, import_matplotlib, write_picture
+from hf_perturb.storage.pictures import STYLE, import_matplotlib, shortened, write_picture
 
 _SIZE = (7.0, 3.2)  # inches, the width of two columns of print
 # told apart by marker, filling and line, so that a copy in black and white says as much; the smaller lie on the larger
@@ -25,7 +25,6 @@ _STRETCH = 20  # how many times the smallest distance the largest may be on a li
 _PAD, _LINE = 32, 9.7  # points between a title and its axes, for a legend of two lines, and for each more of them
 _STEPS = (1, 2, 5, 10, 20)  # layers between ticks
 _BEFORE = ("embed_tokens", "embed_positions", "emb_layer_norm_before", "model.embedder")  # the layers
-_NAME = 40  # letters of a checkpoint's name that are shown
 _ROOM, _LINES = 2.2, 6  # inches and lines for what a legend says of a checkpoint
 
 
@@ -136,9 +135,8 @@ def _legend(letter: str, side: Side) -> str:
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path
 
-    text, name, font = f"{letter}: {side}", side.name, FontProperties(size=STYLE["font.size"])
-    if len(name) > _NAME:
-        text = text.replace(name, f"{name[: _NAME // 2]}…{name[-_NAME // 2 :]}", 1)
+    font = FontProperties(size=STYLE["font.size"])
+    text = f"{letter}: {side}".replace(side.name, shortened(side.name), 1)
 
     def fits(line: str) -> bool:
         return text_to_path.get_text_width_height_descent(line, font, ismath=False)[0] <= 72 * _ROOM

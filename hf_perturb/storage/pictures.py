@@ -15,6 +15,7 @@ _FORMATS: dict[str, dict[str, Any]] = {".png": {}, ".pdf": {"CreationDate": None
 _DOTS_PER_INCH = 200
 # 42: letters of a PDF stay letters; the salt: an SVG names its parts alike every time
 STYLE: dict[str, Any] = {"font.size": 8, "axes.linewidth": 0.6, "pdf.fonttype": 42, "svg.hashsalt": "hf_perturb"}
+_NAME = 40  # letters of a name that are shown
 
 
 def check_picture(path: str | Path) -> None:
@@ -66,3 +67,8 @@ def write_picture(path: Path, draw: Callable[[], Any]) -> None:
         figure = draw()
         with replaced_file(path) as file:
             figure.savefig(file, format=suffix[1:], dpi=_DOTS_PER_INCH, metadata=_FORMATS[suffix])
+
+
+def shortened(name: str) -> str:
+    """Leave out the middle of a long name."""
+    return name if len(name) <= _NAME else f"{name[: _NAME // 2]}…{name[-_NAME // 2 :]}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from hf_perturb.study.task import Task
@@ -112,7 +113,10 @@ class Results:
     """All that a study found.
 
     Args:
-        about: what was studied and how, as JSON: model, data, split, options, versions, networks.
+        about: what was studied and how, as JSON. `methods.md` is made of `model`, `data` (`name`, `digest`, `target`,
+            `sets`: by name, each with its `proteins` and `rows`), `split` (`name`, `folds`, `inner` folds, or 0, and
+            how many `clusters`, or `None`), `options` (`probe`, `pool`, `resamples`, `seed`), `strengths`,
+            `embedding` (perhaps with `dtype` and `revision`), `networks` (of each its `digest`) and `versions`.
         task: what was to be predicted.
         metric: the main one, by which strengths and layers were chosen.
         warnings: what a reader has to know before believing a figure.
@@ -127,3 +131,61 @@ class Results:
     degeneracy: tuple[Degeneracy, ...]
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
+
+    @property
+    def base(self) -> Score:
+        """The base, at what was best on validation rows."""
+        return next(score for score in self.of("base") if score.chosen)
+
+    @property
+    def guess(self) -> float:
+        """What guessing reaches."""
+        return self.of("guess")[0].value
+
+    @property
+    def baselines(self) -> tuple[Score, ...]:
+        """What does without the representations of any layer, guessing first."""
+        found = (score for score in self.scores if score.kind == "baseline" and score.metric == self.metric)
+        return tuple(sorted(found, key=lambda score: score.network != "guess"))
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The controls by name without seed, in the order in which they were asked for."""
+        return tuple(dict.fromkeys(score.group for score in self.scores if score.kind == "control"))
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Which representations of the base were probed."""
+        return tuple(sorted({score.layer for score in self.of("base") if score.layer is not None}))
+
+    def of(self, network: str) -> tuple[Score, ...]:
+        """Return what a network reaches by the main metric."""
+        return tuple(score for score in self.scores if (score.network, score.metric) == (network, self.metric))
+
+    def seeds_of(self, group: str) -> tuple[Score, ...]:
+        """Return what each network of a control reaches at what was best for it on validation rows."""
+        found = (score for score in self.scores if (score.kind, score.group) == ("control", group) and score.chosen)
+        return tuple(score for score in found if score.metric == self.metric)
+
+    def contrast(self, group: str, layer: int | None = None) -> Contrast | None:
+        """Return the base against a control at a layer; without one, each at its own best; `None` if there is none."""
+        return next((each for each in self.contrasts if (each.group, each.layer) == (group, layer)), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it as JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, given: Mapping[str, Any]) -> Results:
+        """Make it again of what `to_dict` returned."""
+        task = given["task"]
+        return cls(
+            about=given["about"],
+            task=Task(task["kind"], task["level"], tuple(task["classes"])),
+            metric=given["metric"],
+            scores=tuple(Score(**each) for each in given["scores"]),
+            contrasts=tuple(Contrast(**each) for each in given["contrasts"]),
+            degeneracy=tuple(Degeneracy(**each) for each in given["degeneracy"]),
+            warnings=tuple(given["warnings"]),
+            notes=tuple(given["notes"]),
+        )
