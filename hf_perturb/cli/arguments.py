@@ -79,7 +79,7 @@ Needs: pip install 'hf-perturb[embed]'
   hf-perturb embed my-base proteins.fasta my-matrix --layers all --method reinit --method resample
   hf-perturb embed Rostlab/ProstT5 proteins.fasta my-prostt5 --prefix '<AA2fold>' --replace UZOB=X
 """
-_BASE = "a folder or Hub id of any Transformers model, an original .pt, or 'demo'"
+BASE = "a folder or Hub id of any Transformers model, an original .pt, or 'demo'"
 _VERIFIED = "a variant, a recipe or a base: a folder or a Hub id"
 _LIST = """\
 Without BASE: the published checkpoints. With BASE: its tensors, what each method does to them by the rules, and
@@ -90,7 +90,7 @@ its record (perturbation).
 
 def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     """Return the parser, and those of the commands by name."""
-    from hf_perturb.cli import zero_shot  # which takes words of this module
+    from hf_perturb.cli import study, zero_shot  # which take words of this module
 
     parser = _Parser(prog="hf-perturb", description=(hf_perturb.__doc__ or "").partition("\n")[0])
     parser.add_argument("--version", action="version", version=f"%(prog)s {hf_perturb.__version__}")
@@ -105,7 +105,7 @@ def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentP
         return made[name]
 
     listing = add("list", "the published checkpoints, or the tensors of a base", _LIST)
-    listing.add_argument("base", nargs="?", type=nonempty, metavar="BASE", help=_BASE)
+    listing.add_argument("base", nargs="?", type=nonempty, metavar="BASE", help=BASE)
     _add_rules(listing)
     _add_convert(add("convert", "make a base of a checkpoint", _CONVERT))
     _add_create(add("create", "build a variant, or many", _CREATE))
@@ -113,19 +113,20 @@ def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentP
     verify = add("verify", "compare a variant with its record", _VERIFY)
     verify.add_argument("--revision", type=nonempty, metavar="NAME", help="branch, tag or commit, if PATH is a Hub id")
     verify.add_argument("path", type=nonempty, metavar="PATH", help=f"{_VERIFIED}; or a folder of variants")
-    verify.add_argument("--base", type=nonempty, metavar="BASE", help=f"what it was made from: {_BASE}")
+    verify.add_argument("--base", type=nonempty, metavar="BASE", help=f"what it was made from: {BASE}")
     compare = add("compare", "what differs between two checkpoints", _COMPARE)
-    compare.add_argument("a", type=nonempty, metavar="A", help=_BASE)
+    compare.add_argument("a", type=nonempty, metavar="A", help=BASE)
     compare.add_argument("b", type=nonempty, metavar="B", help="the same; or one of them a folder of variants")
     compare.add_argument("--per", choices=("layer", "tensor"), help="a row for each; default: layer")
     compare.add_argument(
         "--plot", type=nonempty, metavar="FILE", help="draw distances and histograms (.png, .pdf, .svg)"
     )
     _add_embed(add("embed", "FASTA to representations", _EMBED))
+    study.add_study(add("study", "is it due to what the model learned?", study.DESCRIPTION))
     zero_shot.add_score(add("score", "effects of substitutions", zero_shot.SCORE))
     _add_push(add("push", "publish on the Hub", _PUSH))
     trusted = "run the code that comes with a network that Transformers does not have; read it first"
-    for command in (listing, made["create"], verify, compare, made["embed"], made["score"]):
+    for command in (listing, made["create"], verify, compare, made["embed"], made["study"], made["score"]):
         command.add_argument("--trust-remote-code", action="store_true", help=trusted)
     for command in (made["create"], verify, compare):
         command.add_argument("--jobs", type=count, metavar="N", help="tensors at a time; default: one a processor")
@@ -144,7 +145,7 @@ def _add_convert(convert: argparse.ArgumentParser) -> None:
 
 
 def _add_create(create: argparse.ArgumentParser) -> None:
-    create.add_argument("base", type=nonempty, metavar="BASE", help=f"{_BASE}; or a recipe")
+    create.add_argument("base", type=nonempty, metavar="BASE", help=f"{BASE}; or a recipe")
     create.add_argument("out", type=nonempty, metavar="OUT", help="the folder to write")
     add_perturbation(create)
     create.add_argument("--recipe", action="store_true", help="leave the weights out; loading rebuilds them")
@@ -152,7 +153,7 @@ def _add_create(create: argparse.ArgumentParser) -> None:
 
 
 def _add_embed(embed: argparse.ArgumentParser) -> None:
-    embed.add_argument("model", type=nonempty, metavar="MODEL", help=f"{_BASE}; with --method, a base")
+    embed.add_argument("model", type=nonempty, metavar="MODEL", help=f"{BASE}; with --method, a base")
     embed.add_argument("fasta", type=nonempty, metavar="FASTA", help="plain or packed with gzip; - for standard input")
     embed.add_argument("out", type=nonempty, metavar="OUT", help="the folder to write")
     numbers = "last (the default), all, or numbers with commas, 0 for the embedding (--layers=-2,-1: the last two)"
@@ -161,19 +162,29 @@ def _add_embed(embed: argparse.ArgumentParser) -> None:
     embed.add_argument("--pool", choices=POOLS, action="append", help=pool)
     each = "the vector of every residue too; without --pool, these alone"
     embed.add_argument("--per-residue", action="store_true", help=each)
-    embed.add_argument("--dtype", choices=DTYPES, help="type of weights and arithmetic; default: the checkpoint's")
-    device = "cpu, cuda, ...; auto: spread over all there are; default: a GPU if there is one"
-    embed.add_argument("--device", type=nonempty, metavar="NAME", help=device)
-    tokens = "most tokens of a batch; default: 4096 on the CPU, 32768 elsewhere"
-    embed.add_argument("--tokens", type=count, metavar="N", help=tokens)
-    long = "records longer than the network has positions for (ESM-1b: 1022 residues); default: refuse"
-    embed.add_argument("--long", choices=LONG, default=EmbedOptions.long, help=long)
-    shared = "residues that neighbouring windows share, with --long window; default: a quarter of a window"
-    embed.add_argument("--overlap", type=int, metavar="N", help=shared)
+    add_running(embed)
+    add_long(embed)
     add_tokenizing(embed.add_argument_group("encoders that are not ours"))
-    embed.add_argument("--revision", type=nonempty, metavar="NAME", help="branch, tag or commit, if MODEL is a Hub id")
     embed.add_argument("--force", action="store_true", help="if OUT holds other embeddings, remove them")
     add_perturbation(embed.add_argument_group("variants of the base"))
+
+
+def add_long(parser: Any) -> None:
+    """Say what to make of records that are too long for a network."""
+    long = "records longer than the network has positions for (ESM-1b: 1022 residues); default: refuse"
+    parser.add_argument("--long", choices=LONG, default=EmbedOptions.long, help=long)
+    shared = "residues that neighbouring windows share, with --long window; default: a quarter of a window"
+    parser.add_argument("--overlap", type=int, metavar="N", help=shared)
+
+
+def add_running(parser: Any) -> None:
+    """Say how a network is loaded and run."""
+    parser.add_argument("--dtype", choices=DTYPES, help="type of weights and arithmetic; default: the checkpoint's")
+    device = "cpu, cuda, ...; auto: spread over all there are; default: a GPU if there is one"
+    parser.add_argument("--device", type=nonempty, metavar="NAME", help=device)
+    tokens = "most tokens of a batch; default: 4096 on the CPU, 32768 elsewhere"
+    parser.add_argument("--tokens", type=count, metavar="N", help=tokens)
+    parser.add_argument("--revision", type=nonempty, metavar="NAME", help="branch, tag or commit, if MODEL is a Hub id")
 
 
 def add_tokenizing(group: Any) -> None:
@@ -188,10 +199,11 @@ def add_tokenizing(group: Any) -> None:
     group.add_argument("--replace", type=nonempty, metavar="LETTERS=LETTER", help=letters)
 
 
-def add_perturbation(parser: Any) -> None:
-    """Say which perturbations may be asked for; see `asked_of`."""
+def add_perturbation(parser: Any, *words: str) -> None:
+    """Say what is done to the weights; `words` name the option of the method, `--method` by itself."""
+    words = words or ("--method",)
     many: dict[str, Any] = {"action": "append", "default": []}
-    parser.add_argument("--method", choices=spec.METHODS, help="repeatable", **many)
+    parser.add_argument(*words, dest="method", choices=spec.METHODS, help="repeatable", **many)
     seeds = f"42, a range 0-4, or several 0-2,7; repeatable; default: {spec.DEFAULT_SEED}"
     parser.add_argument("--seed", type=nonempty, metavar="N", help=seeds, **many)
     _add_rules(parser)

@@ -20,6 +20,7 @@ from hf_perturb import interrupts
 from hf_perturb.cli import output
 from hf_perturb.cli.arguments import make_parser
 from hf_perturb.cli.asked import UsageError, asked_of, refuse_without_method
+from hf_perturb.cli.study import run_study
 from hf_perturb.cli.zero_shot import run_score
 from hf_perturb.embedding.options import EmbedOptions
 from hf_perturb.embedding.ranks import SaidElsewhereError, launched
@@ -30,6 +31,7 @@ from hf_perturb.variants.matrix import folders, folders_of
 _LEFT = {
     "push": "the branch is as it was, or has all of it: the same command completes it, or says so",
     "embed": "every shard that is there is whole: the same command continues",
+    "study": "what is embedded and probed is kept: the same command continues",
 }
 # what is imported before anything is begun; the other commands take what they need in no time
 _NEEDED = {
@@ -38,6 +40,7 @@ _NEEDED = {
     "verify": ("verify_variant",),
     "compare": ("compare_checkpoints",),
     "embed": ("embed",),
+    "study": ("study",),
     "score": ("score",),
     "push": ("push_variant",),
 }
@@ -289,6 +292,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "verify": run_verify,
     "compare": run_compare,
     "embed": run_embed,
+    "study": run_study,
     "score": run_score,
     "push": run_push,
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -123,14 +123,22 @@ def notes_of(command: str) -> Iterator[None]:
 @contextmanager
 def progress_bar(unit: str = "B", shown: bool = True) -> Iterator[Callable[[int, int], None]]:
     """Show what is done, rate and time left on stderr; nothing where that is no terminal."""
+    with progress_of({"": unit}, shown) as show:
+        yield lambda done, total: show("", done, total)
+
+
+@contextmanager
+def progress_of(units: Mapping[str, str], shown: bool = True) -> Iterator[Callable[[str, int, int], None]]:
+    """Show the same of one phase after another, each with its own unit."""
     from tqdm import tqdm
 
-    with tqdm(unit=unit, unit_scale=True, disable=None if shown else True, leave=False) as bar:
+    with tqdm(unit_scale=True, disable=None if shown else True, leave=False) as bar:
 
-        def show(done: int, total: int) -> None:
-            if done < bar.n:  # another piece of work
+        def show(phase: str, done: int, total: int) -> None:
+            if done < bar.n or phase != bar.desc.removesuffix(": "):  # another piece of work
                 bar.reset()
-            bar.total = total
+                bar.set_description(phase, refresh=False)
+            bar.unit, bar.total = units[phase], total
             bar.update(done - bar.n)
 
         yield show

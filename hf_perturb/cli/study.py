@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import fields
 from typing import Any
 
 import hf_perturb
 from hf_perturb.cli import output
-from hf_perturb.cli.arguments import BASE, add_perturbation, add_reading, count, nonempty
+from hf_perturb.cli.arguments import BASE, add_long, add_perturbation, add_running, add_tokenizing, count, nonempty
 from hf_perturb.cli.asked import asked_of
 from hf_perturb.embedding.options import POOLS, EmbedOptions
 from hf_perturb.study.options import METHODS, PROBES, SAVED, SEEDS, StudyOptions
@@ -21,7 +22,7 @@ picture, and a last line in words. The same command goes on where an interrupted
 Needs: pip install 'hf-perturb[study]'
 
   hf-perturb study demo gb1.csv my-study                       FLIP's columns: sequence, target, set, validation
-  hf-perturb study my-base gb1.csv my-study --target fitness --layers 0,16,-1 --control reinit --control resample --seed 0-4
+  hf-perturb study my-base gb1.csv my-study --target fitness --layers 0,16,-1 --control reinit --seed 0-4
   hf-perturb study my-base proteins.fasta my-study --labels labels.tsv --split kfold:5 --metric balanced_accuracy
   hf-perturb study my-base proteins.fasta my-study --labels residues.fasta     a string of labels for each protein
   hf-perturb study Rostlab/prot_bert gb1.csv my-study --replace UZOB=X --control reinit --scope top:6
@@ -45,7 +46,9 @@ def add_study(study: argparse.ArgumentParser) -> None:
     group.add_argument("--embeddings", type=nonempty, metavar="FOLDER", help=there)
     saved = "keep the vectors of all residues, in OUT/h5: a file a network and layer, as biotrainer reads them"
     group.add_argument("--save-embeddings", choices=SAVED, help=saved)
-    add_reading(group)
+    add_running(group)
+    add_long(group)
+    add_tokenizing(study.add_argument_group("encoders that are not ours"))
     study.add_argument("--force", action="store_true", help="if OUT holds another study, replace it")
     defaults = f"controls (default: {' and '.join(METHODS)}, seeds {SEEDS[0]})"
     add_perturbation(study.add_argument_group(defaults), "--control", "--method")
@@ -64,7 +67,9 @@ def _add_data(group: Any) -> None:
         " where the data has no test rows"
     )
     group.add_argument("--split", type=nonempty, metavar="WHICH", help=split)
-    most = "of a residue task, most residues to train on and to test with, sampled within proteins; default: %(default)s"
+    most = (
+        "of a residue task, most residues to train on and to test with, sampled within proteins; default: %(default)s"
+    )
     group.add_argument("--max-residues", type=count, default=StudyOptions.max_residues, metavar="N", help=most)
 
 
@@ -75,7 +80,9 @@ def _add_probes(group: Any) -> None:
         "repeatable, the first chooses strengths and layers: spearman, r2, ndcg; auroc, mcc, balanced_accuracy,"
         " macro_f1; default: all of the task, the first of them first"
     )
-    group.add_argument("--metric", type=nonempty, action="append", dest="metrics", default=[], metavar="NAME", help=metric)
+    group.add_argument(
+        "--metric", type=nonempty, action="append", dest="metrics", default=[], metavar="NAME", help=metric
+    )
     plain = "leave out length, composition, one-hot, representation 0 and shuffled labels"
     group.add_argument("--no-baselines", action="store_false", dest="baselines", help=plain)
     wild = "the wild type, a FASTA or its sequence: score its mutants without a probe, too, as hf-perturb score does"
@@ -88,6 +95,7 @@ def _add_probes(group: Any) -> None:
 
 def run_study(options: argparse.Namespace) -> None:
     """Study a base, and print what was found: the last line in words."""
+    from hf_perturb.study.run import WRITTEN
     from hf_perturb.study.words import last_line, summary_table
 
     names = {each.name for each in (*fields(StudyOptions), *fields(EmbedOptions))} - {"seed", "progress"}
@@ -95,14 +103,16 @@ def run_study(options: argparse.Namespace) -> None:
     if not options.method:
         options.method, options.seed = [*METHODS], options.seed or [*SEEDS]
     asked = asked_of(options, options.model, options.revision)
-    with output.progress_of_phases({"embedding": "res", "probing": "layer", "resampling": "layer"}) as progress:
+    with output.progress_of({"embedding": "res", "probing": "layer", "resampling": "layer"}) as progress:
         places = (options.model, options.data, options.out)
         found = hf_perturb.study(*places, asked, **given, seed=options.study_seed, progress=progress)
-    for note in (*found.notes, *found.warnings):
-        output.note("study", note)
+    for note in found.notes:
+        print(f"hf-perturb study: note: {note}", file=sys.stderr)
+    for warning in found.warnings:
+        print(f"hf-perturb study: warning: {warning}", file=sys.stderr)
     if options.json:
         output.print_json(found.to_dict())
         return
     output.print_table(summary_table(found))
-    print(f"\n{options.out}: scores.parquet, predictions.parquet, summary.csv, report.json, methods.md, layers.svg, layers.png")
+    print(f"\n{options.out}: {', '.join(WRITTEN)}")
     print(last_line(found))

@@ -7,9 +7,8 @@ import sys
 from dataclasses import fields
 
 import hf_perturb
-from hf_perturb.checkpoints.formats import DTYPES
 from hf_perturb.cli import output
-from hf_perturb.cli.arguments import add_perturbation, add_tokenizing, count, nonempty
+from hf_perturb.cli.arguments import add_perturbation, add_running, add_tokenizing, nonempty
 from hf_perturb.cli.asked import asked_of, refuse_without_method
 from hf_perturb.zero_shot.options import ALL, LONG, MARGINALS, ScoreOptions
 
@@ -44,15 +43,10 @@ def add_score(score: argparse.ArgumentParser) -> None:
     score.add_argument("--measured", type=nonempty, metavar="COLUMN", help=measured)
     marginal = "repeatable; default: both; wildtype alone takes one pass"
     score.add_argument("--marginal", choices=MARGINALS, action="append", help=marginal)
-    score.add_argument("--dtype", choices=DTYPES, help="type of weights and arithmetic; default: the checkpoint's")
-    device = "cpu, cuda, ...; auto: spread over all there are; default: a GPU if there is one"
-    score.add_argument("--device", type=nonempty, metavar="NAME", help=device)
-    tokens = "most tokens of a batch; default: 4096 on the CPU, 32768 elsewhere"
-    score.add_argument("--tokens", type=count, metavar="N", help=tokens)
+    add_running(score)
     long = "wild types longer than the network has positions for: each position in a window around it; default: refuse"
     score.add_argument("--long", choices=LONG, default=ScoreOptions.long, help=long)
     add_tokenizing(score.add_argument_group("networks that are not ours"))
-    score.add_argument("--revision", type=nonempty, metavar="NAME", help="branch, tag or commit, if MODEL is a Hub id")
     score.add_argument("--force", action="store_true", help="replace the file that is there, if it holds scores")
     add_perturbation(score.add_argument_group("variants of the base"))
 

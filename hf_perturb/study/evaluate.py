@@ -43,9 +43,7 @@ class Entry:
         return None if any(other != first for other in others) else first
 
 
-def entries_of(
-    sources: Sequence[Source], found: Mapping[Place, Found], folds: Sequence[int]
-) -> dict[str, list[Entry]]:
+def entries_of(sources: Sequence[Source], found: Mapping[Place, Found], folds: Sequence[int]) -> dict[str, list[Entry]]:
     """Return what is scored of each source: its layers, and what its folds chose on validation rows if they differ.
 
     Args:
@@ -108,7 +106,7 @@ class Evaluation:
         progress(0, len(self.entries))
 
         def work(name: str) -> None:
-            rows = []
+            rows: list[Score] = []
             for metric in self.metrics:
                 measures = [prepare(metric, truth, entry.found.prediction) for entry in self.entries[name]]
                 values, draws = self.resamples.take(measures, truth)

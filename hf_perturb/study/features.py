@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ class Unique:
         of, kept = number[rows.protein], []
         order = np.argsort(of, kind="stable")
         bounds = np.searchsorted(of[order], np.arange(len(first) + 1))
-        for begin, end in zip(bounds[:-1], bounds[1:], strict=True):
+        for begin, end in pairwise(bounds.tolist()):
             kept.append(np.unique(rows.residue[order[begin:end]]))
         return cls(ids, tuple(first), number, tuple(kept))
 
@@ -147,7 +148,8 @@ class Embedded:
     def _residues(self, order: Numbers, of: Numbers, lengths: Numbers) -> Numbers:
         begin = (np.cumsum(lengths) - lengths)[order][of]
         residue = self._rows.residue
-        assert residue is not None and self._unique.residues is not None
+        assert residue is not None
+        assert self._unique.residues is not None
         if self._whole:
             for number, place in enumerate(order):
                 if lengths[place] != (length := len(self._unique.sequences[number])):
@@ -188,7 +190,9 @@ def _shared(manifest: Manifest) -> dict[str, Any]:
 # ---- baselines
 
 
-def baselines(dataset: Dataset, rows: Rows, zero: Callable[[int | None], Features] | None) -> tuple[list[Source], list[str]]:
+def baselines(
+    dataset: Dataset, rows: Rows, zero: Callable[[int | None], Features] | None
+) -> tuple[list[Source], list[str]]:
     """Return the baselines that need no network, and what is to be said of those that are left out.
 
     Args:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hf_perturb.checkpoints.recipe import open_base
-from hf_perturb.embedding.manifest import Manifest
 from hf_perturb.embedding.options import read_layers
 from hf_perturb.embedding.run import BASE, embed_variants
 from hf_perturb.errors import StudyError
 from hf_perturb.perturbation import Perturbation
+from hf_perturb.study.features import Embedded, Source, Unique, manifests
 from hf_perturb.study.options import StudyOptions
 from hf_perturb.study.rows import Rows
-from hf_perturb.study.features import Embedded, Source, Unique, manifests
 from hf_perturb.variants.create import records_of
 from hf_perturb.variants.matrix import folder_name
-
 
 _OF_RECORDS = ("base", "digest")  # what a record has that a request lacks
 
@@ -35,7 +32,10 @@ class Networks:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what decides the networks, as JSON."""
-        return {name: {"digest": self.digests[name], "record": each and each.to_dict()} for name, each in self.records.items()}
+        return {
+            name: {"digest": self.digests[name], "record": each and each.to_dict()}
+            for name, each in self.records.items()
+        }
 
 
 def open_networks(model: str | Path, asked: Sequence[Perturbation], embedding: Mapping[str, Any]) -> Networks:
@@ -57,12 +57,12 @@ def open_networks(model: str | Path, asked: Sequence[Perturbation], embedding: M
     base = open_base(str(model), asked, trusted, revision=embedding.get("revision"))
     records = records_of(base, asked)
     digests = [record.digest or "" for record in records]
-    of_base = records[0].base.digest if records and records[0].base else base.digest()
+    of_base = records[0].base.digest if records and records[0].base else None
     return Networks(
         str(model),
         {BASE: None, **dict(zip(names, asked, strict=True))},
         {BASE: None, **dict(zip(names, records, strict=True))},
-        {BASE: of_base, **dict(zip(names, digests, strict=True))},
+        {BASE: of_base or base.digest(), **dict(zip(names, digests, strict=True))},
     )
 
 
@@ -117,8 +117,8 @@ def find_embeddings(networks: Networks, folder: Path) -> dict[str, Path]:
         wanted = record and {key: value for key, value in record.to_dict().items() if key not in _OF_RECORDS}
         if (model["weights"], model["perturbation"]) != (networks.digests[BASE], wanted):
             raise StudyError(
-                f"{found[name]}: these are embeddings of weights {model['weights']}, perturbed by"
-                f" {model['perturbation']}; the study is of {networks.digests[BASE]}, perturbed by {wanted}; embed these"
+                f"{found[name]}: got embeddings of weights {model['weights']}, perturbed by {model['perturbation']};"
+                f" the study is of {networks.digests[BASE]}, perturbed by {wanted}; embed these"
             )
     return found
 
@@ -141,7 +141,9 @@ def sources_of(
     whole = options.embeddings is not None or options.save_embeddings is not None
     features = {name: Embedded(folder, options.pool, unique, rows, whole) for name, folder in folders.items()}
     sources = [
-        Source(name, "base" if name == BASE else "control", layers, each, networks.records[name], networks.digests[name])
+        Source(
+            name, "base" if name == BASE else "control", layers, each, networks.records[name], networks.digests[name]
+        )
         for name, each in features.items()
     ]
     return sources, features[BASE] if 0 in there else None

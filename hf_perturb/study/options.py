@@ -37,7 +37,8 @@ class StudyOptions:
         probe: `"ridge"`, `"logistic"` or `"knn"`; ridge for a regression and logistic for classes if `None`.
         metrics: the first is the main one, by which strengths and layers are chosen; all of the task if none.
         baselines: whether plain baselines are probed too.
-        max_residues: of a residue task, most residues to train on and to validate with, and most to test with; sampled within proteins.
+        max_residues: of a residue task, most residues to train and validate with, and most to test with; they are
+            sampled within proteins.
         resamples: of the test proteins, for the intervals.
         seed: of folds, samples and resamples; those of the controls are their own.
         embeddings: a folder of embeddings as `embed` writes it, with base and controls, to use in place of new ones.

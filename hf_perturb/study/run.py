@@ -22,7 +22,7 @@ from hf_perturb.storage.folders import folders_made, lock, replaced_file
 from hf_perturb.study.dataset import Dataset, read_dataset
 from hf_perturb.study.evaluate import Entry, Evaluation, entries_of
 from hf_perturb.study.features import GUESS, SHUFFLED, Source, Unique, baselines
-from hf_perturb.study.metrics import METRICS_OF
+from hf_perturb.study.metrics import MAIN, METRICS_OF
 from hf_perturb.study.networks import Networks, embed_networks, find_embeddings, open_networks, sources_of
 from hf_perturb.study.options import METHODS, SEEDS, StudyOptions, divide_options
 from hf_perturb.study.plot import draw
@@ -37,6 +37,7 @@ from hf_perturb.variants.matrix import matrix
 
 STATE, PROBED, PREDICTIONS = "study.json", "probes", "predictions.parquet"
 FORMAT = "hf_perturb study/1"
+WRITTEN = ("layers.svg", "layers.png", "methods.md", "summary.csv", REPORT, "scores.parquet", PREDICTIONS)
 _LOCK = ".hf_perturb-lock"
 Controls = Iterable["Perturbation | Mapping[str, Any] | str"]
 _OF_DATA = ("target", "labels", "mask", "task", "skip_bad")
@@ -72,7 +73,8 @@ def study(
     asked, embedding = divide_options(options)
     if controls is None:
         controls = matrix(METHODS, SEEDS)
-    return _Study(str(model), Path(data), Path(out), [Perturbation.parse(each) for each in controls], asked, embedding).run()
+    parsed = [Perturbation.parse(each) for each in controls]
+    return _Study(str(model), Path(data), Path(out), parsed, asked, embedding).run()
 
 
 @dataclass(frozen=True)
@@ -202,11 +204,11 @@ def _metrics(options: StudyOptions, kind: str) -> tuple[str, ...]:
     Raises:
         StudyError: for one that is not of the task.
     """
-    allowed = METRICS_OF(kind)
+    allowed = METRICS_OF[kind]
     for name in options.metrics:
         if name not in allowed:
             raise StudyError(f"metric: got {name!r} for a task of kind {kind}; allowed: {', '.join(allowed)}")
-    return tuple(dict.fromkeys([*options.metrics, *allowed]))
+    return tuple(dict.fromkeys([*options.metrics, MAIN[kind], *allowed]))
 
 
 def _shuffled(base: Source, found: Mapping[Place, Found], seed: int) -> Source:
@@ -258,9 +260,10 @@ def _refuse_foreign(out: Path) -> None:
     """
     if out.exists() and not out.is_dir():
         raise FolderExistsError(f"{out} is no folder; choose another name for the folder of the study")
-    if out.exists() and not (out / STATE).exists():
-        if names := sorted(path.name for path in out.iterdir() if path.name != _LOCK):
-            raise FolderExistsError(f"{out} holds {names[0]} and is no study, so nothing in it is replaced; choose another")
+    if not out.exists() or (out / STATE).exists():
+        return
+    if names := sorted(path.name for path in out.iterdir() if path.name != _LOCK):
+        raise FolderExistsError(f"{out} holds {names[0]} and is no study, so nothing in it is replaced; choose another")
 
 
 @contextmanager
@@ -281,7 +284,10 @@ def _held(out: Path, inputs: Mapping[str, Any], force: bool) -> Iterator[str]:
             there = json.loads(state.read_text(encoding="utf-8"))
             if there["fingerprint"] != key:
                 if not force:
-                    raise FolderExistsError(f"{out} holds another study: {_differences(there['inputs'], inputs)}; choose another folder, or replace it with --force")
+                    said = _differences(there["inputs"], inputs)
+                    raise FolderExistsError(
+                        f"{out} holds another study: {said}; choose another folder, or replace it with --force"
+                    )
                 shutil.rmtree(out / PROBED, ignore_errors=True)
                 (out / REPORT).unlink(missing_ok=True)
         with replaced_file(state) as file:
