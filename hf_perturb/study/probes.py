@@ -1,0 +1,362 @@
+"""Probes of representations: closed-form or convex, so that no optimiser comes between two networks.
+
+A probe is fitted at all its strengths at once, from the strongest penalty to the weakest, on features that are
+standardised on the training rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import scipy.linalg
+import scipy.optimize
+import scipy.special
+from numpy.typing import NDArray
+from sklearn.neighbors import NearestNeighbors
+
+from hf_perturb.study.metrics import Truth, prepare
+
+Array = NDArray[Any]
+Floats = NDArray[np.float64]
+Rows = NDArray[np.integer[Any]]
+
+GRADIENT = 1e-7  # greatest element at which a logistic probe is fitted
+ITERATIONS = 1000  # most, of one strength
+_MEMORY = 30  # pairs of vectors that L-BFGS keeps
+_BLOCK = 4096  # rows
+
+
+class Standard:
+    """Features less their mean, over their standard deviation, of some rows; what is constant in these becomes 0.
+
+    Args:
+        x: the rows, `(n, p)`, of any floating-point type.
+    """
+
+    def __init__(self, x: Array):
+        rows = x.astype(np.float64, copy=False)
+        self.mean = rows.mean(axis=0)
+        variance = rows.var(axis=0)
+        # as scikit-learn's StandardScaler: no more than rounding leaves of equal values
+        least = len(x) * np.finfo(np.float64).eps
+        constant = variance <= least * variance + (least * self.mean) ** 2
+        self.scale = np.where(constant, 1.0, np.sqrt(variance))
+
+    def __call__(self, x: Array) -> Floats:
+        """Standardise rows, `(n, p)`."""
+        rows: Floats = np.subtract(x, self.mean, dtype=np.float64)
+        rows /= self.scale
+        return rows
+
+
+class Fitted(Protocol):
+    """A probe fitted at several strengths."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What was not as it should be."""
+
+    def predict(self, x: Array, strength: int) -> Floats:
+        """Predict rows, `(n, p)`, by one strength: numbers, `(n,)`, or probabilities of classes, `(n, classes)`."""
+
+    def path(self, x: Array) -> list[Floats]:
+        """Predict by every strength."""
+
+
+class Probe(Protocol):
+    """A kind of probe."""
+
+    @property
+    def name(self) -> str:
+        """As it is asked for."""
+
+    @property
+    def strengths(self) -> tuple[float, ...]:
+        """All at which it is fitted, from the strongest penalty to the weakest."""
+
+    def fit(self, x: Array, y: Array, classes: int = 0, last: int | None = None) -> Fitted:
+        """Fit all strengths, or those up to one.
+
+        Args:
+            x: training rows, `(n, p)`.
+            y: numbers, `(n,)`, or numbers of classes.
+            classes: how many there are, whether or not these rows have them all; 0 of a regression.
+            last: number of the weakest strength that is asked for; default: all.
+        """
+
+
+@dataclass(frozen=True)
+class _Linear:
+    """Coefficients of each strength, on standardised features."""
+
+    standard: Standard
+    coefficients: Sequence[Floats]
+    intercepts: Sequence[Any]
+    link: Callable[[Floats], Floats]
+    warnings: tuple[str, ...] = ()
+
+    def predict(self, x: Array, strength: int) -> Floats:
+        return self.link(self.standard(x) @ self.coefficients[strength] + self.intercepts[strength])
+
+    def path(self, x: Array) -> list[Floats]:
+        rows = self.standard(x)
+        every = zip(self.coefficients, self.intercepts, strict=True)
+        return [self.link(rows @ coefficients + intercept) for coefficients, intercept in every]
+
+
+@dataclass(frozen=True)
+class Ridge:
+    """Ridge regression; the strengths are scikit-learn's `alpha`.
+
+    They are not relative to the rows: the best one is that of the noise over that of the coefficients, which the number
+    of rows does not change.
+    """
+
+    strengths: tuple[float, ...] = tuple(10.0**power for power in range(6, -4, -1))
+    name: str = "ridge"
+
+    def fit(self, x: Array, y: Array, classes: int = 0, last: int | None = None) -> Fitted:
+        """Fit all strengths by one singular value decomposition; `y` may hold several targets, `(n, targets)`."""
+        standard = Standard(x)
+        mean = y.mean(axis=0, dtype=np.float64)
+        left, values, right = scipy.linalg.svd(standard(x), full_matrices=False, check_finite=False, overwrite_a=True)
+        onto = (left.T @ (y - mean)).T * values
+        coefficients = [(onto / (values**2 + alpha)) @ right for alpha in self.strengths]
+        return _Linear(standard, [each.T for each in coefficients], [mean] * len(self.strengths), _as_is)
+
+
+def _as_is(scores: Floats) -> Floats:
+    return scores
+
+
+class _Logistic:
+    """The loss of multinomial logistic regression, in coordinates in which it curves about alike in all directions.
+
+    L-BFGS needs some ten times fewer steps in them than in the coefficients of features, for those of a network are
+    far from independent, and classes far from equally frequent. The optimum is the same.
+
+    Args:
+        x: standardised rows, `(n, p)`.
+        y: numbers of classes, each of which is there, `(n,)`.
+    """
+
+    def __init__(self, x: Floats, y: Array):
+        n, self.classes = len(y), int(y.max()) + 1
+        _, self.rotation = scipy.linalg.eigh(x.T @ x, check_finite=False, driver="evd")
+        self.x = x @ self.rotation
+        self.truth = np.zeros((n, self.classes))
+        self.truth[np.arange(n), y] = 1
+        # the optimum for no coefficients
+        self.weights = np.zeros((x.shape[1], self.classes))
+        self.intercept = np.log(self.truth.mean(axis=0))
+
+    def descend(self, penalty: float) -> float:
+        """Go on to the optimum for a penalty, which is of the mean loss of a row; return the gradient that is left."""
+        self._choose_coordinates(penalty)
+        start = np.vstack([self.weights, self.intercept]) @ self.axes / self.steps
+        options = {"maxcor": _MEMORY, "gtol": GRADIENT, "ftol": 0, "maxiter": ITERATIONS, "maxfun": 2 * ITERATIONS}
+        found = scipy.optimize.minimize(
+            self._loss, start.ravel(), (penalty,), "L-BFGS-B", jac=True, options={**options, "maxls": 50}
+        )
+        placed = found.x.reshape(self.steps.shape) * self.steps @ self.axes.T
+        self.weights, self.intercept = placed[:-1], placed[-1]
+        return float(np.abs(found.jac).max())
+
+    def _choose_coordinates(self, penalty: float) -> None:
+        """Scale them by the second derivatives where the last optimum was."""
+        chances = scipy.special.softmax(self.x @ self.weights + self.intercept, axis=1)
+        n, mean = len(chances), chances.mean(axis=0)
+        # the first one is what adds the same to all classes, which changes nothing
+        self.axes = scipy.linalg.eigh(np.diag(mean) - chances.T @ chances / n)[1][:, 1:]
+        curves = chances @ self.axes**2 - (chances @ self.axes) ** 2
+        second = np.empty((self.x.shape[1] + 1, self.classes - 1))
+        second[:-1] = penalty
+        for first in range(0, n, _BLOCK):
+            second[:-1] += (self.x[first : first + _BLOCK] ** 2).T @ curves[first : first + _BLOCK] / n
+        second[-1] = curves.mean(axis=0)
+        self.steps = 1 / np.sqrt(np.maximum(second, np.finfo(np.float64).tiny))
+
+    def _loss(self, flat: Floats, penalty: float) -> tuple[float, Floats]:
+        """Return the mean loss with its penalty, and its gradient."""
+        at = flat.reshape(self.steps.shape) * self.steps
+        scores = self.x @ (at[:-1] @ self.axes.T)
+        scores += at[-1] @ self.axes.T
+        scores -= scores.max(axis=1, keepdims=True)
+        of_truth = np.vdot(scores, self.truth)
+        np.exp(scores, out=scores)
+        sums = scores.sum(axis=1, keepdims=True)
+        loss = (np.log(sums).sum() - of_truth) / len(scores) + penalty / 2 * np.vdot(at[:-1], at[:-1])
+        scores /= sums
+        scores -= self.truth
+        scores /= len(scores)
+        gradient = np.vstack([self.x.T @ scores, scores.sum(axis=0)]) @ self.axes
+        gradient[:-1] += penalty * at[:-1]
+        return float(loss), (gradient * self.steps).ravel()
+
+
+@dataclass(frozen=True)
+class Logistic:
+    """Multinomial logistic regression with an L2 penalty, by L-BFGS; the strengths are 1/C of scikit-learn's."""
+
+    strengths: tuple[float, ...] = tuple(10.0**power for power in range(5, -1, -1))
+    name: str = "logistic"
+
+    def fit(self, x: Array, y: Array, classes: int = 0, last: int | None = None) -> Fitted:
+        """Fit one strength after the other, each from where the last one ended; a class that is not there gets 0."""
+        present, numbers = np.unique(y, return_inverse=True)
+        standard = Standard(x)
+        strengths = self.strengths[: None if last is None else last + 1]
+        if len(present) == 1:
+            nothing = np.zeros((x.shape[1], 1))
+            return _Linear(standard, [nothing] * len(strengths), [0.0] * len(strengths), _Chances(present, classes))
+        loss = _Logistic(standard(x), numbers)
+        # of two classes scikit-learn has one set of coefficients, which is the difference of two here
+        unit = (2 if len(present) == 2 else 1) / len(y)
+        coefficients, intercepts, warnings = [], [], []
+        for strength in strengths:
+            left = loss.descend(strength * unit)
+            if left > 10 * GRADIENT:
+                warnings.append(
+                    f"a logistic probe at strength {strength:g} was not fitted in {ITERATIONS} steps: "
+                    f"gradient {left:.1e}, not {GRADIENT:.0e}"
+                )
+            coefficients.append(loss.rotation @ loss.weights)
+            intercepts.append(loss.intercept)
+        return _Linear(standard, coefficients, intercepts, _Chances(present, classes), tuple(warnings))
+
+
+@dataclass(frozen=True)
+class _Chances:
+    """Scores of the classes that there were, to probabilities of all."""
+
+    present: Array
+    classes: int
+
+    def __call__(self, scores: Floats) -> Floats:
+        chances = np.zeros((len(scores), self.classes))
+        chances[:, self.present] = scipy.special.softmax(scores, axis=1)
+        return chances
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The nearest training rows, each with the same say; the strengths are how many."""
+
+    strengths: tuple[float, ...] = (100.0, 50.0, 20.0, 10.0, 5.0, 2.0, 1.0)
+    name: str = "knn"
+
+    def fit(self, x: Array, y: Array, classes: int = 0, last: int | None = None) -> Fitted:
+        """Keep the rows; of fewer than a strength says, all are asked."""
+        standard = Standard(x)
+        rows = standard(x)
+        most = min(int(self.strengths[0]), len(rows))
+        found = NearestNeighbors(n_neighbors=most, algorithm="brute").fit(rows)
+        said = np.eye(classes)[y] if classes else np.asarray(y, np.float64)
+        return _Near(standard, found, said, tuple(min(int(each), most) for each in self.strengths))
+
+
+@dataclass(frozen=True)
+class _Near:
+    standard: Standard
+    found: NearestNeighbors
+    said: Floats
+    counts: tuple[int, ...]
+    warnings: tuple[str, ...] = ()
+
+    def predict(self, x: Array, strength: int) -> Floats:
+        return self.path(x)[strength]
+
+    def path(self, x: Array) -> list[Floats]:
+        nearest = self.said[self.found.kneighbors(self.standard(x), return_distance=False)]
+        return [nearest[:, :count].mean(axis=1) for count in self.counts]
+
+
+PROBES: dict[str, Probe] = {probe.name: probe for probe in (Ridge(), Logistic(), Neighbours())}
+# by kind of task
+DEFAULT = {"regression": "ridge", "binary": "logistic", "classes": "logistic"}
+
+
+class FoldRows(Protocol):
+    """Which rows are for what: a fold whose numbers are those of rows."""
+
+    @property
+    def train(self) -> Rows:
+        """What the probe is fitted to."""
+
+    @property
+    def validation(self) -> Rows | None:
+        """What says which strength is best, if there is such a set."""
+
+    @property
+    def inner(self) -> Sequence[tuple[Rows, Rows]]:
+        """Else the folds of the training rows that say it, as (train, held out)."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A probe at the strength that did best on rows that it was not fitted to.
+
+    Args:
+        strength: the number of it.
+        validation: its score.
+        curve: the scores of all strengths.
+        fitted: to all training rows.
+        warnings: what was not as it should be on the way.
+    """
+
+    strength: int
+    validation: float
+    curve: tuple[float, ...]
+    fitted: Fitted
+    warnings: tuple[str, ...]
+
+    @property
+    def edge(self) -> str | None:
+        """`strongest` or `weakest` where no other strength lies beyond it, else `None`; of a flat curve too."""
+        ends = {0: "strongest", len(self.curve) - 1: "weakest"}
+        return ends.get(self.strength) if len({*self.curve}) > 1 else None
+
+    def predict(self, x: Array) -> Floats:
+        """Predict rows, `(n, p)`."""
+        return self.fitted.predict(x, self.strength)
+
+
+def choose(
+    probe: Probe, x: Array | Callable[[Rows], Array], y: Array, fold: FoldRows, metric: str, classes: int = 0
+) -> Choice:
+    """Fit a probe, at the strength that is best on the validation set, or on what inner folds held out.
+
+    Predictions of held-out folds are scored together, and the probe is then fitted to all training rows; with a
+    validation set it is not fitted to that. Of strengths that are equally good the strongest penalty is taken.
+
+    Args:
+        probe: of `PROBES`.
+        x: all rows, `(n, p)`, or what returns those of some numbers.
+        y: of all rows.
+        fold: which rows are for what.
+        metric: of `METRICS`.
+        classes: how many there are; 0 of a regression.
+    """
+    rows = x if callable(x) else x.__getitem__
+    if fold.validation is not None:
+        fitted = probe.fit(rows(fold.train), y[fold.train], classes)
+        curve = _scores(metric, y[fold.validation], fitted.path(rows(fold.validation)))
+        best = int(np.argmax(curve))
+        return Choice(best, curve[best], curve, fitted, fitted.warnings)
+    parts = [probe.fit(rows(train), y[train], classes) for train, _ in fold.inner]
+    held = [held_out for _, held_out in fold.inner]
+    paths = [part.path(rows(numbers)) for part, numbers in zip(parts, held, strict=True)]
+    curve = _scores(metric, y[np.concatenate(held)], [np.concatenate(each) for each in zip(*paths, strict=True)])
+    best = int(np.argmax(curve))
+    fitted = probe.fit(rows(fold.train), y[fold.train], classes, last=best)
+    warnings = dict.fromkeys(warning for each in (*parts, fitted) for warning in each.warnings)
+    return Choice(best, curve[best], curve, fitted, tuple(warnings))
+
+
+def _scores(metric: str, truth: Array, predictions: Sequence[Floats]) -> tuple[float, ...]:
+    known = Truth(truth)
+    block = known.weighted()
+    return tuple(float(prepare(metric, known, each)(block)[0]) for each in predictions)
