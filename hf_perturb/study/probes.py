@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 from sklearn.neighbors import NearestNeighbors
 
 from hf_perturb.study.metrics import Truth, prepare
+from hf_perturb.study.task import Task
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
 Rows = NDArray[np.integer[Any]]
 
-GRADIENT = 1e-7  # greatest element at which a logistic probe is fitted
+GRADIENT = 3e-8  # greatest element at which a logistic probe is fitted
 ITERATIONS = 1000  # most, of one strength
 _MEMORY = 30  # pairs of vectors that L-BFGS keeps
 _BLOCK = 4096  # rows
@@ -301,14 +302,14 @@ class Choice:
 
     Args:
         strength: the number of it.
-        validation: its score.
+        score: of it, on those rows.
         curve: the scores of all strengths.
         fitted: to all training rows.
         warnings: what was not as it should be on the way.
     """
 
     strength: int
-    validation: float
+    score: float
     curve: tuple[float, ...]
     fitted: Fitted
     warnings: tuple[str, ...]
@@ -325,7 +326,7 @@ class Choice:
 
 
 def choose(
-    probe: Probe, x: Array | Callable[[Rows], Array], y: Array, fold: FoldRows, metric: str, classes: int = 0
+    probe: Probe, x: Array | Callable[[Rows], Array], y: Array, fold: FoldRows, metric: str, task: Task
 ) -> Choice:
     """Fit a probe, at the strength that is best on the validation set, or on what inner folds held out.
 
@@ -338,9 +339,9 @@ def choose(
         y: of all rows.
         fold: which rows are for what.
         metric: of `METRICS`.
-        classes: how many there are; 0 of a regression.
+        task: what is predicted.
     """
-    rows = x if callable(x) else x.__getitem__
+    rows, classes = x if callable(x) else x.__getitem__, len(task.classes)
     if fold.validation is not None:
         fitted = probe.fit(rows(fold.train), y[fold.train], classes)
         curve = _scores(metric, y[fold.validation], fitted.path(rows(fold.validation)))

@@ -14,6 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from hf_perturb.study import probes
 from hf_perturb.study.metrics import prepare
 from hf_perturb.study.probes import PROBES, Logistic, Neighbours, Ridge, choose
+from hf_perturb.study.task import Task
 
 
 def features(n, p, seed=0):
@@ -110,6 +111,9 @@ def test_what_is_not_fitted_in_time_is_a_warning(monkeypatch):
 
 # ---- choosing
 
+NUMBERS = Task("regression", "protein")
+CLASSES = Task("classes", "protein", ("a", "b", "c"))
+
 
 def fold(train, validation=None, inner=()):
     return SimpleNamespace(train=train, validation=validation, inner=inner)
@@ -123,14 +127,14 @@ def noisy(n=300, p=40):
 def test_the_strength_is_that_which_is_best_on_validation_rows():
     x, y = noisy()
     train, validation = np.arange(0, 200), np.arange(200, 300)
-    found = choose(Ridge(), lambda rows: x[rows], y, fold(train, validation), "spearman")
+    found = choose(Ridge(), lambda rows: x[rows], y, fold(train, validation), "spearman", NUMBERS)
     scores = []
     for alpha in Ridge().strengths:
         made = make_pipeline(StandardScaler(), TheirRidge(alpha)).fit(x[train], y[train])
         scores.append(prepare("spearman", y[validation], made.predict(x[validation]))()[0])
     np.testing.assert_allclose(found.curve, scores, atol=1e-12)
     assert found.strength == np.argmax(scores)
-    assert found.validation == max(found.curve)
+    assert found.score == max(found.curve)
     # and it was not fitted to those rows
     np.testing.assert_array_equal(found.predict(x), Ridge().fit(x[train], y[train]).predict(x, found.strength))
 
@@ -138,11 +142,12 @@ def test_the_strength_is_that_which_is_best_on_validation_rows():
 @pytest.mark.parametrize("kind", ["numbers", "classes"])
 def test_inner_folds_are_scored_together_and_all_training_rows_fitted(kind):
     x, y = noisy()
-    probe, metric, classes = (Ridge(), "r2", 0) if kind == "numbers" else (Logistic(), "mcc", 3)
+    probe, metric, task = (Ridge(), "r2", NUMBERS) if kind == "numbers" else (Logistic(), "mcc", CLASSES)
+    classes = len(task.classes)
     y = y if kind == "numbers" else np.digitize(y, [-1, 3])
     train = np.arange(0, 240)
     inner = [(train[train % 3 != each], train[train % 3 == each]) for each in range(3)]
-    found = choose(probe, x, y, fold(train, inner=inner), metric, classes)
+    found = choose(probe, x, y, fold(train, inner=inner), metric, task)
     held = [np.zeros((240, *[classes][: classes > 0])) for _ in probe.strengths]
     for fitted_to, out in inner:
         for number, predicted in enumerate(probe.fit(x[fitted_to], y[fitted_to], classes).path(x[out])):
@@ -155,26 +160,26 @@ def test_inner_folds_are_scored_together_and_all_training_rows_fitted(kind):
 
 def test_of_equal_strengths_the_strongest_penalty_is_taken():
     x, y = noisy(60, 1)  # a single column that says nothing
-    found = choose(Ridge(), x, y, fold(np.arange(40), np.arange(40, 60)), "spearman")
-    assert (found.strength, found.validation, found.edge) == (0, 0, None)
+    found = choose(Ridge(), x, y, fold(np.arange(40), np.arange(40, 60)), "spearman", NUMBERS)
+    assert (found.strength, found.score, found.edge) == (0, 0, None)
 
 
 def test_a_strength_at_the_end_of_its_grid_is_told():
     x, _ = noisy()
     y = x @ np.ones(40)  # without noise no penalty is wanted
     rows = fold(np.arange(200), np.arange(200, 300))
-    assert choose(Ridge(), x, y, rows, "r2").edge == "weakest"
+    assert choose(Ridge(), x, y, rows, "r2", NUMBERS).edge == "weakest"
     noise = np.random.default_rng(0).normal(size=300)
-    assert choose(Ridge((1e6, 1e2)), x, noise, rows, "r2").edge == "strongest"
-    assert choose(Ridge(), *noisy(), rows, "r2").edge is None
+    assert choose(Ridge((1e6, 1e2)), x, noise, rows, "r2", NUMBERS).edge == "strongest"
+    assert choose(Ridge(), *noisy(), rows, "r2", NUMBERS).edge is None
 
 
 def test_warnings_of_inner_folds_are_told_once(monkeypatch):
     monkeypatch.setattr(probes, "ITERATIONS", 1)
     monkeypatch.setattr(probes, "GRADIENT", 1e-6)
     x, y = noisy()
-    y = np.digitize(y, [0])
+    y = np.digitize(y, [-1, 3])
     inner = [(np.arange(100), np.arange(100, 200)), (np.arange(100, 200), np.arange(100))]
-    found = choose(Logistic(), x, y, fold(np.arange(200), inner=inner), "auroc", 2)
+    found = choose(Logistic(), x, y, fold(np.arange(200), inner=inner), "auroc", CLASSES)
     assert found.warnings
     assert len(found.warnings) == len({*found.warnings})
