@@ -106,7 +106,7 @@ def test_what_is_not_fitted_in_time_is_a_warning(monkeypatch):
     monkeypatch.setattr(probes, "ITERATIONS", 2)
     x = features(200, 10)
     warnings = Logistic().fit(x, labels(x, 3), 3).warnings
-    assert "strength 1 was not fitted in 2 steps: gradient" in warnings[-1]
+    assert "strength 10 was not fitted in 2 steps: gradient" in warnings[-1]
 
 
 # ---- choosing
