@@ -14,10 +14,10 @@ from threadpoolctl import threadpool_limits
 
 from hf_perturb.perturbation.parallel import for_each
 from hf_perturb.storage.folders import replaced_file
-from hf_perturb.study.degeneracy import degeneracy
 from hf_perturb.study.features import Source
 from hf_perturb.study.probes import Probe, choose
 from hf_perturb.study.rows import FoldRows, Rows
+from hf_perturb.study.statistics import degeneracy
 from hf_perturb.study.task import Task
 
 Place = tuple[str, int | None]  # name of a source, and layer
