@@ -25,6 +25,7 @@ class Labelled:
         source: what messages call them.
         has_sets: whether the file says a set.
         has_clusters: whether it says a cluster.
+        ids: the name of the column of ids, where it is not plainly that.
         all_train: whether that is training, but for rows that are for validation.
         level: `residue` if it is plain that they are of residues.
         bad: number of a row that `rows` does not have, why, and what is counted; filled while `rows` are read.
@@ -35,6 +36,7 @@ class Labelled:
     source: str
     has_sets: bool
     has_clusters: bool
+    ids: str
     all_train: bool
     level: str | None
     bad: list[tuple[int, str, str]]
@@ -60,7 +62,8 @@ def own_labels(table: Table, target: str | None) -> Labelled:
     name = table.columns[wanted]
     source = f"{name.upper()}= of its header" if table.kind == "fasta" else f"column {name!r}"
     has = {role: others[role] is not None for role in _REST}
-    return _labelled(rows, name, source, has)
+    ids = "" if others["id"] is None else table.columns[others["id"]]
+    return _labelled(rows, name, source, has, ids)
 
 
 def labels_by_id(table: Table, target: str | None, path: Path, mask: Path | None) -> Labelled:
@@ -96,7 +99,7 @@ def labels_by_id(table: Table, target: str | None, path: Path, mask: Path | None
     found = _by_id(labels, columns, bad)
     masks = None if mask is None else _by_id(open_table(mask), [0, 1], bad)
     rows = _joined(table, [0, 1, *(own[role] for role in _REST)], labels, found, masks, bad)
-    return _labelled(rows, name, source, has, level, bad)
+    return _labelled(rows, name, source, has, "", level, bad)
 
 
 def _labelled(
@@ -104,11 +107,12 @@ def _labelled(
     target: str,
     source: str,
     has: dict[str, bool],
+    ids: str,
     level: str | None = None,
     bad: list[tuple[int, str, str]] | None = None,
 ) -> Labelled:
-    has_sets = has["set"] or has["validation"]
-    return Labelled(rows, target, source, has_sets, has["cluster"], not has["set"], level, [] if bad is None else bad)
+    has_sets, all_train = has["set"] or has["validation"], not has["set"]
+    return Labelled(rows, target, source, has_sets, has["cluster"], ids, all_train, level, [] if bad is None else bad)
 
 
 def _joined(
@@ -172,7 +176,7 @@ def _with_header(labels: Table, ids: set[str]) -> Table:
         return without_header(labels, ("id", "target"))
     raise StudyError(
         f"{labels.path} has no column of ids: its columns are {labels.shown()}; call it 'id'"
-        " (a file of two columns, id and label, may do without names)"
+        " (a file of two columns may do without names, if its first id is one of the sequences)"
     )
 
 
@@ -207,7 +211,7 @@ def _find_target(table: Table, asked: str | None, sequence: int | None) -> int:
         return found[0]
     found = table.matching(ROLES["target"])
     if not found and not fasta:
-        taken = {sequence, *(table.find(role) for role in ("id", *_REST))}
+        taken = {sequence, *(table.find(role) for role in ("id", "sequence", *_REST))}
         # the numbers of rows that R and pandas write have no name
         names = [(n, name) for n, name in enumerate(table.columns) if name and not name.startswith("Unnamed:")]
         found = [number for number, _ in names if number not in taken]

@@ -111,11 +111,13 @@ class _Rows:
     sets: list[str] | None = None
     clusters: list[str] | None = None
     seen: dict[str, int] = field(default_factory=dict)
+    column: str = ""  # of ids
 
     def read(self, found: Labelled) -> None:
         """Take the rows that can be used."""
         self.sets = [] if found.has_sets else None
         self.clusters = [] if found.has_clusters else None
+        self.column = found.ids
         for place, (number, fields) in enumerate(found.rows, 1):
             if not isinstance(fields, str) and found.all_train:
                 fields[3] = "train"
@@ -134,7 +136,8 @@ class _Rows:
         if "\ufffd" in own:
             return f"has an id that is not UTF-8: {own!r}"
         if own in self.seen:
-            return f"has the id {own!r}, as {self.table.unit} {self.seen[own]:,} has"
+            where = f" in column {self.column!r}" if self.column.lower() not in ("", "id") else ""
+            return f"has the id {own!r}{where}, as {self.table.unit} {self.seen[own]:,} has"
         self.seen[own] = number
         sequence, why = self._residues(raw, own)
         if why is not None:
@@ -158,7 +161,7 @@ class _Rows:
     def _residues(self, raw: Any, name: str) -> tuple[str, str | None]:
         """Clean a sequence; the second is why it cannot be used."""
         if raw is None or not isinstance(raw, str):
-            return "", "has no sequence" if raw is None else f"has {raw!r} for a sequence"
+            return "", "has no sequence" if raw is None else f"has {str(raw)[:40]!r} for a sequence"
         kinds = []
         try:
             sequence = clean(raw)
@@ -200,12 +203,12 @@ class _Rows:
         ids, sequences = (tuple(all_[place] for place in kept) for all_ in (self.ids, self.sequences))
         sets = None if self.sets is None else tuple(self.sets[place] for place in kept)
         clusters = None if self.clusters is None else tuple(self.clusters[place] for place in kept)
-        notes = (why, *self._notes(len(kept), sets, clusters))
+        notes = (why, *self._notes(sets, clusters))
         left_out = tuple((number, why) for number, why, _ in self.bad)
         digest = _digest(ids, sequences, task, values, sets, clusters)
         return Dataset(ids, sequences, task, found.target, values, sets, clusters, notes, left_out, digest)
 
-    def _notes(self, kept: int, sets: Sequence[str] | None, clusters: Sequence[str] | None) -> Iterator[str]:
+    def _notes(self, sets: Sequence[str] | None, clusters: Sequence[str] | None) -> Iterator[str]:
         yield from self.findings.lines()
         if sets is not None:
             counts = Counter(sets)
@@ -213,7 +216,7 @@ class _Rows:
         if clusters is not None:
             yield f"clusters: {len(set(clusters)):,}"
         if self.bad:
-            yield f"left out: {len(self.bad):,} rows, {kept:,} are left; {self._told()}"
+            yield f"left out: {len(self.bad):,} row{'' if len(self.bad) == 1 else 's'}, of which {self._told()}"
 
     def _refuse_if_nothing(self, left: Sequence[Any]) -> None:
         if not left:

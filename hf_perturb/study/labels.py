@@ -207,13 +207,14 @@ def _of_names(names: list[str], kind: str | None, level: str, source: str) -> tu
     distinct = sorted(set(names))
     if len(distinct) < 2:
         raise StudyError(f"{source} has {distinct or 'no label'} everywhere; there is nothing to predict")
-    if kind is None and len(distinct) > 2 and len(distinct) * 2 > len(names):
+    commas = all(_DECIMAL_COMMA.fullmatch(name) or _number(name) is not None for name in distinct)
+    if kind is None and (commas or (len(distinct) > 2 and len(distinct) * 2 > len(names))):
         shown = ", ".join(repr(name[:40]) for name in distinct[:3])
-        commas = all(_DECIMAL_COMMA.fullmatch(name) or _number(name) is not None for name in distinct)
         remedy = "write numbers with a point" if commas else "name another column with --target"
+        why = "which have a comma where numbers have a point" if commas else "no numbers, and too many for classes"
         raise StudyError(
-            f"{source} has {len(distinct):,} different texts in {len(names):,} labels ({shown} ...), which are no"
-            f" numbers and too many for classes; {remedy}, or say --task classes"
+            f"{source} has {len(distinct):,} different texts in {len(names):,} labels ({shown} ...), {why}; {remedy},"
+            " or say --task classes"
         )
     order = {name: number for number, name in enumerate(distinct)}
     values = np.array([order[name] for name in names], dtype=np.int64)

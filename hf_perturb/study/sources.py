@@ -94,7 +94,7 @@ class Table:
     def shown(self, numbers: Sequence[int] | None = None) -> str:
         """Name columns, all of them if it is not said which."""
         names = self.columns if numbers is None else [self.columns[number] for number in numbers]
-        text = ", ".join(repr(name) for name in names[:20])
+        text = ", ".join(repr(name[:40]) for name in names[:20])
         return f"{text} and {len(names) - 20} more" if len(names) > 20 else text or "none"
 
 
@@ -125,8 +125,9 @@ def _key(name: str) -> str:
 
 def _head(path: Path) -> bytes:
     """Return how a file begins, unpacked."""
-    if path.is_dir() or not path.exists():
-        raise StudyError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; {_REMEDY}")
+    if not path.is_file():  # a pipe could not be read twice
+        kind = "is a folder" if path.is_dir() else "is not a regular file" if path.exists() else "does not exist"
+        raise StudyError(f"{path} {kind}; {_REMEDY}")
     with _reading(path), ExitStack() as opened:
         return _unpacked(path, opened).peek(_HEAD)[:_HEAD]
 

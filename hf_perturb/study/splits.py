@@ -257,10 +257,13 @@ def _labels(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
 
 def _check(dataset: Dataset, folds: Sequence[Fold]) -> None:
     """Raise if there is nothing to learn from, or nothing to tell apart."""
-    named = [(f"training set of fold {number}", fold.train) for number, fold in enumerate(folds, 1)]
-    if len(folds) == 1:
-        named = [("training set", folds[0].train)]
-    for name, rows in (*named, ("test set", np.concatenate([fold.test for fold in folds]))):
+    of = [f" of fold {number}" if len(folds) > 1 else "" for number in range(1, len(folds) + 1)]
+    named = [(f"training set{one}", fold.train) for one, fold in zip(of, folds, strict=True)]
+    named += [("validation set", fold.validation) for fold in folds if fold.validation is not None]
+    named.append(("test set", np.concatenate([fold.test for fold in folds])))
+    for one, fold in zip(of, folds, strict=True):
+        named += [(f"training set{one} less an inner fold", train) for train, _ in fold.inner]
+    for name, rows in named:
         found = _labels(dataset, rows)
         if len(found) < 2:
             label = "value" if dataset.task.kind == "regression" else "class"

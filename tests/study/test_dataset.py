@@ -301,7 +301,7 @@ def test_a_row_that_cannot_be_used_is_refused_by_its_line_or_left_out_and_counte
     ((line, why),) = data.left_out
     assert line == 6
     assert BAD[row] in why
-    assert "left out: 1 rows" in data.notes[-1]
+    assert "left out: 1 row, of which" in data.notes[-1]
 
 
 def test_all_bad_rows_are_counted_and_lines_are_those_of_the_file(refused):

@@ -46,12 +46,12 @@ def check_whole(split, groups, many: int) -> None:
 
 
 def test_the_sets_of_the_data_are_kept():
-    data = dataset(range(6), ["train", "test", "validation", "train", "test", "train"])
+    data = dataset(range(7), ["train", "test", "validation", "train", "test", "train", "validation"])
     for asked in (None, "column"):
         split = make_split(data, asked)
         (fold,) = split.folds
         assert (split.name, fold.inner, split.warnings) == ("column", (), ())
-        assert [rows.tolist() for rows in (fold.train, fold.validation, fold.test)] == [[0, 3, 5], [2], [1, 4]]
+        assert [rows.tolist() for rows in (fold.train, fold.validation, fold.test)] == [[0, 3, 5], [2, 6], [1, 4]]
 
 
 def test_without_a_validation_set_inner_folds_choose():
@@ -132,8 +132,8 @@ def test_identical_sequences_are_never_in_training_and_test():
 
 
 def test_what_the_data_itself_leaks_is_said():
-    sets = ["train", "train", "validation", "test", "test", "test"]
-    data = dataset(range(6), sets, "ababcc", sequences=["MK", "ML", "MV", "MK", "MV", "MA"])
+    sets = ["train", "train", "validation", "test", "test", "test", "validation"]
+    data = dataset(range(7), sets, "ababccx", sequences=["MK", "ML", "MV", "MK", "MV", "MA", "MI"])
     sequence, cluster = make_split(data).warnings
     assert "2 of 3 test proteins have a sequence" in sequence
     assert "1 of 3 test proteins have a cluster" in cluster
@@ -228,6 +228,14 @@ def test_mmseqs_that_is_not_there_or_fails_is_told(mmseqs, monkeypatch):
         (dataset([1, 1, 2], ["train", "train", "test"]), None, "training set (2 proteins) has one value, '1'"),
         (dataset([1, 2, 2], ["train", "train", "test"]), None, "test set (1 proteins) has one value, '2'"),
         (
+            dataset([1, 2, 3, 4, 5], ["train", "train", "validation", "test", "test"]),
+            *(None, "validation set (1 proteins) has one value, '3'"),
+        ),
+        (
+            dataset([0, 0, 1, 0, 1], ["train"] * 3 + ["test"] * 2, task=Task("binary", "protein", ("no", "yes"))),
+            *(None, "training set less an inner fold (2 proteins) has one class, 'no'"),
+        ),
+        (
             dataset([1, 1, 0], ["train", "train", "test"], task=Task("binary", "protein", ("no", "yes"))),
             *(None, "training set (2 proteins) has one class, 'yes'"),
         ),
@@ -237,7 +245,7 @@ def test_mmseqs_that_is_not_there_or_fails_is_told(mmseqs, monkeypatch):
         ),
         (
             dataset(
-                [np.array([0, 1]), np.array([0, 1]), np.array([-1, -1])],
+                (np.array([0, 1]), np.array([0, 1]), np.array([-1, -1])),
                 ["train", "validation", "test"],
                 task=Task("binary", "residue", ("a", "b")),
             ),
@@ -264,5 +272,5 @@ def test_a_split_that_cannot_be_used_is_refused(data, asked, says):
 
 def test_classes_that_training_lacks_are_named():
     task = Task("classes", "protein", ("a", "b", "c"))
-    split = make_split(dataset([0, 1, 0, 2, 1], ["train"] * 3 + ["test"] * 2, task=task))
+    split = make_split(dataset([0, 1, 0, 1, 2, 1], ["train"] * 4 + ["test"] * 2, task=task))
     assert split.warnings == ("classes in test that training lacks: c",)
