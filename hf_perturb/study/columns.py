@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +23,19 @@ class Labelled:
         rows: id, sequence, label, set, validation, cluster.
         target: name of the labels.
         source: what messages call them.
-        has_sets: whether the file says a set.
-        has_clusters: whether it says a cluster.
-        ids: the name of the column of ids, where it is not plainly that.
-        all_train: whether that is training, but for rows that are for validation.
-        level: `residue` if it is plain that they are of residues.
+        has: whether the files say the `set`, the `validation` and the `cluster` of a protein.
+        ids: the name of the column of ids, if there is one.
+        level: `residue` if it is plain that the labels are of residues.
         bad: number of a row that `rows` does not have, why, and what is counted; filled while `rows` are read.
     """
 
     rows: Iterable[Row]
     target: str
     source: str
-    has_sets: bool
-    has_clusters: bool
-    ids: str
-    all_train: bool
-    level: str | None
-    bad: list[tuple[int, str, str]]
+    has: Mapping[str, bool]
+    ids: str = ""
+    level: str | None = None
+    bad: list[tuple[int, str, str]] = field(default_factory=list)
 
 
 def own_labels(table: Table, target: str | None) -> Labelled:
@@ -63,7 +59,7 @@ def own_labels(table: Table, target: str | None) -> Labelled:
     source = f"{name.upper()}= of its header" if table.kind == "fasta" else f"column {name!r}"
     has = {role: others[role] is not None for role in _REST}
     ids = "" if others["id"] is None else table.columns[others["id"]]
-    return _labelled(rows, name, source, has, ids)
+    return Labelled(rows, name, source, has, ids)
 
 
 def labels_by_id(table: Table, target: str | None, path: Path, mask: Path | None) -> Labelled:
@@ -97,22 +93,13 @@ def labels_by_id(table: Table, target: str | None, path: Path, mask: Path | None
     has = {role: own[role] is not None or theirs[role] is not None for role in _REST}
     bad: list[tuple[int, str, str]] = []
     found = _by_id(labels, columns, bad)
-    masks = None if mask is None else _by_id(open_table(mask), [0, 1], bad)
+    masks = None
+    if mask is not None:
+        if (shown := open_table(mask)).kind != "fasta":
+            raise StudyError(f"mask: {mask} is no FASTA; give one of strings of 0 and 1")
+        masks = _by_id(shown, [0, 1], bad)
     rows = _joined(table, [0, 1, *(own[role] for role in _REST)], labels, found, masks, bad)
-    return _labelled(rows, name, source, has, "", level, bad)
-
-
-def _labelled(
-    rows: Iterable[Row],
-    target: str,
-    source: str,
-    has: dict[str, bool],
-    ids: str,
-    level: str | None = None,
-    bad: list[tuple[int, str, str]] | None = None,
-) -> Labelled:
-    has_sets, all_train = has["set"] or has["validation"], not has["set"]
-    return Labelled(rows, target, source, has_sets, has["cluster"], ids, all_train, level, [] if bad is None else bad)
+    return Labelled(rows, name, source, has, "", level, bad)
 
 
 def _joined(

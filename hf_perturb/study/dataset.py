@@ -115,12 +115,12 @@ class _Rows:
 
     def read(self, found: Labelled) -> None:
         """Take the rows that can be used."""
-        self.sets = [] if found.has_sets else None
-        self.clusters = [] if found.has_clusters else None
+        self.sets = [] if found.has["set"] or found.has["validation"] else None
+        self.clusters = [] if found.has["cluster"] else None
         self.column = found.ids
         for place, (number, fields) in enumerate(found.rows, 1):
-            if not isinstance(fields, str) and found.all_train:
-                fields[3] = "train"
+            if not isinstance(fields, str) and not found.has["set"]:
+                fields[3] = "train"  # unless it is for validation
             why = fields if isinstance(fields, str) else self._take(place, number, *fields)
             if why is not None:
                 self.bad.append((number, why, self.table.unit))
@@ -171,7 +171,8 @@ class _Rows:
         if not sequence:
             return "", "has no sequence"
         if "non_letters" in kinds:
-            wrong = next(letter for letter in raw if not (letter.isascii() and (letter.isalpha() or letter in "-.*")))
+            letters = "".join(raw.split())
+            wrong = next(one for one in letters if not (one.isascii() and (one.isalpha() or one in "-.*")))
             return "", f"has {wrong!r} in its sequence; allowed: letters of residues"
         for kind in kinds:
             self.findings.add(kind, name)

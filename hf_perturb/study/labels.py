@@ -10,9 +10,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from hf_perturb.errors import StudyError
-from hf_perturb.study.task import KINDS, LEVELS, Task
+from hf_perturb.study.task import TASKS, Task
 
-TASKS = (*KINDS, *(f"{level}-{kind}" for level in LEVELS for kind in KINDS))
 UNLABELLED = "-"  # residue without a label
 
 _MISSING = {"", "nan", "na", "n/a", "#n/a", "null", "<na>"}

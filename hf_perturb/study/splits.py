@@ -20,7 +20,7 @@ from hf_perturb.study.sources import open_table
 
 FOLDS = 5
 _ALLOWED = "column, kfold:K, cluster:FILE, cluster:IDENTITY (such as cluster:0.3)"
-_LEAK = "similar sequences are in training and test, which makes scores too high; --split cluster:0.3 keeps them apart"
+_LEAK = "similar sequences may be in training and test alike, and scores too high; --split cluster:0.3 keeps them apart"
 
 
 @dataclass(frozen=True)

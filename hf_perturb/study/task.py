@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 KINDS = ("regression", "binary", "classes")
 LEVELS = ("protein", "residue")
+# what may be asked for: of what it is, is inferred if it is not said
+TASKS = (*KINDS, *(f"{level}-{kind}" for level in LEVELS for kind in KINDS))
 
 
 @dataclass(frozen=True)

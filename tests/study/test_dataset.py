@@ -282,7 +282,8 @@ BAD = {
     "MKV,1,test,True": "test set, and for validation",
     "MKV,1,train,maybe": "'maybe' for validation",
     "M1V,1,train,": "'1' in its sequence",
-    "MK\u00c5,1,train,": "in its sequence",
+    "M\u00c5 V,1,train,": "'\u00c5' in its sequence",
+    "M V1,1,train,": "'1' in its sequence",
     "MK<mask>,1,train,": "'<mask>' in its sequence",
     "MKV,1,train": "has 3 fields, where the header has 4",
     "MKV,1,train,,5": "has 5 fields",
@@ -375,6 +376,7 @@ def test_options_that_do_not_fit_are_refused(refused):
     assert "no columns" in refused(">a\nMKV\n", "s.fasta", labels=labels, target="x")
     assert "--labels" in refused(table(*ROWS), mask=labels)
     assert "mask" in refused(">a\nMKV\n", "s.fasta", labels=("l.csv", "id,y\na,1\n"), mask=labels)
+    assert "m.csv is no FASTA" in refused(">a\nMKV\n", "s.fasta", labels=labels, mask=("m.csv", "id\na\n"))
     assert "no column of ids" in refused(">a\nMKV\n", "s.fasta", labels=("l.csv", "x,y\na,1\n"))
     assert "letter for each residue" in refused(">a\nMKV\n", "s.fasta", labels=labels, task="regression")
 
@@ -425,3 +427,35 @@ def test_a_dataset_is_read_as_it_was_written(tmp_path, columns, delimiter, end, 
     assert read[0].sets == (tuple(columns["set"]) if "set" in columns else None)
     assert read[0].clusters == (tuple(columns["cluster"]) if "cluster" in columns else None)
     assert read[0].digest == read[1].digest == read[2].digest
+
+
+@st.composite
+def labelled(draw):
+    """Sequences, and a string of labels for each."""
+    sequences = draw(st.lists(st.text("ACDEFGHIKLMNPQRSTVWY", min_size=16, max_size=30), min_size=1, max_size=6))
+    letters = [draw(st.text("HEC01-", min_size=len(one), max_size=len(one))) for one in sequences]
+    return sequences, ["".join(pair) for pair in zip(["HE"] * len(letters), (one[2:] for one in letters), strict=True)]
+
+
+@given(labelled=labelled())
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_labels_of_residues_are_read_as_they_were_written(tmp_path, labelled):
+    sequences, labels = labelled
+    columns = {"id": [f"p{n}" for n in range(len(labels))], "sequence": sequences, "ss": labels}
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    (tmp_path / "x.csv").write_text(
+        table(*map(",".join, zip(*columns.values(), strict=True)), header="id,sequence,ss"), encoding="utf-8"
+    )
+    for name, texts in (("x.fasta", sequences), ("y.fasta", labels)):
+        text = "".join(f">p{n}\n{text[:9]}\n{text[9:]}\n" for n, text in enumerate(texts))
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    (tmp_path / "y.tsv").write_text("".join(f"p{n}\t{text}\n" for n, text in enumerate(labels)), encoding="utf-8")
+    data = read_dataset(tmp_path / "x.fasta", labels=tmp_path / "y.fasta")
+    back = ["".join(data.task.classes[label] if label >= 0 else "-" for label in values) for values in data.values]
+    assert back == labels
+    for other in (
+        read_dataset(tmp_path / "x.parquet"),
+        read_dataset(tmp_path / "x.csv"),
+        read_dataset(tmp_path / "x.fasta", labels=tmp_path / "y.tsv"),
+    ):
+        assert other.digest == data.digest
