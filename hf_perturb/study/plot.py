@@ -10,8 +10,9 @@ from statistics import fmean
 from typing import Any
 
 from hf_perturb.storage.pictures import STYLE, import_matplotlib, shortened, write_picture
+from hf_perturb.study.metrics import METRICS
 from hf_perturb.study.results import Results, Score
-from hf_perturb.study.words import Numbers, title_of
+from hf_perturb.study.words import Numbers
 
 _NAME = "layers"
 _WIDTH, _HEIGHT, _ROW = 7.0, 3.2, 0.17  # inches: the width of two columns of print, axes, and a line of text
@@ -23,6 +24,7 @@ _MARKERS = ("s", "^", "D", "v", "P", "X", "<")
 _DASHES = ((0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)))
 _GREY = "0.35"
 _GUESS, _BASELINE = (0, (1, 2)), (0, (6, 3))
+_BAND, _FAINT, _MANY = 0.17, 0.09, 4  # how opaque bands are, and of how many networks there are too many for that
 _STEPS = (1, 2, 5, 10, 20)  # layers between ticks
 _DEEP = 1.5  # how far below the best R² an axis goes: there is no worst one
 _AWAY, _LINE = 12, 9.5  # points from the axes to a label, and from a label to the next
@@ -64,7 +66,7 @@ def _title(results: Results) -> str:
     rows = "residues" if results.task.level == "residue" else "proteins"
     where = f", layer {results.layers[0]}" if len(results.layers) == 1 else ""
     names = f"{shortened(about['name'])}, {shortened(about['target'])}"
-    return f"{names}: {title_of(results.metric)} on {results.base.n:,} test {rows}{where}"
+    return f"{names}: {METRICS[results.metric].title} on {results.base.n:,} test {rows}{where}"
 
 
 def _styles(results: Results) -> dict[str, dict[str, Any]]:
@@ -81,9 +83,9 @@ def _label(results: Results, name: str) -> str:
     return shortened(name) if not seeds else f"{shortened(name)} ({seeds} seed{'s' if seeds > 1 else ''})"
 
 
-def _zero_shot(results: Results) -> list[Score]:
-    """Return what the base predicts without a probe."""
-    return [score for score in results.of("base") if score.layer is None and not score.chosen]
+def _others(results: Results) -> list[Score]:
+    """Return the baselines, and what the base predicts without a probe."""
+    return [*results.baselines, *(score for score in results.zero_shot if score.kind == "base")]
 
 
 def _named(score: Score) -> str:
@@ -96,19 +98,25 @@ def _signed(number: str) -> str:
     return number.replace("-", "\N{MINUS SIGN}")
 
 
+def _empty() -> tuple[Any, Any]:
+    figure = import_matplotlib().figure.Figure(layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.07, h_pad=0.06)
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
 # ---- score by layer
 
 
 def _by_layer(results: Results) -> Any:
-    styles, lines = _styles(results), [*results.baselines, *_zero_shot(results)]
-    figure = import_matplotlib().figure.Figure(layout="constrained")
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
+    styles, lines = _styles(results), _others(results)
+    figure, axes = _empty()
     size = 4.0 if len(results.layers) <= 20 else 3.0
     curves = {name: _curve(results, name) for name in styles}
     for number, name in enumerate(styles):
         look = {**styles[name], "ms": size, "zorder": 4 + len(styles) - number}
-        _draw_curve(axes, curves[name], look)
+        _draw_curve(axes, curves[name], look, _FAINT if len(styles) > _MANY and name != "base" else _BAND)
         _draw_best(axes, curves[name], look, _fold_place(results, (number + 0.5) / len(styles)))
     _scale(axes, results, [each for curve in curves.values() for each in curve], lines)
     for score in lines:
@@ -138,11 +146,11 @@ def _fold_place(results: Results, share: float) -> float:
     return results.layers[-1] + gap * (0.6 + share)
 
 
-def _draw_curve(axes: Any, curve: Sequence[_Point], style: dict[str, Any]) -> None:
+def _draw_curve(axes: Any, curve: Sequence[_Point], style: dict[str, Any], alpha: float) -> None:
     """Draw a line with its band."""
     line = [point for point in curve if point.layer is not None]
     layers = [point.layer for point in line]
-    look = {"color": style["color"], "alpha": 0.17, "lw": 0, "zorder": 2}
+    look = {"color": style["color"], "alpha": alpha, "lw": 0, "zorder": 2}
     axes.fill_between(layers, [point.low for point in line], [point.high for point in line], **look)
     axes.plot(layers, [point.value for point in line], **{**style, "mfc": "white", "mew": 0.8})
 
@@ -167,7 +175,7 @@ def _scale(axes: Any, results: Results, points: Sequence[_Point], lines: Sequenc
     axes.set_ylim(low - margin, high + margin)
     is_cut = any(point.low < low for point in points)
     said = f" (below {_signed(f'{low - margin:.2f}')}: not shown)" if is_cut else ""
-    axes.set_ylabel(f"{title_of(results.metric)}{said}")
+    axes.set_ylabel(f"{METRICS[results.metric].title}{said}")
 
 
 def _ticks(axes: Any, results: Results, by_fold: bool) -> None:
@@ -242,13 +250,13 @@ def _apart(wanted: Sequence[float], gap: float, top: float) -> list[float]:
 def _of_one_layer(results: Results) -> Any:
     """Draw a row for each network: its score with its interval, those of the seeds of a control, and the numbers."""
     number, styles = Numbers(results), _styles(results)
-    others = sorted([*results.baselines, *_zero_shot(results)], key=lambda score: -score.value)
+    others = sorted(_others(results), key=lambda score: -score.value)
     grey = {"marker": "o", "color": _GREY, "ms": 4, "mfc": "white"}
     rows = [(_label(results, name), _curve(results, name)[-1], {**look, "ms": 5}) for name, look in styles.items()]
     rows += [(_named(each), _Point(None, each.value, each.low, each.high, False), grey) for each in others]
-    figure = import_matplotlib().figure.Figure(figsize=(_WIDTH, 0.8 + 1.4 * _ROW * len(rows)), layout="constrained")
-    axes = figure.subplots()
-    axes.spines[["top", "right", "left"]].set_visible(False)
+    figure, axes = _empty()
+    figure.set_size_inches(_WIDTH, 0.85 + 1.4 * _ROW * len(rows))
+    axes.spines["left"].set_visible(False)
     figure.suptitle(_title(results), x=0.01, ha="left", fontsize=_TITLE, parse_math=False)
     for row, (_, point, look) in enumerate(rows):
         axes.plot([point.low, point.high], [row, row], color=look["color"], lw=1.2)
@@ -257,10 +265,10 @@ def _of_one_layer(results: Results) -> Any:
         axes.annotate(said, (1, row), (8, 0), axes.get_yaxis_transform(), "offset points", va="center")
     for row, group in enumerate(results.groups, 1):
         seeds = [score.value for score in results.seeds_of(group)]
-        axes.plot(seeds, [row] * len(seeds), marker="|", ms=7, mew=0.8, ls="none", color=styles[group]["color"])
+        axes.plot(seeds, [row + 0.3] * len(seeds), marker=".", ms=3, mew=0, ls="none", color=styles[group]["color"])
     axes.axvline(results.guess, color=_GREY, lw=0.8, ls=_GUESS, zorder=1)
     axes.set_yticks(range(len(rows)), [name for name, _, _ in rows], parse_math=False)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
-    axes.set_xlabel(f"{title_of(results.metric)}, with 95% intervals and a stroke for each seed")
+    axes.set_xlabel(f"{METRICS[results.metric].title}, with 95% intervals and a dot for each seed")
     return figure

@@ -1,4 +1,4 @@
-"""A study as tables: a row a score, a row a layer, and everything as JSON."""
+"""A study as files: a row a score, a row a layer, a paragraph to cite, and everything as JSON."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from hf_perturb.embedding.store import arrow
 from hf_perturb.errors import CheckpointError
 from hf_perturb.storage.folders import nothing_written, replaced_file
 from hf_perturb.study.results import Results
-from hf_perturb.study.words import last_line
+from hf_perturb.study.words import last_line, methods
 
-SCORES, SUMMARY, REPORT = "scores.parquet", "summary.csv", "report.json"
+SCORES, SUMMARY, METHODS, REPORT = "scores.parquet", "summary.csv", "methods.md", "report.json"
 _FORMAT = 1
 # of `scores.parquet`: what a column is, and whether a row may be without it
 _COLUMNS = {
@@ -50,7 +50,9 @@ _DEGENERACY = {"cosine": "cosine", "participation": "participation", "length": "
 
 
 def write_tables(results: Results, out: Path) -> None:
-    """Write `scores.parquet`, `summary.csv` and `report.json`, each whole or not at all; what has their names goes.
+    """Write `scores.parquet`, `summary.csv`, `methods.md` and, last, `report.json`, each whole or not at all.
+
+    What has these names is replaced.
 
     Args:
         results: what a study found.
@@ -60,14 +62,12 @@ def write_tables(results: Results, out: Path) -> None:
         CheckpointError: if a file cannot be written, or a number is none.
         EmbeddingsError: if pyarrow is not installed.
     """
-    table = _scores(results)
-    parquet = arrow()[1]
-    report = _report(results)
-    for name, data in ((SUMMARY, _summary(results)), (REPORT, report)):
-        with nothing_written(out / name), replaced_file(out / name) as file:
-            file.write(data.encode())
+    texts = {SUMMARY: _summary(results), METHODS: methods(results), REPORT: _report(results)}
     with nothing_written(out / SCORES), replaced_file(out / SCORES) as file:
-        parquet.write_table(table, file, compression="zstd")
+        arrow()[1].write_table(_scores(results), file, compression="zstd")
+    for name, text in texts.items():
+        with nothing_written(out / name), replaced_file(out / name) as file:
+            file.write(text.encode())
 
 
 def read_report(path: str | Path) -> Results:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean, stdev
 from typing import Any
 
 from hf_perturb.cards.templates import templates
+from hf_perturb.study.metrics import METRICS
 from hf_perturb.study.results import Contrast, Results, Score
 
-_TITLES = {"spearman": "Spearman", "r2": "R²"}
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 # of a method: what its networks are called, and where what the probe finds in them is
 _NETWORKS = {
@@ -20,11 +21,6 @@ _EMBEDDING = "representation 0"  # as a baseline
 _FINE = 0.02  # how wide an interval is of which two decimals would leave nothing
 
 
-def title_of(metric: str) -> str:
-    """Return what people call a metric."""
-    return _TITLES.get(metric, metric)
-
-
 def is_as_good(contrast: Contrast) -> bool:
     """Whether a base cannot be told from a control, or is worse."""
     return contrast.difference_low <= 0
@@ -33,13 +29,16 @@ def is_as_good(contrast: Contrast) -> bool:
 def last_line(results: Results) -> str:
     """Return what was found, in a sentence that says no more than its numbers do."""
     number, base, baseline = Numbers(results), results.base, _strongest(results)
-    first = f"{_where(base)} {title_of(results.metric)} {number(base.value)} {number.interval(base.low, base.high)}"
-    if base.low <= results.guess:
+    first = (
+        f"{_where(base)} {METRICS[results.metric].title} {number(base.value)} {number.interval(base.low, base.high)}"
+    )
+    best = [found for group in results.groups if (found := results.contrast(group)) is not None]
+    shares = [found for found in best if found.share is not None]
+    if base.low <= results.guess or (best and not shares):
         against = "worse than" if base.high < results.guess else "not told apart from"
         first += f", {against} guessing ({number(results.guess)})"
-    best = [found for group in results.groups if (found := results.contrast(group)) is not None]
+        first += "" if shares or not best else ", so that no share is given"
     parts = [_control(results, found, number) for found in best]
-    shares = [found for found in best if found.share is not None]
     if len(best) > 1 and shares:  # each with its own
         of = dict.fromkeys((found.group for found in shares), "of it")
         of[shares[0].group] = "of what the probe finds beyond guessing"
@@ -52,9 +51,6 @@ def last_line(results: Results) -> str:
     said = "; ".join([first, *parts])
     if len(best) == 1 and shares:
         said += f": {percent(best[0])} of what the probe finds beyond guessing is there {_left(results, best[0])}"
-    elif best and not shares:
-        why = dict.fromkeys(found.withheld for found in best if found.withheld)
-        said += f"; no share is given, because {' and '.join(why)}" if why else ""
     return f"{said}."
 
 
@@ -73,11 +69,9 @@ class Numbers:
         """Write an interval."""
         return f"[{self(low)}, {self(high)}]"
 
-    def mean(self, contrast: Contrast) -> str:
-        """Write the score of a control, with how it differs over seeds, or the interval of a single one."""
-        if contrast.sd is None:
-            return f"{self(contrast.mean)} {self.interval(contrast.low, contrast.high)}"
-        return f"{self(contrast.mean)} ± {self(contrast.sd)}"
+    def spread(self, mean: float, sd: float | None) -> str:
+        """Write a mean over seeds, with how they differ if there are several."""
+        return self(mean) if sd is None else f"{self(mean)} ± {self(sd)}"
 
 
 def percent(contrast: Contrast) -> str:
@@ -102,7 +96,10 @@ def _control(results: Results, contrast: Contrast, number: Numbers) -> str:
     end = ""
     if is_as_good(contrast):
         end = ", better than the base" if contrast.difference_high < 0 else ", not told apart from the base"
-    return f"{count} {networks}{rest} {number.mean(contrast)}{end}"
+    reached = number.spread(contrast.mean, contrast.sd)
+    if contrast.sd is None:
+        reached += f" {number.interval(contrast.low, contrast.high)}"
+    return f"{count} {networks}{rest} {reached}{end}"
 
 
 def _parts(results: Results, group: str) -> tuple[str, str]:
@@ -129,31 +126,37 @@ def _left(results: Results, contrast: Contrast) -> str:
 
 def summary_table(results: Results) -> list[dict[str, str]]:
     """Return a row for each network at its best layer, as the terminal shows it."""
-    number, metric = Numbers(results), title_of(results.metric)
+    number, metric = Numbers(results), METRICS[results.metric].title
 
-    def row(name: str, layers: Sequence[int | None], score: str, low: float, high: float) -> dict[str, str]:
+    def row(name: str, score: str, interval: str = "", layers: Sequence[int | None] = ()) -> dict[str, str]:
         known = sorted({layer for layer in layers if layer is not None})
         which = f"{known[0]}" if len(known) == 1 else f"{known[0]}-{known[-1]}" if known else ""
-        cells = {"network": name, "layer": which, metric: score, "95%": number.interval(low, high)}
+        cells = {"network": name, "layer": which, metric: score, "95%": interval}
         return {**cells, "base less it": "", "p (Holm)": "", "share": ""}
 
     base = results.base
-    rows = [row("base", [base.layer], number(base.value), base.low, base.high)]
+    rows = [row("base", number(base.value), number.interval(base.low, base.high), [base.layer])]
     for group in results.groups:
         if (found := results.contrast(group)) is None:
             continue
-        spread = "" if found.sd is None else f" ± {number(found.sd)}"
         layers = [score.layer for score in results.seeds_of(group)]
-        rows.append(row(group, layers, f"{number(found.mean)}{spread}", found.low, found.high))
+        cells = row(group, number.spread(found.mean, found.sd), number.interval(found.low, found.high), layers)
         difference = f"{number(found.difference)} {number.interval(found.difference_low, found.difference_high)}"
-        rows[-1] |= {"base less it": difference, "p (Holm)": f"{found.p_holm:.2g}"}
-        rows[-1]["share"] = percent(found) or "-"
-    return [*rows, *(row(each.network, [], number(each.value), each.low, each.high) for each in results.baselines)]
+        rows.append({**cells, "base less it": difference, "p (Holm)": f"{found.p_holm:.2g}", "share": percent(found)})
+    unprobed: dict[str, list[Score]] = {}
+    for score in results.zero_shot:
+        unprobed.setdefault(f"{score.group}, {score.probe}", []).append(score)
+    for name, scores in unprobed.items():
+        values = [score.value for score in scores]
+        spread = number.spread(fmean(values), stdev(values) if values[1:] else None)
+        rows.append(row(name, spread, "" if values[1:] else number.interval(scores[0].low, scores[0].high)))
+    plain = results.baselines
+    return [*rows, *(row(each.network, number(each.value), number.interval(each.low, each.high)) for each in plain)]
 
 
 def methods(results: Results) -> str:
     """Return a paragraph to cite, in Markdown: what was done with which data, weights and versions."""
     facts: dict[str, Any] = {**results.about, "results": results, "task": results.task}
-    facts["metrics"] = [title_of(name) for name in dict.fromkeys(score.metric for score in results.scores)]
-    facts["title"], facts["words"] = title_of(results.metric), last_line(results)
+    facts["metrics"] = [METRICS[name].title for name in dict.fromkeys(score.metric for score in results.scores)]
+    facts["title"], facts["words"] = METRICS[results.metric].title, last_line(results)
     return templates().get_template("study_methods.md").render(facts)

@@ -84,7 +84,7 @@ def test_what_there_is_none_of_is_left_empty(tmp_path):
     write_tables(results(3, ("reinit",), 1, base=0.02, by_fold=True), tmp_path)
     *_, best = summary(tmp_path)
     assert (best["reinit_sd"], best["reinit_share"], best["base_cosine"]) == ("", "", "")
-    assert best["reinit_withheld"] == "the interval of the base includes guessing"
+    assert best["reinit_withheld"] == "the base is not above guessing"
 
 
 def test_the_same_results_give_the_same_bytes_and_replace_what_was_there(tmp_path):
@@ -93,7 +93,7 @@ def test_the_same_results_give_the_same_bytes_and_replace_what_was_there(tmp_pat
         write_tables(results(3), tmp_path)
         written.append({path.name: path.read_bytes() for path in tmp_path.iterdir()})
     assert written[0] == written[1]
-    assert {*written[0]} == {"scores.parquet", "summary.csv", "report.json"}
+    assert {*written[0]} == {"scores.parquet", "summary.csv", "methods.md", "report.json"}
 
 
 def test_a_number_that_is_none_is_refused_and_nothing_is_left(tmp_path):

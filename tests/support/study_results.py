@@ -63,7 +63,7 @@ def contrast(group: str, mean: float, layer: int | None = None, *, base: float, 
         share=share,
         share_low=None if share is None else share - 0.08,
         share_high=None if share is None else share + 0.08,
-        withheld=None if share is not None else "the interval of the base includes guessing",
+        withheld=None if share is not None else "the base is not above guessing",
     )
 
 
