@@ -61,6 +61,8 @@ from .variants.verify import (
     verify_variant as verify_variant,
     verify_variants as verify_variants,
 )
+from .zero_shot.contacts import Contacts as Contacts, contacts as contacts
+from .zero_shot.maps import read_contacts as read_contacts
 from .zero_shot.score import score as score, substitution_scores as substitution_scores
 from .zero_shot.table import NetworkScores as NetworkScores, Scores as Scores
 

@@ -123,10 +123,11 @@ def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentP
     )
     _add_embed(add("embed", "FASTA to representations", _EMBED))
     study.add_study(add("study", "is it due to what the model learned?", study.DESCRIPTION))
-    zero_shot.add_score(add("score", "effects of substitutions", zero_shot.SCORE))
+    zero_shot.add_commands(add)
     _add_push(add("push", "publish on the Hub", _PUSH))
     trusted = "run the code that comes with a network that Transformers does not have; read it first"
-    for command in (listing, made["create"], verify, compare, made["embed"], made["study"], made["score"]):
+    running = (made[name] for name in ("create", "embed", "study", "score", "contacts"))
+    for command in (listing, verify, compare, *running):
         command.add_argument("--trust-remote-code", action="store_true", help=trusted)
     for command in (made["create"], verify, compare):
         command.add_argument("--jobs", type=count, metavar="N", help="tensors at a time; default: one a processor")

@@ -21,7 +21,7 @@ from hf_perturb.cli import output
 from hf_perturb.cli.arguments import make_parser
 from hf_perturb.cli.asked import UsageError, asked_of, refuse_without_method
 from hf_perturb.cli.study import run_study
-from hf_perturb.cli.zero_shot import run_score
+from hf_perturb.cli.zero_shot import run_contacts, run_score
 from hf_perturb.embedding.options import EmbedOptions
 from hf_perturb.embedding.ranks import SaidElsewhereError, launched
 from hf_perturb.storage.folders import NOWHERE
@@ -32,6 +32,7 @@ _LEFT = {
     "push": "the branch is as it was, or has all of it: the same command completes it, or says so",
     "embed": "every shard that is there is whole: the same command continues",
     "study": "what is embedded and probed is kept: the same command continues",
+    "contacts": "every map that is there is whole: the same command continues",
 }
 # what is imported before anything is begun; the other commands take what they need in no time
 _NEEDED = {
@@ -42,6 +43,7 @@ _NEEDED = {
     "embed": ("embed",),
     "study": ("study",),
     "score": ("score",),
+    "contacts": ("contacts",),
     "push": ("push_variant",),
 }
 
@@ -294,5 +296,6 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "embed": run_embed,
     "study": run_study,
     "score": run_score,
+    "contacts": run_contacts,
     "push": run_push,
 }

@@ -44,7 +44,7 @@ _SENTENCES = {
     "non_letters": "had characters that are not letters, read as X",
     "replaced": "had residues that were replaced, as asked for",
     "rare": "had U, Z, O or B, read as tokens of their own (ProtTrans reads them as X: --replace UZOB=X)",
-    "empty": "had no residues, and get a row without vectors",
+    "empty": "had no residues, and get nothing that is computed",
     "without_id": "had no id, and keep an empty one",
 }
 

@@ -87,14 +87,9 @@ class Manifest:
 
     def differences(self, other: Manifest) -> list[str]:
         """Say where another manifest wants something else than this one, which is in the folder."""
-        here, there = dict(_leaves(self.inputs)), dict(_leaves(other.inputs))
-        if self.fingerprint == other.fingerprint:
-            here, there = self._planned(), other._planned()
-        return [
-            f"{name}: {_short(here.get(name, 'nothing'))} in the folder, {_short(there.get(name, 'nothing'))} asked for"
-            for name in {**here, **there}
-            if here.get(name) != there.get(name)
-        ]
+        if self.fingerprint != other.fingerprint:
+            return differences(self.inputs, other.inputs)
+        return _differing(self._planned(), other._planned())
 
     def _planned(self) -> dict[str, str]:
         plan = [(shard.records, shard.residues) for shard in self.shards]
@@ -108,6 +103,19 @@ def canonical(content: Any) -> str:
         TypeError: if it is no JSON.
     """
     return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
+    """Say where inputs that are asked for, as JSON, are others than those of a folder."""
+    return _differing(dict(_leaves(here)), dict(_leaves(there)))
+
+
+def _differing(here: Mapping[str, str], there: Mapping[str, str]) -> list[str]:
+    return [
+        f"{name}: {_short(here.get(name, 'nothing'))} in the folder, {_short(there.get(name, 'nothing'))} asked for"
+        for name in {**here, **there}
+        if here.get(name) != there.get(name)
+    ]
 
 
 def read_manifest(out: Path) -> Manifest:
@@ -159,7 +167,7 @@ def _damaged(path: Path, why: str) -> EmbeddingsError:
 
 
 def _leaves(content: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(content, dict) and content:
+    if isinstance(content, Mapping) and content:
         for key, value in content.items():
             yield from _leaves(value, f"{name}.{key}" if name else key)
     else:

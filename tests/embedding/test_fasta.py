@@ -140,7 +140,7 @@ def test_sentences():
     findings.add("empty", "E1")
     assert findings.lines() == [
         "2 records had lower-case letters, read as upper case (first: 'P12345')",
-        "1 record had no residues, and get a row without vectors (first: 'E1')",
+        "1 record had no residues, and get nothing that is computed (first: 'E1')",
         "1,234 records had no id, and keep an empty one (first: 'b')",
     ]
     assert list(findings.to_dict()) == ["lower_case", "empty", "without_id"]
