@@ -178,13 +178,14 @@ def add_long(parser: Any) -> None:
     parser.add_argument("--overlap", type=int, metavar="N", help=shared)
 
 
-def add_running(parser: Any) -> None:
-    """Say how a network is loaded and run."""
+def add_running(parser: Any, batched: bool = True) -> None:
+    """Say how a network is loaded and run, in batches or not."""
     parser.add_argument("--dtype", choices=DTYPES, help="type of weights and arithmetic; default: the checkpoint's")
     device = "cpu, cuda, ...; auto: spread over all there are; default: a GPU if there is one"
     parser.add_argument("--device", type=nonempty, metavar="NAME", help=device)
-    tokens = "most tokens of a batch; default: 4096 on the CPU, 32768 elsewhere"
-    parser.add_argument("--tokens", type=count, metavar="N", help=tokens)
+    if batched:
+        tokens = "most tokens of a batch; default: 4096 on the CPU, 32768 elsewhere"
+        parser.add_argument("--tokens", type=count, metavar="N", help=tokens)
     parser.add_argument("--revision", type=nonempty, metavar="NAME", help="branch, tag or commit, if MODEL is a Hub id")
 
 

@@ -77,12 +77,8 @@ def add_contacts(contacts: argparse.ArgumentParser) -> None:
     plot = f"draw the maps of all networks side by side, to OUT/plots: of the first {PICTURES} proteins"
     contacts.add_argument("--plot", action="store_true", help=plot)
     contacts.add_argument("--pictures", type=count, metavar="N", help="draw so many proteins; goes with --plot")
-    contacts.add_argument("--dtype", choices=DTYPES, help="type of weights and arithmetic; default: the checkpoint's")
-    device = "cpu, cuda, ...; auto: spread over all there are; default: a GPU if there is one"
-    contacts.add_argument("--device", type=nonempty, metavar="NAME", help=device)
+    add_running(contacts, batched=False)
     add_tokenizing(contacts.add_argument_group("networks that are not ours"))
-    revision = "branch, tag or commit, if MODEL is a Hub id"
-    contacts.add_argument("--revision", type=nonempty, metavar="NAME", help=revision)
     contacts.add_argument("--force", action="store_true", help="if OUT holds other contact maps, remove them")
     add_perturbation(contacts.add_argument_group("variants of the base"))
 

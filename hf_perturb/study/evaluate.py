@@ -68,11 +68,11 @@ def _joined(found: Sequence[Found], places: Sequence[int], folds: Sequence[int])
     """Return what each fold chose among the layers of a source."""
     bounds = np.cumsum([0, *folds])
     parts = [found[place].prediction[bounds[fold] : bounds[fold + 1]] for fold, place in enumerate(places)]
-    strengths, scores = (
+    strengths, scores, edges = (
         np.array([getattr(found[place], name)[fold] for fold, place in enumerate(places)])
-        for name in ("strengths", "validation")
+        for name in ("strengths", "validation", "edges")
     )
-    return Found(np.concatenate(parts), strengths, scores, found[0].alike)
+    return Found(np.concatenate(parts), strengths, scores, edges, found[0].alike, found[0].warnings)
 
 
 @dataclass(frozen=True)

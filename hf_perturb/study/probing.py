@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ from threadpoolctl import threadpool_limits
 
 from hf_perturb.perturbation.parallel import for_each
 from hf_perturb.storage.folders import replaced_file
-from hf_perturb.study.features import Source
-from hf_perturb.study.probes import Probe, choose
+from hf_perturb.study.features import GUESS, Source
+from hf_perturb.study.probes import DEFAULT, PROBES, Probe, choose
 from hf_perturb.study.rows import FoldRows, Rows
 from hf_perturb.study.statistics import degeneracy
 from hf_perturb.study.task import Task
@@ -31,13 +31,17 @@ class Found:
         prediction: of the test rows, fold after fold: `(rows,)` of a regression, else probabilities `(rows, classes)`.
         strengths: number of the strength that each fold chose.
         validation: score on validation rows, of each fold.
+        edges: of each fold, where the strength is the last of those tried: `strongest` or `weakest`, else empty.
         alike: how far what the probe is given is alike; see `degeneracy`.
+        warnings: what was not as it should be on the way.
     """
 
     prediction: NDArray[np.float64]
     strengths: NDArray[np.int64]
     validation: NDArray[np.float64]
+    edges: NDArray[np.str_]
     alike: NDArray[np.float64]
+    warnings: NDArray[np.str_]
 
 
 @dataclass(frozen=True)
@@ -88,15 +92,21 @@ class Probing:
     def _probe(self, source: Source, layer: int | None) -> Found:
         """Choose and train in each fold, and predict its test rows."""
         features = source.features(layer)
-        predictions, strengths, validation = [], [], []
+        predictions, choices = [], []
         for number, fold in enumerate(self.rows.folds):
             truth = self.rows.truth if source.shuffled is None else self._shuffled(number, fold, source.shuffled)
-            chosen = choose(self.probe, features, truth, fold, self.metric, self.task)
-            predictions.append(chosen.fitted.predict(features[fold.test], chosen.strength))
-            strengths.append(chosen.strength)
-            validation.append(chosen.score)
-        alike = np.array(degeneracy(features, self.lengths[self.rows.protein]))
-        return Found(np.concatenate(predictions), np.array(strengths), np.array(validation, np.float64), alike)
+            # of features that are all equal, neighbours are any
+            probe = PROBES[DEFAULT[self.task.kind]] if source.name == GUESS else self.probe
+            choices.append(choose(probe, features, truth, fold, self.metric, self.task))
+            predictions.append(choices[-1].predict(features[fold.test]))
+        return Found(
+            np.concatenate(predictions),
+            np.array([each.strength for each in choices]),
+            np.array([each.score for each in choices], np.float64),
+            np.array([each.edge or "" for each in choices], np.str_),
+            np.array(degeneracy(features, self.lengths[self.rows.protein])),
+            np.array([f"{source.name}: {said}" for each in choices for said in each.warnings], np.str_),
+        )
 
     def _shuffled(self, number: int, fold: FoldRows, seed: int) -> NDArray[Any]:
         """Return the labels, with those of a fold's training rows, and of its validation rows, in another order."""
@@ -118,6 +128,6 @@ def _read(path: Path, key: str) -> Found | None:
         with np.load(path, allow_pickle=False) as kept:
             if str(kept["key"]) != key:
                 return None
-            return Found(*(kept[name] for name in ("prediction", "strengths", "validation", "alike")))
+            return Found(**{each.name: kept[each.name] for each in fields(Found)})
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None

@@ -26,7 +26,7 @@ from hf_perturb.study.metrics import MAIN, METRICS_OF
 from hf_perturb.study.networks import Networks, embed_networks, find_embeddings, open_networks, sources_of
 from hf_perturb.study.options import METHODS, SEEDS, StudyOptions, divide_options
 from hf_perturb.study.plot import draw
-from hf_perturb.study.probes import PROBES, Probe
+from hf_perturb.study.probes import DEFAULT, PROBES, Probe
 from hf_perturb.study.probing import Found, Place, Probing, best_layers
 from hf_perturb.study.results import Degeneracy, Results
 from hf_perturb.study.rows import Rows, rows_of
@@ -91,7 +91,7 @@ class _Study:
         options = self.options
         dataset = read_dataset(self.data, **{name: getattr(options, name) for name in _OF_DATA})
         metrics = _metrics(options, dataset.task.kind)
-        probe = PROBES[options.probe or ("ridge" if dataset.task.kind == "regression" else "logistic")]
+        probe = PROBES[options.probe or DEFAULT[dataset.task.kind]]
         split = make_split(dataset, options.split, options.seed)
         rows = rows_of(dataset, split, options.max_residues, options.seed)
         networks = open_networks(self.model, self.controls, self.embedding)
@@ -119,7 +119,11 @@ class _Study:
                 scores=tuple(scores),
                 contrasts=contrasts(sampled[BASE], controls, sampled[GUESS], [*layers, None], resamples),
                 degeneracy=_degeneracy(entries),
-                warnings=(*split.warnings, *cautions(controls, [*layers, None], resamples), *_at_edges(entries, probe)),
+                warnings=(
+                    *split.warnings,
+                    *cautions(controls, [*layers, None], resamples),
+                    *_cautions_of_probes(entries, probe),
+                ),
                 notes=(*dataset.notes, *split.notes, *rows.notes, *said),
             )
             draw(results, self.out)
@@ -228,15 +232,17 @@ def _degeneracy(entries: Mapping[str, Sequence[Entry]]) -> tuple[Degeneracy, ...
     )
 
 
-def _at_edges(entries: Mapping[str, Sequence[Entry]], probe: Probe) -> Iterator[str]:
-    """Say where the base's best layer chose the weakest or the strongest penalty that there is."""
-    last = len(probe.strengths) - 1
+def _cautions_of_probes(entries: Mapping[str, Sequence[Entry]], probe: Probe) -> Iterator[str]:
+    """Say where the base's best layer chose a strength beyond which none was tried, and what did not converge."""
     for entry in entries[BASE]:
-        if entry.chosen and {0, last} & {*entry.found.strengths.tolist()} and last:
+        if entry.chosen and (edges := {*entry.found.edges.tolist()} - {""}):
             yield (
-                f"the best layer of the base chose a strength at the end of those tried ({probe.strengths[0]:g} to"
-                f" {probe.strengths[-1]:g}): a better one may lie beyond"
+                f"the best layer of the base chose the {' and the '.join(sorted(edges))} penalty of those tried"
+                f" ({probe.strengths[0]:g} to {probe.strengths[-1]:g}): a better one may lie beyond"
             )
+    yield from dict.fromkeys(
+        said for rows in entries.values() for entry in rows for said in entry.found.warnings.tolist()
+    )
 
 
 def _differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
