@@ -50,6 +50,7 @@ from .networks.modeling_fair_esm import (
     FairEsmModel as FairEsmModel,
 )
 from .perturbation import Perturbation as Perturbation
+from .studies.run import study as study
 from .variants.convert import (
     Conversion as Conversion,
     convert_checkpoint as convert_checkpoint,

@@ -38,8 +38,8 @@ MAY_IMPORT = {
     "loading": (*_BELOW, "checkpoints", "networks"),
     "embedding": (*_ON_FILES, "loading", "networks"),
     "zero_shot": (*_ON_FILES, "loading", "networks", "embedding"),
-    "study": (*_ON_FILES, "loading", "networks", "embedding", "zero_shot"),
-    "cli": (*_ON_FILES, "compare", "hub", "loading", "embedding", "zero_shot", "study", "interrupts", "hf_perturb"),
+    "studies": (*_ON_FILES, "loading", "networks", "embedding", "zero_shot"),
+    "cli": (*_ON_FILES, "compare", "hub", "loading", "embedding", "zero_shot", "studies", "interrupts", "hf_perturb"),
     "__main__": ("cli",),
 }
 # plain data, which needs nothing: who reads a configuration and who runs the network check the same sizes

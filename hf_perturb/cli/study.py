@@ -12,8 +12,8 @@ from hf_perturb.cli import output
 from hf_perturb.cli.arguments import BASE, add_long, add_perturbation, add_running, add_tokenizing, count, nonempty
 from hf_perturb.cli.asked import asked_of
 from hf_perturb.embedding.options import POOLS, EmbedOptions
-from hf_perturb.study.options import METHODS, PROBES, SAVED, SEEDS, StudyOptions
-from hf_perturb.study.task import KINDS
+from hf_perturb.studies.options import METHODS, PROBES, SAVED, SEEDS, StudyOptions
+from hf_perturb.studies.task import KINDS
 
 DESCRIPTION = """\
 Is a result due to what the model learned? Probes of every layer of a base, of controls with several seeds and of plain
@@ -95,8 +95,8 @@ def _add_probes(group: Any) -> None:
 
 def run_study(options: argparse.Namespace) -> None:
     """Study a base, and print what was found: the last line in words."""
-    from hf_perturb.study.run import WRITTEN
-    from hf_perturb.study.words import last_line, summary_table
+    from hf_perturb.studies.run import WRITTEN
+    from hf_perturb.studies.words import last_line, summary_table
 
     names = {each.name for each in (*fields(StudyOptions), *fields(EmbedOptions))} - {"seed", "progress"}
     given = {name: getattr(options, name) for name in names if name in options}

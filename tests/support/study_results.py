@@ -6,8 +6,8 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from hf_perturb.study.results import Contrast, Degeneracy, Results, Score
-from hf_perturb.study.task import Task
+from hf_perturb.studies.results import Contrast, Degeneracy, Results, Score
+from hf_perturb.studies.task import Task
 
 REGRESSION = Task("regression", "protein")
 BINARY = Task("binary", "protein", ("bacterium", "eukaryote"))

@@ -12,9 +12,9 @@ from hf_perturb.embedding.options import read_layers
 from hf_perturb.embedding.run import BASE, embed_variants
 from hf_perturb.errors import StudyError
 from hf_perturb.perturbation import Perturbation
-from hf_perturb.study.features import Embedded, Source, Unique, manifests
-from hf_perturb.study.options import StudyOptions
-from hf_perturb.study.rows import Rows
+from hf_perturb.studies.features import Embedded, Source, Unique, manifests
+from hf_perturb.studies.options import StudyOptions
+from hf_perturb.studies.rows import Rows
 from hf_perturb.variants.create import records_of
 from hf_perturb.variants.matrix import folder_name
 

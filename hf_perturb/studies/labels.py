@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from hf_perturb.errors import StudyError
-from hf_perturb.study.task import TASKS, Task
+from hf_perturb.studies.task import TASKS, Task
 
 UNLABELLED = "-"  # residue without a label
 

@@ -14,11 +14,11 @@ from threadpoolctl import threadpool_limits
 
 from hf_perturb.perturbation.parallel import for_each
 from hf_perturb.storage.folders import replaced_file
-from hf_perturb.study.features import GUESS, Source
-from hf_perturb.study.probes import DEFAULT, PROBES, Probe, choose
-from hf_perturb.study.rows import FoldRows, Rows
-from hf_perturb.study.statistics import degeneracy
-from hf_perturb.study.task import Task
+from hf_perturb.studies.features import GUESS, Source
+from hf_perturb.studies.probes import DEFAULT, PROBES, Probe, choose
+from hf_perturb.studies.rows import FoldRows, Rows
+from hf_perturb.studies.statistics import degeneracy
+from hf_perturb.studies.task import Task
 
 Place = tuple[str, int | None]  # name of a source, and layer
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from hf_perturb.errors import StudyError
-from hf_perturb.study.dataset import Dataset
-from hf_perturb.study.splits import make_split
-from hf_perturb.study.task import Task
+from hf_perturb.studies.dataset import Dataset
+from hf_perturb.studies.splits import make_split
+from hf_perturb.studies.task import Task
 
 REGRESSION = Task("regression", "protein")
 

@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 from hf_perturb.embedding.store import arrow
 from hf_perturb.perturbation.parallel import for_each
 from hf_perturb.storage.folders import nothing_written, replaced_file
-from hf_perturb.study.dataset import Dataset
-from hf_perturb.study.features import GUESS, Source
-from hf_perturb.study.metrics import Truth, prepare
-from hf_perturb.study.probes import Probe
-from hf_perturb.study.probing import Found, Place, best_layers
-from hf_perturb.study.results import Score
-from hf_perturb.study.rows import Rows
-from hf_perturb.study.splits import Split
-from hf_perturb.study.statistics import Resamples, Sampled
+from hf_perturb.studies.dataset import Dataset
+from hf_perturb.studies.features import GUESS, Source
+from hf_perturb.studies.metrics import Truth, prepare
+from hf_perturb.studies.probes import Probe
+from hf_perturb.studies.probing import Found, Place, best_layers
+from hf_perturb.studies.results import Score
+from hf_perturb.studies.rows import Rows
+from hf_perturb.studies.splits import Split
+from hf_perturb.studies.statistics import Resamples, Sampled
 
 Draws = NDArray[np.float64]
 

@@ -11,8 +11,8 @@ import pytest
 from support.study_results import BINARY, CLASSES, SIX, results, score
 
 from hf_perturb.storage import pictures
-from hf_perturb.study import plot as plots
-from hf_perturb.study.plot import draw
+from hf_perturb.studies import plot as plots
+from hf_perturb.studies.plot import draw
 
 matplotlib = pytest.importorskip("matplotlib")
 from matplotlib.text import Text  # noqa: E402

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hf_perturb.study.task import KINDS
+from hf_perturb.studies.task import KINDS
 
 Floats = NDArray[np.float64]
 Whole = NDArray[np.int32]

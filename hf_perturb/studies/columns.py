@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_perturb.errors import StudyError
-from hf_perturb.study.labels import UNLABELLED
-from hf_perturb.study.sources import ROLES, Row, Table, open_table
+from hf_perturb.studies.labels import UNLABELLED
+from hf_perturb.studies.sources import ROLES, Row, Table, open_table
 
 NUMBERED = object()  # an id that is the number of the row
 _REST = ("set", "validation", "cluster")

@@ -11,7 +11,7 @@ from hypothesis import given, settings, strategies as st
 from scipy.stats import spearmanr
 from sklearn import metrics as theirs
 
-from hf_perturb.study.metrics import MAIN, METRICS, METRICS_OF, Truth, prepare
+from hf_perturb.studies.metrics import MAIN, METRICS, METRICS_OF, Truth, prepare
 
 
 def spearman(truth, prediction):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hf_perturb.study.task import Task
+from hf_perturb.studies.task import Task
 
 
 @dataclass(frozen=True)

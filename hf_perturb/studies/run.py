@@ -19,20 +19,20 @@ from hf_perturb.embedding.run import BASE
 from hf_perturb.errors import FolderExistsError, StudyError
 from hf_perturb.perturbation import Perturbation
 from hf_perturb.storage.folders import folders_made, lock, replaced_file
-from hf_perturb.study.dataset import Dataset, read_dataset
-from hf_perturb.study.evaluate import Entry, Evaluation, entries_of
-from hf_perturb.study.features import GUESS, SHUFFLED, Source, Unique, baselines
-from hf_perturb.study.metrics import MAIN, METRICS_OF
-from hf_perturb.study.networks import Networks, embed_networks, find_embeddings, open_networks, sources_of
-from hf_perturb.study.options import METHODS, SEEDS, StudyOptions, divide_options
-from hf_perturb.study.plot import draw
-from hf_perturb.study.probes import DEFAULT, PROBES, Probe
-from hf_perturb.study.probing import Found, Place, Probing, best_layers
-from hf_perturb.study.results import Degeneracy, Results
-from hf_perturb.study.rows import Rows, rows_of
-from hf_perturb.study.splits import Split, make_split
-from hf_perturb.study.statistics import Resamples, Sampled, cautions, contrasts
-from hf_perturb.study.tables import REPORT, read_report, write_tables
+from hf_perturb.studies.dataset import Dataset, read_dataset
+from hf_perturb.studies.evaluate import Entry, Evaluation, entries_of
+from hf_perturb.studies.features import GUESS, SHUFFLED, Source, Unique, baselines
+from hf_perturb.studies.metrics import MAIN, METRICS_OF
+from hf_perturb.studies.networks import Networks, embed_networks, find_embeddings, open_networks, sources_of
+from hf_perturb.studies.options import METHODS, SEEDS, StudyOptions, divide_options
+from hf_perturb.studies.plot import draw
+from hf_perturb.studies.probes import DEFAULT, PROBES, Probe
+from hf_perturb.studies.probing import Found, Place, Probing, best_layers
+from hf_perturb.studies.results import Degeneracy, Results
+from hf_perturb.studies.rows import Rows, rows_of
+from hf_perturb.studies.splits import Split, make_split
+from hf_perturb.studies.statistics import Resamples, Sampled, cautions, contrasts
+from hf_perturb.studies.tables import REPORT, read_report, write_tables
 from hf_perturb.variants.matrix import matrix
 
 STATE, PROBED, PREDICTIONS = "study.json", "probes", "predictions.parquet"

@@ -11,10 +11,10 @@ from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from hf_perturb.study import probes
-from hf_perturb.study.metrics import prepare
-from hf_perturb.study.probes import PROBES, Logistic, Neighbours, Ridge, choose
-from hf_perturb.study.task import Task
+from hf_perturb.studies import probes
+from hf_perturb.studies.metrics import prepare
+from hf_perturb.studies.probes import PROBES, Logistic, Neighbours, Ridge, choose
+from hf_perturb.studies.task import Task
 
 
 def features(n, p, seed=0):

@@ -7,8 +7,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 from hf_perturb.cards.templates import templates
-from hf_perturb.study.metrics import METRICS
-from hf_perturb.study.results import Contrast, Results, Score
+from hf_perturb.studies.metrics import METRICS
+from hf_perturb.studies.results import Contrast, Results, Score
 
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 # of a method: what its networks are called, and where what the probe finds in them is

@@ -16,8 +16,8 @@ from hf_perturb.embedding.manifest import Manifest, read_manifest
 from hf_perturb.embedding.read import read_embeddings
 from hf_perturb.errors import StudyError
 from hf_perturb.perturbation import Perturbation
-from hf_perturb.study.dataset import Dataset
-from hf_perturb.study.rows import Numbers, Rows
+from hf_perturb.studies.dataset import Dataset
+from hf_perturb.studies.rows import Numbers, Rows
 
 Features = NDArray[np.float32]
 

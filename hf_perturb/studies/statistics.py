@@ -21,10 +21,10 @@ import numpy as np
 from scipy import stats
 
 from hf_perturb.errors import StudyError
-from hf_perturb.study.results import Contrast
+from hf_perturb.studies.results import Contrast
 
 if TYPE_CHECKING:
-    from hf_perturb.study.metrics import Truth
+    from hf_perturb.studies.metrics import Truth
 
 DRAWS = 2000
 FEW_UNITS = 30  # of fewer, what simulated intervals cover is up to five percent off

@@ -10,9 +10,9 @@ from statistics import fmean
 from typing import Any
 
 from hf_perturb.storage.pictures import STYLE, import_matplotlib, shortened, write_picture
-from hf_perturb.study.metrics import METRICS
-from hf_perturb.study.results import Results, Score
-from hf_perturb.study.words import Numbers
+from hf_perturb.studies.metrics import METRICS
+from hf_perturb.studies.results import Results, Score
+from hf_perturb.studies.words import Numbers
 
 _NAME = "layers"
 _WIDTH, _HEIGHT, _ROW = 7.0, 3.2, 0.17  # inches: the width of two columns of print, axes, and a line of text

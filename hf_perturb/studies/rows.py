@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_perturb.study.dataset import Dataset
-from hf_perturb.study.splits import Split
+from hf_perturb.studies.dataset import Dataset
+from hf_perturb.studies.splits import Split
 
 Numbers = NDArray[np.int64]
 

@@ -13,8 +13,8 @@ from typing import Any
 from hf_perturb.embedding.store import arrow
 from hf_perturb.errors import CheckpointError
 from hf_perturb.storage.folders import nothing_written, replaced_file
-from hf_perturb.study.results import Results
-from hf_perturb.study.words import last_line, methods
+from hf_perturb.studies.results import Results
+from hf_perturb.studies.words import last_line, methods
 
 SCORES, SUMMARY, METHODS, REPORT = "scores.parquet", "summary.csv", "methods.md", "report.json"
 _FORMAT = 1

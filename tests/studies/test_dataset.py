@@ -14,8 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from hf_perturb.errors import StudyError
-from hf_perturb.study.dataset import read_dataset
-from hf_perturb.study.task import Task
+from hf_perturb.studies.dataset import read_dataset
+from hf_perturb.studies.task import Task
 
 FLIP = Path(__file__).parents[3] / "shared" / "data"
 HEADER = "sequence,target,set,validation"

@@ -9,7 +9,7 @@ import pytest
 from support.study_results import BINARY, CLASSES, SIX, contrast, results, score
 
 from hf_perturb.cli.output import print_table
-from hf_perturb.study.words import last_line, methods, summary_table
+from hf_perturb.studies.words import last_line, methods, summary_table
 
 ALONE = {"composition": 0.35, "length": 0.11, "shuffled labels": 0.5}
 

@@ -13,8 +13,8 @@ import pytest
 from support.study_results import CLASSES, SIX, results
 
 from hf_perturb.errors import CheckpointError
-from hf_perturb.study.results import Score
-from hf_perturb.study.tables import read_report, write_tables
+from hf_perturb.studies.results import Score
+from hf_perturb.studies.tables import read_report, write_tables
 
 FIRST = [
     "network",

@@ -17,8 +17,8 @@ import scipy.special
 from numpy.typing import NDArray
 from sklearn.neighbors import NearestNeighbors
 
-from hf_perturb.study.metrics import Truth, prepare
-from hf_perturb.study.task import Task
+from hf_perturb.studies.metrics import Truth, prepare
+from hf_perturb.studies.task import Task
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
