@@ -148,6 +148,34 @@ def test_label_strings_of_residues(read):
     assert column.task == data.task
 
 
+def test_of_two_labels_of_residues_the_positive_one_is_last(read):
+    data = read(">a\nMKVL\n", "s.fasta", labels=("l.fasta", ">a\nBN-B\n"))
+    assert data.task == Task("binary", "residue", ("N", "B"))
+    assert data.values[0].tolist() == [1, 0, -1, 1]
+    assert "B is the positive one" in data.notes[0]
+
+
+def test_labels_by_id_leave_sets_to_the_headers_of_the_sequences(read):
+    fasta = ">a SET=train\nMKV\n>b SET=test\nAC\n"
+    data = read(fasta, "s.fasta", labels=("l.tsv", "id\tTm\na\t1.25\nb\t3\n"), task="regression")
+    assert (data.sets, data.target) == (("train", "test"), "Tm")
+
+
+def test_a_validation_column_is_enough_to_hold_rows_out(read):
+    data = read(table("MKV,1.5,", "MKVL,2.5,True", "AC,3,no", header="sequence,y,validation"))
+    assert data.sets == ("train", "validation", "train")
+
+
+def test_the_digest_is_of_all_that_is_computed_with(read):
+    rows = ["a,MKV,1.5,train,x", "b,MKVL,2,test,x", "c,AC,3,test,z"]
+    changed = [rows[0].replace(old, new) for old, new in ("aA", "Kk", "KR", ("1.5", "1.75"), ("train", "test"), "xy")]
+    header = "id,sequence,y,set,cluster"
+    digests = [read(table(row, *rows[1:], header=header)).digest for row in (rows[0], *changed)]
+    assert digests[2] == digests[0]  # lower case is no other residue
+    assert len(set(digests)) == len(changed)
+    assert all(digest.startswith("sha256:") for digest in digests)
+
+
 def test_parquet_is_the_same_data(read, tmp_path):
     plain = read(table(*ROWS))
     columns = {
@@ -224,6 +252,7 @@ def test_what_may_be_either_is_refused_with_both_readings(refused, labels, readi
         (["a", "bc", "d"], "binary", "3 classes (a, bc, d)"),
         (["a", "b"], "ranking", "allowed: regression, binary, classes"),
         ([f'"{n},5"' for n in range(9)], None, "9 different texts"),
+        (['"1,5"', '"2,5"'] * 9, None, "write numbers with a point"),
     ],
 )
 def test_labels_that_tell_nothing_are_refused(refused, labels, asked, says):
