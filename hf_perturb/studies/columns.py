@@ -99,7 +99,7 @@ def labels_by_id(table: Table, target: str | None, path: Path, mask: Path | None
             raise StudyError(f"mask: {mask} is no FASTA; give one of strings of 0 and 1")
         masks = _by_id(shown, [0, 1], bad)
     rows = _joined(table, [0, 1, *(own[role] for role in _REST)], labels, found, masks, bad)
-    return Labelled(rows, name, source, has, "", level, bad)
+    return Labelled(rows, name, source, has, table.columns[0], level, bad)
 
 
 def _joined(

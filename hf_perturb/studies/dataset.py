@@ -140,23 +140,25 @@ class _Rows:
             return f"has the id {own!r}{where}, as {self.table.unit} {self.seen[own]:,} has"
         self.seen[own] = number
         sequence, why = self._residues(raw, own)
+        chosen = "train" if self.sets is None else _set_of(given, validation)
+        if why is None and chosen not in SETS:
+            why = chosen
+        if why is None and self.clusters is not None and not _text(cluster):
+            why = "has no cluster"
         if why is not None:
-            return why
-        if self.sets is not None:
-            chosen = _set_of(given, validation)
-            if chosen not in SETS:
-                return chosen
-        if self.clusters is not None:
-            if not _text(cluster):
-                return "has no cluster"
-            self.clusters.append(_text(cluster))
+            return self._called(own) + why
         if self.sets is not None:
             self.sets.append(chosen)
+        if self.clusters is not None:
+            self.clusters.append(_text(cluster))
         self.numbers.append(number)
         self.ids.append(own)
         self.sequences.append(sequence)
         self.targets.append(target)
         return None
+
+    def _called(self, own: str) -> str:
+        return f"({own!r}) " if self.column else ""
 
     def _residues(self, raw: Any, name: str) -> tuple[str, str | None]:
         """Clean a sequence; the second is why it cannot be used."""
@@ -189,17 +191,17 @@ class _Rows:
         lengths = [len(sequence) for sequence in self.sequences]
 
         def refuse(place: int, why: str) -> None:
-            self.bad.append((self.numbers[place], f"({self.ids[place]!r}) has {why}", self.table.unit))
+            self.bad.append((self.numbers[place], f"{self._called(self.ids[place])}has {why}", self.table.unit))
 
         level = found.level or asked[0]
         try:
             task, values, kept, why = read_values(self.targets, lengths, (level, asked[1]), found.source, refuse)
         except StudyError as error:
             if self.bad and not skip_bad:
-                raise StudyError(f"{self._told()}; and without them, {error}") from error
+                raise StudyError(f"{self.table.path}: {self._told()}; and without them, {error}") from error
             raise StudyError(f"{self.table.path}: {error}") from error
         if self.bad and not skip_bad:
-            raise StudyError(f"{self._told()}; correct them, or leave them out with --skip-bad")
+            raise StudyError(f"{self.table.path}: {self._told()}; correct them, or leave them out with --skip-bad")
         self._refuse_if_nothing(kept)
         ids, sequences = (tuple(all_[place] for place in kept) for all_ in (self.ids, self.sequences))
         sets = None if self.sets is None else tuple(self.sets[place] for place in kept)
@@ -217,7 +219,7 @@ class _Rows:
         if clusters is not None:
             yield f"clusters: {len(set(clusters)):,}"
         if self.bad:
-            yield f"left out: {len(self.bad):,} row{'' if len(self.bad) == 1 else 's'}, of which {self._told()}"
+            yield f"left out: {len(self.bad):,} row{'' if len(self.bad) == 1 else 's'}, as {self._told()}"
 
     def _refuse_if_nothing(self, left: Sequence[Any]) -> None:
         if not left:
@@ -228,7 +230,7 @@ class _Rows:
         self.bad.sort(key=lambda row: row[0])
         first = "; ".join(f"{unit} {number:,} {why}" for number, why, unit in self.bad[:_SHOWN])
         more = len(self.bad) - _SHOWN
-        return f"{self.table.path}: {first}" + (f"; and {more:,} more" if more > 0 else "")
+        return first + (f"; and {more:,} more" if more > 0 else "")
 
 
 def _text(value: Any) -> str:

@@ -205,7 +205,9 @@ def _written(value: float) -> str:
 def _of_names(names: list[str], kind: str | None, level: str, source: str) -> tuple[Task, np.ndarray, str]:
     distinct = sorted(set(names))
     if len(distinct) < 2:
-        raise StudyError(f"{source} has {distinct or 'no label'} everywhere; there is nothing to predict")
+        raise StudyError(
+            f"{source} has {repr(distinct[0]) if distinct else 'no label'} everywhere; there is nothing to predict"
+        )
     commas = all(_DECIMAL_COMMA.fullmatch(name) or _number(name) is not None for name in distinct)
     if kind is None and (commas or (len(distinct) > 2 and len(distinct) * 2 > len(names))):
         shown = ", ".join(repr(name[:40]) for name in distinct[:3])
@@ -233,7 +235,7 @@ def _classes(
     values = values.astype(np.int64)
     task = Task(kind, level, tuple(names))
     counts = np.bincount(values[values >= 0], minlength=len(names))
-    shown = ", ".join(f"{name} {count:,}" for name, count in zip(names[:10], counts, strict=False))
+    shown = ", ".join(f"{name}: {count:,}" for name, count in zip(names[:10], counts, strict=False))
     more = f" and {len(names) - 10} more" if len(names) > 10 else ""
     positive = f"; {names[1]} is the positive one" if kind == "binary" else ""
     return task, values, f"task: {kind} of a {level}: {len(names)} classes in {source} ({shown}{more}){positive}"

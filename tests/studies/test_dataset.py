@@ -247,7 +247,7 @@ def test_what_may_be_either_is_refused_with_both_readings(refused, labels, readi
     [
         (["1", "1"], None, "nothing to predict"),
         (["a", "a"], None, "nothing to predict"),
-        (["", ""], None, "line 3 ('2') has no label"),
+        (["", ""], None, "line 3 has no label"),
         (["a", "bc", "d", "e"], None, "4 different texts"),
         (["a", "bc", "d"], "binary", "3 classes (a, bc, d)"),
         (["a", "b"], "ranking", "allowed: regression, binary, classes"),
@@ -331,7 +331,7 @@ def test_a_row_that_cannot_be_used_is_refused_by_its_line_or_left_out_and_counte
     ((line, why),) = data.left_out
     assert line == 6
     assert BAD[row] in why
-    assert "left out: 1 row, of which" in data.notes[-1]
+    assert "left out: 1 row, as line 6 " in data.notes[-1]
 
 
 def test_all_bad_rows_are_counted_and_lines_are_those_of_the_file(refused):
