@@ -145,9 +145,9 @@ def _of_values(
     if kind is None and any(number is not None and number % 1 for number in numbers):
         other = next(value for value, number in zip(values, numbers, strict=True) if number is None)
         raise StudyError(
-            f"{source} has {len(values) - found:,} labels that are no numbers (such as {str(other)[:40]!r}) and {found:,}"
-            " that are, which can be read in two ways: as numbers, the others wrong (--task regression), or all as names of"
-            " classes (--task classes); say which"
+            f"{source} has {found:,} numbers and {len(values) - found:,} labels that are none (such as"
+            f" {str(other)[:40]!r}), which can be read in two ways: as numbers, the others wrong (--task regression),"
+            " or all as names of classes (--task classes); say which"
         )
     names = []
     for number, (value, place) in enumerate(zip(values, places, strict=True)):

@@ -206,42 +206,42 @@ def _dealt(dataset: Dataset, groups: np.ndarray, rows: np.ndarray, folds: int, s
     The largest group goes first, each to the fold that has least of its classes. scikit-learn's splitters break ties
     by how a machine sorts, or shuffle no groups.
     """
-    classes, counts = _counts(dataset, rows)
     _, own = np.unique(groups[rows], return_inverse=True)
     many = int(own.max()) + 1
-    tally: list[dict[int, float]] = [{} for _ in range(many)]
-    total = np.bincount(classes[:, 1], weights=counts)
-    for (row, kind), count in zip(classes.tolist(), counts.tolist(), strict=True):
-        group = tally[own[row]]
-        group[kind] = group.get(kind, 0.0) + count / total[kind]
+    kinds, places, shares = _shares(dataset, rows, own)
+    tally: list[list[tuple[int, float]]] = [[] for _ in range(many)]
+    for kind, place, share in zip(kinds.tolist(), places.tolist(), shares.tolist(), strict=True):
+        tally[place].append((kind, share))
     sizes = np.bincount(own, minlength=many)
     order = np.random.RandomState(seed % 2**32).permutation(many)  # its stream is frozen
     order = order[np.argsort(-sizes[order], kind="stable")]
-    load: list[dict[int, float]] = [{} for _ in range(folds)]
+    load = [[0.0] * folds for _ in range(int(kinds.max(initial=0)) + 1)]
     held, filled = np.empty(many, dtype=np.int64), [0] * folds
-    for group in order.tolist():
-        mine = tally[group]
-        costs = [sum(share * has.get(kind, 0.0) for kind, share in mine.items()) for has in load]
-        fold = min(range(folds), key=lambda number: (costs[number], filled[number], number))
+    for group, size in zip(order.tolist(), sizes[order].tolist(), strict=True):
+        costs = [0.0] * folds
+        for kind, share in tally[group]:
+            costs = [cost + share * has for cost, has in zip(costs, load[kind], strict=True)]
+        _, _, fold = min(zip(costs, filled, range(folds), strict=True))
         held[group] = fold
-        filled[fold] += int(sizes[group])
-        for kind, share in mine.items():
-            load[fold][kind] = load[fold].get(kind, 0.0) + share
+        filled[fold] += size
+        for kind, share in tally[group]:
+            load[kind][fold] += share
     return held[own]
 
 
-def _counts(dataset: Dataset, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return (place in `rows`, class), and how many labels of it there are; of a regression all are of one class."""
+def _shares(dataset: Dataset, rows: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return class, group and which share of the class is in the group; all is one class of a regression."""
     if dataset.task.kind == "regression":
-        pairs = np.stack([np.arange(len(rows)), np.zeros(len(rows), dtype=np.int64)], axis=1)
-        return pairs, np.ones(len(rows))
-    if isinstance(dataset.values, np.ndarray):
-        return np.stack([np.arange(len(rows)), dataset.values[rows]], axis=1), np.ones(len(rows))
-    labels = [dataset.values[row] for row in rows]
-    places = np.repeat(np.arange(len(rows)), [len(label) for label in labels])
-    flat = np.concatenate(labels)
-    pairs = np.stack([places, flat], axis=1)[flat >= 0]
-    return np.unique(pairs, axis=0, return_counts=True)
+        kinds, groups = np.zeros(len(rows), dtype=np.int64), own
+    elif isinstance(dataset.values, np.ndarray):
+        kinds, groups = dataset.values[rows], own
+    else:
+        labels = [dataset.values[row] for row in rows]
+        kinds, groups = np.concatenate(labels), np.repeat(own, [len(label) for label in labels])
+    many = int(own.max()) + 1
+    pairs, counts = np.unique(kinds[kinds >= 0] * many + groups[kinds >= 0], return_counts=True)
+    kinds, groups = np.divmod(pairs, many)
+    return kinds, groups, counts / np.bincount(kinds, weights=counts)[kinds]
 
 
 # ---- what cannot be used

@@ -234,7 +234,10 @@ def test_the_task_is_inferred_or_asked_for(read, labels, asked, task):
         ([str(n) for n in range(30)] * 9, ["--task regression", "--task classes"]),
         (["inside", "beside", "beside"], ["--task residue-classes", "--task protein-classes"]),
         (["100000", "200000", "300000"], ["--task residue-classes", "--task regression"]),
-        (["0.5", "x", "y", "y"], ["--task regression", "--task classes", "3 labels that are no numbers (such as 'x')"]),
+        (
+            ["0.5", "x", "y", "y"],
+            ["--task regression", "--task classes", "3 labels that are none (such as 'x')"],
+        ),
     ],
 )
 def test_what_may_be_either_is_refused_with_both_readings(refused, labels, readings):
