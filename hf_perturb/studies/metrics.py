@@ -389,8 +389,8 @@ METRICS_OF = {
     kind: tuple(name for name, metric in METRICS.items() if metric.regression == (kind == "regression"))
     for kind in KINDS
 }
-# of classes the one that needs no threshold: where most residues are of one class, a probe rarely says another
-MAIN = {"regression": "spearman", "binary": "auroc", "classes": "auroc"}
+# the first of each: of classes what needs no threshold, for where most rows are of one class a probe says no other
+MAIN = {kind: names[0] for kind, names in METRICS_OF.items()}
 
 
 def prepare(name: str, truth: Truth | ArrayLike, prediction: ArrayLike) -> Callable[..., Floats]:

@@ -17,6 +17,7 @@ import scipy.special
 from numpy.typing import NDArray
 from sklearn.neighbors import NearestNeighbors
 
+from hf_perturb.errors import StudyError
 from hf_perturb.studies.metrics import Truth, prepare
 from hf_perturb.studies.task import Task
 
@@ -30,27 +31,47 @@ _MEMORY = 30  # pairs of vectors that L-BFGS keeps
 _BLOCK = 4096  # rows
 
 
+@dataclass(frozen=True)
 class Standard:
-    """Features less their mean, over their standard deviation, of some rows; what is constant in these becomes 0.
+    """Features less their mean, over their standard deviation, of some rows; what is constant in these becomes 0."""
 
-    Args:
-        x: the rows, `(n, p)`, of any floating-point type.
-    """
+    mean: Floats
+    scale: Floats
 
-    def __init__(self, x: Array):
-        rows = x.astype(np.float64, copy=False)
-        self.mean = rows.mean(axis=0)
-        variance = rows.var(axis=0)
+    @classmethod
+    def of(cls, x: Array) -> tuple[Standard, Floats]:
+        """Take rows, `(n, p)`, of any floating-point type; return them standardised too.
+
+        Raises:
+            StudyError: if there is something in them that is no number.
+        """
+        _check(x)
+        mean = x.mean(axis=0, dtype=np.float64)
+        rows = np.subtract(x, mean, dtype=np.float64)
+        variance = np.einsum("ij,ij->j", rows, rows) / len(rows)
         # as scikit-learn's StandardScaler: no more than rounding leaves of equal values
         least = len(x) * np.finfo(np.float64).eps
-        constant = variance <= least * variance + (least * self.mean) ** 2
-        self.scale = np.where(constant, 1.0, np.sqrt(variance))
+        constant = variance <= least * variance + (least * mean) ** 2
+        standard = cls(mean, np.where(constant, 1.0, np.sqrt(variance)))
+        rows /= standard.scale
+        return standard, rows
 
     def __call__(self, x: Array) -> Floats:
-        """Standardise rows, `(n, p)`."""
+        """Standardise rows, `(n, p)`, as those that this is of."""
+        _check(x)
         rows: Floats = np.subtract(x, self.mean, dtype=np.float64)
         rows /= self.scale
         return rows
+
+
+def _check(x: Array) -> None:
+    with np.errstate(invalid="ignore"):
+        total = x.sum(dtype=np.float64)
+    if not np.isfinite(total) and (wrong := np.count_nonzero(~np.isfinite(x).all(axis=1))):
+        raise StudyError(
+            f"{wrong:,} of {len(x):,} representations hold NaN or infinity, so that nothing can be trained or tried on "
+            "them; embed in float32"
+        )
 
 
 class Fitted(Protocol):
@@ -112,8 +133,8 @@ class _Linear:
 class Ridge:
     """Ridge regression; the strengths are scikit-learn's `alpha`.
 
-    They are not relative to the rows: the best one is that of the noise over that of the coefficients, which the number
-    of rows does not change.
+    They are not relative to the rows: the best one is the variance of the noise over that of the coefficients, and no
+    number of rows changes either. The weak end is that of microsoft/protein-transfer, whose features are not scaled.
     """
 
     strengths: tuple[float, ...] = tuple(10.0**power for power in range(6, -4, -1))
@@ -121,9 +142,9 @@ class Ridge:
 
     def fit(self, x: Array, y: Array, classes: int = 0, last: int | None = None) -> Fitted:
         """Fit all strengths by one singular value decomposition; `y` may hold several targets, `(n, targets)`."""
-        standard = Standard(x)
+        standard, rows = Standard.of(x)
         mean = y.mean(axis=0, dtype=np.float64)
-        left, values, right = scipy.linalg.svd(standard(x), full_matrices=False, check_finite=False, overwrite_a=True)
+        left, values, right = scipy.linalg.svd(rows, full_matrices=False, check_finite=False, overwrite_a=True)
         onto = (left.T @ (y - mean)).T * values
         coefficients = [(onto / (values**2 + alpha)) @ right for alpha in self.strengths]
         return _Linear(standard, [each.T for each in coefficients], [mean] * len(self.strengths), _as_is)
@@ -201,7 +222,10 @@ class _Logistic:
 
 @dataclass(frozen=True)
 class Logistic:
-    """Multinomial logistic regression with an L2 penalty, by L-BFGS; the strengths are 1/C of scikit-learn's."""
+    """Multinomial logistic regression with an L2 penalty, by L-BFGS; the strengths are 1/C of scikit-learn's.
+
+    The strongest leaves little but the direction in which the means of classes differ.
+    """
 
     strengths: tuple[float, ...] = tuple(10.0**power for power in range(5, 0, -1))
     name: str = "logistic"
@@ -209,12 +233,12 @@ class Logistic:
     def fit(self, x: Array, y: Array, classes: int = 0, last: int | None = None) -> Fitted:
         """Fit one strength after the other, each from where the last one ended; a class that is not there gets 0."""
         present, numbers = np.unique(y, return_inverse=True)
-        standard = Standard(x)
+        standard, rows = Standard.of(x)
         strengths = self.strengths[: None if last is None else last + 1]
         if len(present) == 1:
             nothing = np.zeros((x.shape[1], 1))
             return _Linear(standard, [nothing] * len(strengths), [0.0] * len(strengths), _Chances(present, classes))
-        loss = _Logistic(standard(x), numbers)
+        loss = _Logistic(rows, numbers)
         # of two classes scikit-learn has one set of coefficients, which is the difference of two here
         unit = (2 if len(present) == 2 else 1) / len(y)
         coefficients, intercepts, warnings = [], [], []
@@ -252,8 +276,7 @@ class Neighbours:
 
     def fit(self, x: Array, y: Array, classes: int = 0, last: int | None = None) -> Fitted:
         """Keep the rows; of fewer than a strength says, all are asked."""
-        standard = Standard(x)
-        rows = standard(x)
+        standard, rows = Standard.of(x)
         most = min(int(self.strengths[0]), len(rows))
         found = NearestNeighbors(n_neighbors=most, algorithm="brute").fit(rows)
         said = np.eye(classes)[y] if classes else np.asarray(y, np.float64)
@@ -277,8 +300,6 @@ class _Near:
 
 
 PROBES: dict[str, Probe] = {probe.name: probe for probe in (Ridge(), Logistic(), Neighbours())}
-# by kind of task
-DEFAULT = {"regression": "ridge", "binary": "logistic", "classes": "logistic"}
 
 
 class FoldRows(Protocol):

@@ -11,6 +11,7 @@ from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from hf_perturb.errors import StudyError
 from hf_perturb.studies import probes
 from hf_perturb.studies.metrics import prepare
 from hf_perturb.studies.probes import PROBES, Logistic, Neighbours, Ridge, choose
@@ -107,6 +108,17 @@ def test_what_is_not_fitted_in_time_is_a_warning(monkeypatch):
     x = features(200, 10)
     warnings = Logistic().fit(x, labels(x, 3), 3).warnings
     assert "strength 10 was not fitted in 2 steps: gradient" in warnings[-1]
+
+
+@pytest.mark.parametrize("name", PROBES)
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_representations_that_are_no_numbers_are_refused(name, wrong):
+    x, y = features(30, 4).astype(np.float32), np.arange(30) % 2
+    fitted = PROBES[name].fit(x, y, 2 * (name == "logistic"))
+    x[[3, 5], 1] = wrong
+    for tried in (fitted.path, lambda x: PROBES[name].fit(x, y, 2 * (name == "logistic"))):
+        with pytest.raises(StudyError, match="2 of 30 representations hold NaN or infinity"):
+            tried(x)
 
 
 # ---- choosing
