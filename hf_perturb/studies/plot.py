@@ -25,7 +25,7 @@ _DASHES = ((0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (8, 2)), (0, (3, 1
 _GREY = "0.35"
 _GUESS, _BASELINE = (0, (1, 2)), (0, (6, 3))
 _BAND, _FAINT, _MANY = 0.17, 0.09, 4  # how opaque bands are, and of how many networks there are too many for that
-_STEPS = (1, 2, 5, 10, 20)  # layers between ticks
+_STEPS, _TICKS = (1, 2, 5, 10, 20), 18  # layers between ticks, and most of these
 _DEEP = 1.5  # how far below the best R² an axis goes: there is no worst one
 _AWAY, _LINE = 12, 9.5  # points from the axes to a label, and from a label to the next
 
@@ -142,8 +142,8 @@ def _curve(results: Results, name: str) -> list[_Point]:
 
 def _fold_place(results: Results, share: float) -> float:
     """Return where, right of the layers, what folds chose is drawn; `share` tells networks apart."""
-    gap = max(1.0, len(results.layers) / 12)
-    return results.layers[-1] + gap * (0.6 + share)
+    first, last = results.layers[0], results.layers[-1]
+    return last + (last - first) * (0.06 + 0.07 * share)
 
 
 def _draw_curve(axes: Any, curve: Sequence[_Point], style: dict[str, Any], alpha: float) -> None:
@@ -162,7 +162,7 @@ def _draw_best(axes: Any, curve: Sequence[_Point], style: dict[str, Any], place:
             x = place if point.layer is None else point.layer
             if point.layer is None:
                 axes.plot([x, x], [point.low, point.high], color=style["color"], lw=1.2, zorder=3)
-            axes.plot(x, point.value, **{**style, "ms": 1.6 * style["ms"], "ls": "none"})
+            axes.plot(x, point.value, **{**style, "ms": 1.9 * style["ms"], "ls": "none", "mec": "white", "mew": 0.5})
 
 
 def _scale(axes: Any, results: Results, points: Sequence[_Point], lines: Sequence[Score]) -> None:
@@ -180,8 +180,12 @@ def _scale(axes: Any, results: Results, points: Sequence[_Point], lines: Sequenc
 
 def _ticks(axes: Any, results: Results, by_fold: bool) -> None:
     layers = results.layers
-    step = next((step for step in _STEPS if len(layers) <= 18 * step), _STEPS[-1])
-    ticks = [(float(layer), str(layer)) for layer in layers[::step]]
+    least = (layers[-1] - layers[0]) / _TICKS
+    step = next((step for step in _STEPS if step >= least), _STEPS[-1])
+    ticks: list[tuple[float, str]] = []
+    for layer in layers:
+        if not ticks or layer - ticks[-1][0] >= step:
+            ticks.append((layer, str(layer)))
     if by_fold:
         ticks.append((_fold_place(results, 0.5), "best,\nby fold"))
     axes.set_xticks([at for at, _ in ticks], [name for _, name in ticks])
@@ -200,7 +204,7 @@ def _legend(figure: Any, results: Results, styles: dict[str, dict[str, Any]], si
         Line2D([], [], **{**style, "ms": size, "mfc": "white", "mew": 0.8}, label=name)
         for name, style in zip(names, styles.values(), strict=True)
     ]
-    handles.append(Line2D([], [], marker="o", ls="none", color=_GREY, ms=1.6 * size, label="best on validation"))
+    handles.append(Line2D([], [], marker="o", ls="none", color=_GREY, ms=1.9 * size, label="best on validation"))
     handles.append(Patch(color="0.85", label="95% interval"))
     longest = max(map(len, names))
     rows = math.ceil(len(handles) / (4 if longest <= 24 else 3 if longest <= 36 else 2))

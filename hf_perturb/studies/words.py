@@ -99,7 +99,13 @@ def _control(results: Results, contrast: Contrast, number: Numbers) -> str:
     reached = number.spread(contrast.mean, contrast.sd)
     if contrast.sd is None:
         reached += f" {number.interval(contrast.low, contrast.high)}"
-    return f"{count} {networks}{rest} {reached}{end}"
+    where = " at the embedding" if _is_embedding(results, contrast) else ""
+    return f"{count} {networks}{rest} {reached}{where}{end}"
+
+
+def _is_embedding(results: Results, contrast: Contrast) -> bool:
+    """Whether all seeds of a control are at their best where little or nothing of them was perturbed."""
+    return results.layers != (0,) and {score.layer for score in results.seeds_of(contrast.group)} == {0}
 
 
 def _parts(results: Results, group: str) -> tuple[str, str]:
@@ -118,6 +124,8 @@ def _strongest(results: Results) -> Score | None:
 
 def _left(results: Results, contrast: Contrast) -> str:
     method, rest = _parts(results, contrast.group)
+    if _is_embedding(results, contrast):
+        return "in the embedding"
     # what keeps layers, or draws by trained statistics, is not without training
     scoped = any(score.scope for score in results.seeds_of(contrast.group))
     where = "without training" if method == "reinit" and not scoped else _NETWORKS[method][1]
@@ -159,4 +167,4 @@ def methods(results: Results) -> str:
     facts: dict[str, Any] = {**results.about, "results": results, "task": results.task}
     facts["metrics"] = [METRICS[name].title for name in dict.fromkeys(score.metric for score in results.scores)]
     facts["title"], facts["words"] = METRICS[results.metric].title, last_line(results)
-    return templates().get_template("study_methods.md").render(facts)
+    return templates().get_template("study_methods.md").render(facts) + "\n"

@@ -28,7 +28,17 @@ def unprobed():
     return replace(made, scores=(*made.scores, score("base", 0.61, probe="masked marginals")))
 
 
+def sparse():
+    made, at = results(4, ("reinit", "resample"), 2, by_fold=True), {None: None, 0: 0, 1: 30, 2: 31, 3: 32}
+    moved = {
+        name: tuple(replace(each, layer=at[each.layer]) for each in getattr(made, name))
+        for name in ("scores", "contrasts")
+    }
+    return replace(made, **moved)
+
+
 CASES = {
+    "layers far apart": sparse,
     "one": lambda: results(1),
     "one, long": lambda: results(1, LONG, 1),
     "17": lambda: results(17),
@@ -112,7 +122,7 @@ def test_curves_are_the_scores_with_what_was_chosen_marked():
     with matplotlib.rc_context(pictures.STYLE):
         axes = plots._figure(made).axes[0]
     styles = plots._styles(made)
-    for name, chosen in (("base", 12), ("reinit", 0), ("resample", 0)):
+    for name, chosen in (("base", 12), ("reinit", 1), ("resample", 1)):
         lines = [line for line in axes.lines if line.get_marker() == styles[name]["marker"]]
         curve, mark = lines
         expected = [score.value for score in made.of("base") if score.layer is not None]

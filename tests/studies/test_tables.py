@@ -13,6 +13,8 @@ import pytest
 from support.study_results import CLASSES, SIX, results
 
 from hf_perturb.errors import CheckpointError
+from hf_perturb.storage.folders import replaced_file
+from hf_perturb.studies import tables
 from hf_perturb.studies.results import Score
 from hf_perturb.studies.tables import read_report, write_tables
 
@@ -66,9 +68,9 @@ def test_a_summary_has_a_row_a_layer_and_one_of_the_best(tmp_path):
     write_tables(made, tmp_path)
     *layers, best = summary(tmp_path)
     assert [row["layer"] for row in layers] == ["0", "1", "2", "3", "4"]
-    assert {row["chosen_by"] for row in (*layers[1:3], layers[4])} == {""}
+    assert {row["chosen_by"] for row in (layers[0], layers[2], layers[4])} == {""}
     assert (layers[3]["chosen_by"], best["layer"]) == ("base", "best")
-    assert layers[0]["chosen_by"].split()[0] == "reinit-seed0"
+    assert layers[1]["chosen_by"].split()[0] == "reinit-seed0"
     for row, layer in zip([*layers, best], [0, 1, 2, 3, 4, None], strict=True):
         base = made.base if layer is None else next(score for score in made.of("base") if score.layer == layer)
         assert float(row["base"]) == base.value
@@ -94,6 +96,18 @@ def test_the_same_results_give_the_same_bytes_and_replace_what_was_there(tmp_pat
         written.append({path.name: path.read_bytes() for path in tmp_path.iterdir()})
     assert written[0] == written[1]
     assert {*written[0]} == {"scores.parquet", "summary.csv", "methods.md", "report.json"}
+
+
+def test_the_report_comes_last_for_it_says_that_all_is_there(tmp_path, monkeypatch):
+    written = []
+
+    def noted(path):
+        written.append(path.name)
+        return replaced_file(path)
+
+    monkeypatch.setattr(tables, "replaced_file", noted)
+    write_tables(results(3), tmp_path)
+    assert written == ["scores.parquet", "summary.csv", "methods.md", "report.json"]
 
 
 def test_a_number_that_is_none_is_refused_and_nothing_is_left(tmp_path):

@@ -94,6 +94,15 @@ def test_the_embedding_is_not_held_against_itself():
     assert "; length alone 0.10:" in said
 
 
+def test_a_control_that_is_best_where_nothing_came_before_is_said():
+    made = results(5, simple=ALONE)
+    chosen = tuple(replace(each, chosen=each.layer == (3 if each.kind == "base" else 0)) for each in made.scores)
+    assert last_line(replace(made, scores=chosen)).endswith(
+        "networks 0.38 ± 0.02 at the embedding; composition alone 0.35:"
+        " 62% [54, 70] of what the probe finds beyond guessing is there in the embedding."
+    )
+
+
 def test_of_folds_it_names_no_layer():
     assert last_line(results(5, by_fold=True)).startswith("The layers chosen fold by fold reach Spearman 0.61 [")
 
@@ -122,7 +131,7 @@ def test_the_table_has_a_row_for_each_network_and_baseline(capsys):
     assert [row["network"] for row in rows[:4]] == ["base", "reinit", "resample-all-top4", "guess"]
     assert rows[1] == {
         "network": "reinit",
-        "layer": "0",
+        "layer": "1",
         "Spearman": "0.38 ± 0.02",
         "95%": "[0.33, 0.43]",
         "base less it": "0.23 [0.19, 0.27]",
@@ -137,7 +146,7 @@ def test_the_table_names_the_layers_that_seeds_chose():
     made = results(5, seeds=2)
     other = [score("reinit-seed2", 0.3, 4, chosen=True), contrast("reinit", 0.3, base=0.6, guess=0, seeds=3)]
     rows = summary_table(replace(made, scores=(*made.scores, other[0]), contrasts=(other[1],)))
-    assert rows[1]["layer"] == "0-4"
+    assert rows[1]["layer"] == "1-4"
     assert summary_table(results(5, by_fold=True))[0]["layer"] == ""
 
 
@@ -161,7 +170,7 @@ def test_methods_say_what_one_needs_to_do_it_again():
         *("`demo` (sha256:base)", "hf_perturb 0.1.0", "`two_vs_rest.csv` (sha256:abc)", "train", "1,899 proteins"),
         *("`reinit` (weights drawn anew, rules `documented`; seeds 0-2);", "scope `top:4`; seeds 0-2)."),
         *("layer (0-4; 0 is the embedding), a ridge probe", "of 4, from 100000 to 0.1", "2,000 bootstrap", "Holm"),
-        *("3 rows were left out.\n", "- the test set is small\n", "| `gaussian-seed2` | sha256:gaussian-seed2 |"),
+        *("- 3 rows were left out\n", "- the test set is small\n", "| `gaussian-seed2` | sha256:gaussian-seed2 |"),
         *(f"**Result.** {last_line(made)}", "scikit-learn 1.5.0.", "of 1,745 test proteins", "the validation rows"),
     ):
         assert part.lower() in said.lower(), part
@@ -172,7 +181,10 @@ def test_methods_of_residues_and_folds():
     made = results(5, ("reinit",), 1, task=CLASSES, metric="mcc", by_fold=True)
     made.about["split"] |= {"name": "kfold:5", "folds": 5, "inner": 5, "clusters": 120}
     said = methods(made)
-    for part in ("seed 0)", "Each of 5 folds (`kfold:5`", "5 inner folds", "test clusters", "17,450 residues", "MCC"):
+    for part in (
+        *("Each of 5 folds (`kfold:5`", "5 inner folds", "clusters of similar sequences", "test clusters"),
+        *("17,450 residues", "MCC", "seed 0)"),
+    ):
         assert part in said, part
     assert "validation rows" not in said
 

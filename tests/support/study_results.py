@@ -29,7 +29,7 @@ def score(network: str, value: float, layer: int | None = None, **fields: Any) -
         "axis": None,
         "scope": (group.partition("-top")[2] and f"top:{group[-1]}") or None,
         "seed": int(seed) if seed else None,
-        "digest": f"sha256:{network}" if layer else None,
+        "digest": f"sha256:{network}" if kind != "baseline" else None,
         "chosen": False,
         "probe": "ridge",
         "strength": 10.0,
@@ -42,6 +42,14 @@ def score(network: str, value: float, layer: int | None = None, **fields: Any) -
         **fields,
     }
     return Score(network=network, layer=layer, value=value, **given)
+
+
+def record(one: Score) -> dict[str, Any] | None:
+    """Return what was done to the weights of a control."""
+    if one.kind != "control":
+        return None
+    done = {"method": one.method, "seed": one.seed, "rules": one.rules}
+    return done | ({"scope": [one.scope]} if one.scope else {})
 
 
 def contrast(group: str, mean: float, layer: int | None = None, *, base: float, guess: float, seeds: int) -> Contrast:
@@ -107,7 +115,8 @@ def results(
     for number, group in enumerate(controls):
         top = control - 0.04 * number
         means = [top - 0.1 * (layer / layers) - 0.015 * math.sin(layer + number) for layer in range(layers)]
-        means[0] = top
+        first = min(1, layers - 1)
+        means[first] = top
         for layer, mean in enumerate(means):
             contrasts.append(contrast(group, mean, layer, base=curve[layer], guess=guess, seeds=seeds))
             scores += [
@@ -115,7 +124,7 @@ def results(
                     f"{group}-seed{seed}",
                     mean + 0.01 * (seed - seeds // 2),
                     layer,
-                    chosen=layer == 0 and not by_fold,
+                    chosen=layer == first and not by_fold,
                     **shape,
                 )
                 for seed in range(seeds)
@@ -124,7 +133,7 @@ def results(
             scores += [score(f"{group}-seed{seed}", top, chosen=True, **shape) for seed in range(seeds)]
         contrasts.append(contrast(group, top, base=base, guess=guess, seeds=seeds))
     degeneracy = [Degeneracy("base", "base", layer, 0.001 * layer, 40.0 - layer, 0.05) for layer in range(layers)]
-    networks = {each.network: {"digest": each.digest, "record": None} for each in scores if each.layer is not None}
+    networks = {each.network: {"digest": each.digest, "record": record(each)} for each in scores if each.digest}
     made = Results(about(networks), task, metric, tuple(scores), tuple(contrasts), tuple(degeneracy), (), ())
     return replace(made, warnings=("similar sequences may be in several folds",)) if by_fold else made
 
