@@ -20,7 +20,7 @@ from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
-from hf_perturb.errors import CheckpointError, FolderExistsError, FolderLockedError
+from hf_perturb.errors import CheckpointError, FolderExistsError, FolderLockedError, HfPerturbError
 
 # what a folder of ours may hold
 _FILES = ("config.json", "model*.safetensors", "model.safetensors.index.json", "tokenizer*.json", "README.md")
@@ -186,7 +186,7 @@ def nothing_written(what: str | Path, errors: tuple[type[Exception], ...] = (OSE
     """
     try:
         yield
-    except CheckpointError:
+    except HfPerturbError:
         raise
     except errors as error:
         raise CheckpointError(f"{what}: nothing was written, because {error}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -77,10 +78,10 @@ def score(
     work.check(networks)
     with ExitStack() as held:
         file: Any = io.BytesIO() if place is None else held.enter_context(placed(place, asked.force))
-        writer = Writer(file, asked.marginals, work.measured is not None)
+        writer = held.enter_context(Writer(file, asked.marginals, work.measured is not None))
         found = [_network_scores(each, work, writer) for each in networks.loaded(work.places)]
-        said = {"fasta": Path(wildtype).name if Path(str(wildtype)).exists() else None, **work.described()}
-        writer.close({**networks.described(), **said, "networks": [vars(each) for each in found]})
+        said = {"fasta": Path(wildtype).name if os.path.exists(wildtype) else None, **work.described()}
+        writer.say({**networks.described(), **said, "networks": [vars(each) for each in found]})
     notes = (*networks.encoder.notes, *findings.lines())
     return Scores(place, work.mutants, tuple(found), work.measured, notes, file if place is None else place)
 
@@ -203,4 +204,4 @@ def _network_scores(scorer: Scorer, work: _Work, writer: Writer) -> NetworkScore
         name: float(np.mean(there)) if (there := [value for value in each.values() if value is not None]) else None
         for name, each in found.items()
     }
-    return replace(scorer.network, spearman=means, by_wildtype=found)
+    return replace(scorer.network, spearman=means, by_wildtype=found if len(work.ids) > 1 else {})

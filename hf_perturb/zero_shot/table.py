@@ -33,7 +33,7 @@ class NetworkScores:
         perturbation: what was done to them, as JSON; `None` of a base.
         spearman: by marginal, the rank correlation with what was measured, over wild types its mean; `None` where it is
             not defined, as of scores that are all the same.
-        by_wildtype: the same by marginal and wild type.
+        by_wildtype: the same by marginal and wild type, where there are several.
     """
 
     network: str
@@ -111,6 +111,12 @@ class Writer:
         self._schema = pa.schema([pa.field(name, kind) for name, kind in kinds.items()])
         self._writer = parquet.ParquetWriter(file, self._schema, compression="zstd", write_page_checksum=True)
 
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.close()  # while the file is open, even if it will be thrown away
+
     def add(
         self,
         network: NetworkScores,
@@ -132,10 +138,9 @@ class Writer:
                 columns["measured"] = pa.array(mutants.measured[rows], from_pandas=True)  # NaN is nothing
             self._writer.write_table(pa.table(columns, schema=self._schema))
 
-    def close(self, about: Mapping[str, Any]) -> None:
-        """End the file with what is said of the run, as JSON."""
+    def say(self, about: Mapping[str, Any]) -> None:
+        """Add what is said of the run, as JSON."""
         self._writer.add_key_value_metadata({_ABOUT: json.dumps({"format": FORMAT, **about})})
-        self._writer.close()
 
 
 def read_about(path: Path) -> dict[str, Any] | None:
