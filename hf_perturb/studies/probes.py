@@ -300,6 +300,8 @@ class _Near:
 
 
 PROBES: dict[str, Probe] = {probe.name: probe for probe in (Ridge(), Logistic(), Neighbours())}
+# by kind of task
+DEFAULT = {"regression": "ridge", "binary": "logistic", "classes": "logistic"}
 
 
 class FoldRows(Protocol):
