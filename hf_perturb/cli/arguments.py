@@ -110,28 +110,32 @@ def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentP
     _add_convert(add("convert", "make a base of a checkpoint", _CONVERT))
     _add_create(add("create", "build a variant, or many", _CREATE))
 
-    verify = add("verify", "compare a variant with its record", _VERIFY)
-    verify.add_argument("--revision", type=nonempty, metavar="NAME", help="branch, tag or commit, if PATH is a Hub id")
-    verify.add_argument("path", type=nonempty, metavar="PATH", help=f"{_VERIFIED}; or a folder of variants")
-    verify.add_argument("--base", type=nonempty, metavar="BASE", help=f"what it was made from: {BASE}")
-    compare = add("compare", "what differs between two checkpoints", _COMPARE)
-    compare.add_argument("a", type=nonempty, metavar="A", help=BASE)
-    compare.add_argument("b", type=nonempty, metavar="B", help="the same; or one of them a folder of variants")
-    compare.add_argument("--per", choices=("layer", "tensor"), help="a row for each; default: layer")
-    compare.add_argument(
-        "--plot", type=nonempty, metavar="FILE", help="draw distances and histograms (.png, .pdf, .svg)"
-    )
+    _add_verify(add("verify", "compare a variant with its record", _VERIFY))
+    _add_compare(add("compare", "what differs between two checkpoints", _COMPARE))
     _add_embed(add("embed", "FASTA to representations", _EMBED))
     study.add_study(add("study", "is it due to what the model learned?", study.DESCRIPTION))
     zero_shot.add_commands(add)
     _add_push(add("push", "publish on the Hub", _PUSH))
     trusted = "run the code that comes with a network that Transformers does not have; read it first"
-    running = (made[name] for name in ("create", "embed", "study", "score", "contacts"))
-    for command in (listing, verify, compare, *running):
-        command.add_argument("--trust-remote-code", action="store_true", help=trusted)
-    for command in (made["create"], verify, compare):
-        command.add_argument("--jobs", type=count, metavar="N", help="tensors at a time; default: one a processor")
+    for name in ("list", "create", "verify", "compare", "embed", "study", "score", "contacts"):
+        made[name].add_argument("--trust-remote-code", action="store_true", help=trusted)
+    for name in ("create", "verify", "compare"):
+        made[name].add_argument("--jobs", type=count, metavar="N", help="tensors at a time; default: one a processor")
     return parser, made
+
+
+def _add_verify(verify: argparse.ArgumentParser) -> None:
+    verify.add_argument("--revision", type=nonempty, metavar="NAME", help="branch, tag or commit, if PATH is a Hub id")
+    verify.add_argument("path", type=nonempty, metavar="PATH", help=f"{_VERIFIED}; or a folder of variants")
+    verify.add_argument("--base", type=nonempty, metavar="BASE", help=f"what it was made from: {BASE}")
+
+
+def _add_compare(compare: argparse.ArgumentParser) -> None:
+    compare.add_argument("a", type=nonempty, metavar="A", help=BASE)
+    compare.add_argument("b", type=nonempty, metavar="B", help="the same; or one of them a folder of variants")
+    compare.add_argument("--per", choices=("layer", "tensor"), help="a row for each; default: layer")
+    pictured = "draw distances and histograms (.png, .pdf, .svg)"
+    compare.add_argument("--plot", type=nonempty, metavar="FILE", help=pictured)
 
 
 def _add_convert(convert: argparse.ArgumentParser) -> None:

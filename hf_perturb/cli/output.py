@@ -132,13 +132,15 @@ def progress_of(units: Mapping[str, str], shown: bool = True) -> Iterator[Callab
     """Show the same of one phase after another, each with its own unit."""
     from tqdm import tqdm
 
+    said = ""
     with tqdm(unit_scale=True, disable=None if shown else True, leave=False) as bar:
 
         def show(phase: str, done: int, total: int) -> None:
-            if done < bar.n or phase != bar.desc.removesuffix(": "):  # another piece of work
+            nonlocal said
+            if done < bar.n or phase != said:  # another piece of work
                 bar.reset()
                 bar.set_description(phase, refresh=False)
-            bar.unit, bar.total = units[phase], total
+            said, bar.unit, bar.total = phase, units[phase], total
             bar.update(done - bar.n)
 
         yield show

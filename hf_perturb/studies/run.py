@@ -105,31 +105,37 @@ class _Study:
             units = np.array(split.clusters or dataset.ids, object)[rows.protein[rows.test]]
             resamples = Resamples(units, options.resamples, options.seed)
             evaluation = Evaluation(dataset, split, rows, probe, entries, metrics, resamples)
-            scores, sampled = evaluation.scored(self._progress("resampling"))
+            about = self._about(inputs, dataset, split, rows, probe)
+            results = self._results(evaluation, about, (*dataset.notes, *split.notes, *rows.notes, *said))
             evaluation.write_predictions(self.out / PREDICTIONS)
-            layers = sources[0].layers
-            controls: dict[str, list[Sampled]] = {}
-            for source in sources:
-                if source.kind == "control":
-                    controls.setdefault(source.group, []).append(sampled[source.name])
-            results = Results(
-                about=self._about(inputs, dataset, split, rows, probe),
-                task=dataset.task,
-                metric=metrics[0],
-                scores=tuple(scores),
-                contrasts=contrasts(sampled[BASE], controls, sampled[GUESS], [*layers, None], resamples),
-                degeneracy=_degeneracy(entries),
-                warnings=(
-                    *split.warnings,
-                    *cautions(controls, [*layers, None], resamples),
-                    *_cautions_of_probes(entries, probe),
-                ),
-                notes=(*dataset.notes, *split.notes, *rows.notes, *said),
-            )
             draw(results, self.out)
             write_tables(results, self.out)
             shutil.rmtree(self.out / PROBED)
         return results
+
+    def _results(self, evaluation: Evaluation, about: dict[str, Any], notes: tuple[str, ...]) -> Results:
+        """Score all that was predicted, and hold the base against its controls."""
+        scores, sampled = evaluation.scored(self._progress("resampling"))
+        controls: dict[str, list[Sampled]] = {}
+        for rows in evaluation.entries.values():
+            if (source := rows[0].source).kind == "control":
+                controls.setdefault(source.group, []).append(sampled[source.name])
+        layers = [entry.layer for entry in evaluation.entries[BASE] if entry.layer is not None]
+        held = [*layers, None]
+        return Results(
+            about=about,
+            task=evaluation.dataset.task,
+            metric=evaluation.metrics[0],
+            scores=tuple(scores),
+            contrasts=contrasts(sampled[BASE], controls, sampled[GUESS], held, evaluation.resamples),
+            degeneracy=_degeneracy(evaluation.entries),
+            warnings=(
+                *evaluation.split.warnings,
+                *cautions(controls, held, evaluation.resamples),
+                *_cautions_of_probes(evaluation.entries, evaluation.probe),
+            ),
+            notes=notes,
+        )
 
     def _probed(
         self, sources: list[Source], dataset: Dataset, rows: Rows, probe: Probe, metric: str, key: str
