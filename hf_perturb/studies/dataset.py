@@ -130,7 +130,8 @@ class _Rows:
         self, place: int, number: int, name: Any, raw: Any, target: Any, given: Any, validation: Any, cluster: Any
     ) -> str | None:
         """Take a row, or return why it cannot be used."""
-        own = str(place) if name is NUMBERED else _text(name)
+        # in a FASTA, a line break in a name would make residues of its rest
+        own = str(place) if name is NUMBERED else " ".join(_text(name).split())
         if not own:
             return "has no id"
         if "\ufffd" in own:

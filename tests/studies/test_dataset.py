@@ -353,6 +353,11 @@ def test_an_id_twice_is_refused(refused):
     assert "line 3 has no id" in refused("id,sequence,y\na,MKV,1.5\n,MK,2\nb,MK,3\n")
 
 
+def test_ids_are_one_line(read, refused):
+    assert read('id,sequence,y\n"a\nb\tc ",MKV,1.5\nb,MK,2\nc,MK,3\n').ids == ("a b c", "b", "c")
+    assert "line 4 has the id 'a b', as line 2" in refused('id,sequence,y\n"a\nb",M,1.5\na b,K,2\n')
+
+
 def test_labels_and_sequences_that_do_not_belong_together_are_refused(read, refused):
     fasta = ">a\nMKV\n>b\nACDE\n>c\nMMMM\n>d\nAC\n"
     labels = ">a\nHEC\n>b\nHHE\n>x\nHH\n>c\nHHHE\n>c\nHHHH\n"
