@@ -31,6 +31,7 @@ FEW_UNITS = 30  # of fewer, what simulated intervals cover is up to five percent
 _TAIL = 0.975  # of intervals of 95%
 _BLOCK = 2**22  # weights of rows, or values of representations, at a time
 _NO_SPREAD = 1e-7  # of the norm: less is what float32 makes of equal values
+_SAME = 1e-12  # what scores of equal weights may be apart, by rounding
 _LEAST_P = 1e-6  # nobody knows a tail further out
 
 Array = np.ndarray
@@ -65,8 +66,10 @@ class Resamples:
         """How often each unit is in each resample, `(draws, units)`; none is in one 256 times."""
         stream = np.random.Generator(np.random.PCG64(self._seed))
         counts = np.empty((self.draws, self.units), dtype=np.uint8)
-        for row in counts:
-            row[:] = np.bincount(stream.integers(0, self.units, self.units), minlength=self.units)
+        step = max(1, _BLOCK // self.units)
+        for block in (counts[first : first + step] for first in range(0, self.draws, step)):
+            places = stream.integers(0, self.units, block.shape) + np.arange(0, block.size, self.units)[:, None]
+            block[:] = np.bincount(places.ravel(), minlength=block.size).reshape(block.shape)
         return counts
 
     def blocks(self) -> Iterator[Array]:
@@ -148,7 +151,8 @@ class _Seeds:
         self.sd: Array | None = None
         self.variance, self.draws = np.zeros_like(self.mean), self.on_rows
         if self.count > 1:
-            self.sd = values.std(0, ddof=1)
+            # the mean of equal values may be rounded
+            self.sd = np.where(np.ptp(values, 0) > 0, values.std(0, ddof=1), 0.0)
             # the test rows set seeds apart too, which is in the resamples already
             by_rows = (spread - values[..., None]).var(0, ddof=1).mean(-1)
             self.variance = np.maximum(self.sd**2 - by_rows, 0) / self.count
@@ -292,14 +296,13 @@ def cautions(
         if len(seeds) == 1:
             said.append(f"{group} has one seed ({names}): its intervals are of that network alone, not of other seeds")
             continue
-        same = [
-            row for row, scores in enumerate(zip(*(seed.values for seed in seeds), strict=True)) if len({*scores}) == 1
-        ]
-        if same:
-            where = ", ".join("the best layer" if layers[row] is None else f"layer {layers[row]}" for row in same)
+        spread = np.ptp([seed.values for seed in seeds], axis=0)
+        if same := [layer for layer, apart in zip(layers, spread, strict=True) if apart <= _SAME]:
+            where = ", ".join("the best layer" if layer is None else f"layer {layer}" for layer in same)
+            where = "every layer" if len(same) == len(layers) else where
             said.append(
-                f"all seeds of {group} score the same, to the last digit (a standard deviation of 0), at {where}: "
-                f"see whether their weights differ ({names})"
+                f"{group}: all seeds score the same (a standard deviation of 0) at {where}; if that is not because the "
+                f"control leaves alone what comes before, see whether their weights differ: {names}"
             )
     return tuple(said)
 
@@ -318,18 +321,18 @@ def degeneracy(x: Array, lengths: Array) -> tuple[float, float, float]:
         line in the length explains.
     """
     mean, about = x.mean(0, dtype=np.float64), lengths - lengths.mean()
-    n, hidden = x.shape
+    (n, hidden), kind = x.shape, np.result_type(x, np.float32)
     gram, slopes, sums = np.zeros((hidden, hidden)), np.zeros(hidden), np.zeros(hidden)
     directed, step = 0, max(1, _BLOCK // hidden)
     for rows in (slice(first, first + step) for first in range(0, n, step)):
-        centred = (x[rows] - mean).astype(x.dtype)
+        centred = (x[rows] - mean).astype(kind)
         gram += centred.T @ centred
         slopes += about[rows] @ centred
         norms = np.sqrt(np.einsum("ij,ij->i", centred, centred, dtype=np.float64))
         sums += np.divide(1, norms, out=np.zeros_like(norms), where=norms > 0) @ centred
         directed += np.count_nonzero(norms)
     total = float(np.trace(gram))
-    if total <= (_NO_SPREAD * float(np.linalg.norm(x))) ** 2:
+    if total <= _NO_SPREAD**2 * (total + n * float(mean @ mean)):
         return 0.0, 0.0, 0.0
     # all pairs, without those of a row and itself
     cosine = (float(sums @ sums) - directed) / (n * (n - 1))
