@@ -11,6 +11,10 @@ from .compare.compare import (
     compare_checkpoints as compare_checkpoints,
     compare_variants as compare_variants,
 )
+from .embedding.functions import (
+    EmbeddingFunctions as EmbeddingFunctions,
+    embedding_functions as embedding_functions,
+)
 from .embedding.read import read_embeddings as read_embeddings
 from .embedding.run import Embeddings as Embeddings, embed as embed, embed_variants as embed_variants
 from .errors import (
