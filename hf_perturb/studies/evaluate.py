@@ -122,31 +122,69 @@ class Evaluation:
         for_each(work, self.entries)
         return [score for name in self.entries for score in scores[name]], sampled
 
+    def zero_shot(self, predicted: Mapping[str, NDArray[np.float64]]) -> list[Score]:
+        """Return how well what networks say of substitutions ranks the test rows; nothing was trained for it.
+
+        Args:
+            predicted: a score of each protein, by network.
+        """
+        truth, scores = Truth(self.truth, self.resamples.of_rows), []
+        for name, each in predicted.items():
+            values, draws = self.resamples.take([prepare("spearman", truth, each[self.rows.test])], truth)
+            figures = (values[0], *(end[0] for end in self.resamples.interval(values, draws)))
+            scores.append(self._score(self.entries[name][0].source, "spearman", figures, probe="masked marginals"))
+        return scores
+
     def _scores(self, metric: str, entries: Sequence[Entry], *figures: NDArray[np.float64]) -> Iterator[Score]:
-        for entry, value, low, high in zip(entries, *figures, strict=True):
-            record, source, strength = entry.source.record, entry.source, entry.strength
-            yield Score(
-                network=source.name,
-                kind=source.kind,
-                group=source.group,
-                method=record and record.method,
-                rules=record and record.rules,
-                axis=record and record.axis,
-                scope=",".join(record.scope) or None if record else None,
-                seed=record and record.seed,
-                digest=source.digest,
+        for entry, *each in zip(entries, *figures, strict=True):
+            is_guess = entry.source.name == GUESS
+            yield self._score(
+                entry.source,
+                metric,
+                each,
                 layer=entry.layer,
                 chosen=entry.chosen,
-                probe=self.probe.name if source.name != GUESS else "none",
-                strength=None if strength is None or source.name == GUESS else self.probe.strengths[strength],
-                split=self.split.name,
-                metric=metric,
-                value=float(value),
-                low=float(low),
-                high=float(high),
-                n=len(self.truth),
+                probe="none" if is_guess else self.probe.name,
+                strength=None if entry.strength is None or is_guess else self.probe.strengths[entry.strength],
                 validation=float(np.mean(entry.found.validation)) if metric == self.metrics[0] else None,
             )
+
+    def _score(
+        self,
+        source: Source,
+        metric: str,
+        figures: Sequence[float],
+        *,
+        probe: str,
+        layer: int | None = None,
+        chosen: bool = False,
+        strength: float | None = None,
+        validation: float | None = None,
+    ) -> Score:
+        value, low, high = map(float, figures)
+        record = source.record
+        return Score(
+            network=source.name,
+            kind=source.kind,
+            group=source.group,
+            method=record and record.method,
+            rules=record and record.rules,
+            axis=record and record.axis,
+            scope=",".join(record.scope) or None if record else None,
+            seed=record and record.seed,
+            digest=source.digest,
+            layer=layer,
+            chosen=chosen,
+            probe=probe,
+            strength=strength,
+            split=self.split.name,
+            metric=metric,
+            value=value,
+            low=low,
+            high=high,
+            n=len(self.truth),
+            validation=validation,
+        )
 
     @cached_property
     def truth(self) -> NDArray[Any]:

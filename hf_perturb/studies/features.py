@@ -99,7 +99,7 @@ class Unique:
 class Embedded:
     """The representations of a network in a folder, as the rows of a study want them."""
 
-    def __init__(self, folder: Path, pool: str, unique: Unique, rows: Rows, whole: bool):
+    def __init__(self, folder: Path, pool: str, unique: Unique, rows: Rows, whole: bool, own: bool):
         """Find where the rows are.
 
         Args:
@@ -108,11 +108,13 @@ class Embedded:
             unique: the sequences.
             rows: of the study.
             whole: whether the folder has the vectors of all residues, and not of those alone that are wanted.
+            own: whether it was made of these very sequences, in their order.
 
         Raises:
             StudyError: if the folder lacks a protein of the study.
         """
-        self._folder, self._pool, self._unique, self._rows, self._whole = folder, pool, unique, rows, whole
+        self._folder, self._pool, self._unique, self._rows = folder, pool, unique, rows
+        self._whole, self._own = whole, own
         self._place: Numbers | None = None
 
     def __call__(self, layer: int | None) -> Features:
@@ -134,7 +136,8 @@ class Embedded:
     def _places(self, ids: list[str], lengths: Numbers | None) -> Numbers:
         """Return the row of the folder, or the residue among all that it has, for each row of the study."""
         if self._place is None:
-            there = {name: place for place, name in enumerate(ids)}
+            # what the study wrote itself is in its order
+            there = dict(zip(self._unique.ids if self._own else ids, range(len(ids)), strict=True))
             if missing := [name for name in self._unique.ids if name not in there]:
                 raise StudyError(
                     f"{self._folder} has no {missing[0]!r}, and {len(missing) - 1:,} more of the study's proteins are"

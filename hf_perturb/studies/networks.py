@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from hf_perturb.checkpoints.recipe import open_base
 from hf_perturb.embedding.options import read_layers
 from hf_perturb.embedding.run import BASE, embed_variants
 from hf_perturb.errors import StudyError
 from hf_perturb.perturbation import Perturbation
+from hf_perturb.studies.dataset import Dataset
 from hf_perturb.studies.features import Embedded, Source, Unique, manifests
 from hf_perturb.studies.options import StudyOptions
 from hf_perturb.studies.rows import Rows
 from hf_perturb.variants.create import records_of
 from hf_perturb.variants.matrix import folder_name
+from hf_perturb.zero_shot.mutants import read_wildtypes
+from hf_perturb.zero_shot.options import LONG, ScoreOptions
+from hf_perturb.zero_shot.score import substitution_scores
 
 _OF_RECORDS = ("base", "digest")  # what a record has that a request lacks
 
@@ -139,7 +146,8 @@ def sources_of(
     if missing := sorted({*layers} - {*there}):
         raise StudyError(f"{folders[BASE]} has no layer {missing[0]}; allowed: {', '.join(map(str, there))}")
     whole = options.embeddings is not None or options.save_embeddings is not None
-    features = {name: Embedded(folder, options.pool, unique, rows, whole) for name, folder in folders.items()}
+    own = options.embeddings is None
+    features = {name: Embedded(folder, options.pool, unique, rows, whole, own) for name, folder in folders.items()}
     sources = [
         Source(
             name, "base" if name == BASE else "control", layers, each, networks.records[name], networks.digests[name]
@@ -147,3 +155,37 @@ def sources_of(
         for name, each in features.items()
     ]
     return sources, features[BASE] if 0 in there else None
+
+
+def zero_shot_scores(
+    networks: Networks, dataset: Dataset, wildtype: str | Path, embedding: Mapping[str, Any]
+) -> dict[str, NDArray[np.float64]]:
+    """Score the proteins of a study as mutants of a wild type, by masked marginals, with each of its networks.
+
+    Args:
+        networks: the base and its controls.
+        dataset: a regression of a protein.
+        wildtype: a FASTA of one record, or the sequence itself.
+        embedding: options of `embed`.
+
+    Raises:
+        StudyError: if the task is another, there are several wild types, or a protein is no mutant of this one.
+    """
+    if (dataset.task.kind, dataset.task.level) != ("regression", "protein"):
+        raise StudyError(f"zero_shot: got a study of {dataset.task}; allowed: a regression of a protein")
+    found = read_wildtypes(str(wildtype))
+    if len(found) > 1:
+        raise StudyError(f"zero_shot: {wildtype} has {len(found):,} records; allowed: one, the wild type")
+    [sequence] = found.values()
+    lengths = [len(each) for each in dataset.sequences]
+    if other := next((place for place, length in enumerate(lengths) if length != len(sequence)), None):
+        raise StudyError(
+            f"zero_shot: {dataset.ids[other]!r} has {lengths[other]:,} residues, the wild type {len(sequence):,};"
+            " allowed: substitutions alone"
+        )
+    names = {each.name for each in fields(ScoreOptions)}
+    given = {name: value for name, value in embedding.items() if name in names}
+    if given.get("long") not in LONG:
+        given.pop("long", None)
+    asked = [each for each in networks.asked.values() if each is not None]
+    return substitution_scores(networks.model, sequence, dataset.sequences, asked, **given)

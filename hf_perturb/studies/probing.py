@@ -99,6 +99,10 @@ class Probing:
             probe = PROBES[DEFAULT[self.task.kind]] if source.name == GUESS else self.probe
             choices.append(choose(probe, features, truth, fold, self.metric, self.task))
             predictions.append(choices[-1].predict(features[fold.test]))
+        if source.name == GUESS:
+            # each fold's own would rank folds, the wrong way round
+            mean = np.mean([each[0] for each in predictions], axis=0)
+            predictions = [np.broadcast_to(mean, each.shape) for each in predictions]
         return Found(
             np.concatenate(predictions),
             np.array([each.strength for each in choices]),

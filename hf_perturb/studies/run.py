@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hf_perturb.embedding.manifest import canonical
 from hf_perturb.embedding.run import BASE
@@ -23,7 +24,14 @@ from hf_perturb.studies.dataset import Dataset, read_dataset
 from hf_perturb.studies.evaluate import Entry, Evaluation, entries_of
 from hf_perturb.studies.features import GUESS, SHUFFLED, Source, Unique, baselines
 from hf_perturb.studies.metrics import MAIN, METRICS_OF
-from hf_perturb.studies.networks import Networks, embed_networks, find_embeddings, open_networks, sources_of
+from hf_perturb.studies.networks import (
+    Networks,
+    embed_networks,
+    find_embeddings,
+    open_networks,
+    sources_of,
+    zero_shot_scores,
+)
 from hf_perturb.studies.options import METHODS, SEEDS, StudyOptions, divide_options
 from hf_perturb.studies.plot import draw
 from hf_perturb.studies.probes import DEFAULT, PROBES, Probe
@@ -99,6 +107,7 @@ class _Study:
         with _held(self.out, inputs, options.force) as key:
             if (self.out / REPORT).exists():
                 return read_report(self.out)
+            predicted = self._zero_shot(networks, dataset)
             sources, said = self._sources(networks, dataset, rows)
             found = self._probed(sources, dataset, rows, probe, metrics[0], key)
             entries = entries_of(sources, found, [len(fold.test) for fold in rows.folds])
@@ -106,14 +115,26 @@ class _Study:
             resamples = Resamples(units, options.resamples, options.seed)
             evaluation = Evaluation(dataset, split, rows, probe, entries, metrics, resamples)
             about = self._about(inputs, dataset, split, rows, probe)
-            results = self._results(evaluation, about, (*dataset.notes, *split.notes, *rows.notes, *said))
+            results = self._results(evaluation, about, (*dataset.notes, *split.notes, *rows.notes, *said), predicted)
             evaluation.write_predictions(self.out / PREDICTIONS)
             draw(results, self.out)
             write_tables(results, self.out)
             shutil.rmtree(self.out / PROBED)
         return results
 
-    def _results(self, evaluation: Evaluation, about: dict[str, Any], notes: tuple[str, ...]) -> Results:
+    def _zero_shot(self, networks: Networks, dataset: Dataset) -> dict[str, NDArray[np.float64]]:
+        """Return what networks say of the proteins without a probe, if that is asked for."""
+        if self.options.zero_shot is None:
+            return {}
+        return zero_shot_scores(networks, dataset, self.options.zero_shot, self.embedding)
+
+    def _results(
+        self,
+        evaluation: Evaluation,
+        about: dict[str, Any],
+        notes: tuple[str, ...],
+        predicted: Mapping[str, NDArray[np.float64]],
+    ) -> Results:
         """Score all that was predicted, and hold the base against its controls."""
         scores, sampled = evaluation.scored(self._progress("resampling"))
         controls: dict[str, list[Sampled]] = {}
@@ -126,12 +147,12 @@ class _Study:
             about=about,
             task=evaluation.dataset.task,
             metric=evaluation.metrics[0],
-            scores=tuple(scores),
+            scores=(*scores, *evaluation.zero_shot(predicted)),
             contrasts=contrasts(sampled[BASE], controls, sampled[GUESS], held, evaluation.resamples),
             degeneracy=_degeneracy(evaluation.entries),
             warnings=(
                 *evaluation.split.warnings,
-                *cautions(controls, held, evaluation.resamples),
+                *cautions(sampled[BASE], controls, held, evaluation.resamples),
                 *_cautions_of_probes(evaluation.entries, evaluation.probe),
             ),
             notes=notes,
@@ -203,6 +224,7 @@ class _Study:
             "networks": networks.to_dict(),
             "data": {"name": self.data.name, "digest": dataset.digest, "target": dataset.target},
             "split": {"name": split.name, "digest": f"sha256:{folds.hexdigest()}"},
+            "zero_shot": None if self.options.zero_shot is None else str(self.options.zero_shot),
             "options": {**self.options.to_dict(), "probe": probe, "metrics": list(metrics)},
             "embedding": {name: value for name, value in embedding.items() if name not in ("device", "tokens")},
         }

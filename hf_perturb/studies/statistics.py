@@ -147,12 +147,11 @@ class _Seeds:
     def __init__(self, seeds: Sequence[Sampled], resamples: Resamples):
         values = np.stack([seed.values for seed in seeds])
         spread = np.stack([resamples.spread(seed.values, seed.draws) for seed in seeds])
-        self.count, self.mean, self.on_rows = len(seeds), values.mean(0), spread.mean(0)
+        self.count, self.mean, self.on_rows = len(seeds), _mean(values), _mean(spread)
         self.sd: Array | None = None
         self.variance, self.draws = np.zeros_like(self.mean), self.on_rows
         if self.count > 1:
-            # the mean of equal values may be rounded
-            self.sd = np.where(np.ptp(values, 0) > 0, values.std(0, ddof=1), 0.0)
+            self.sd = np.sqrt(((values - self.mean) ** 2).sum(0) / (self.count - 1))
             # the test rows set seeds apart too, which is in the resamples already
             by_rows = (spread - values[..., None]).var(0, ddof=1).mean(-1)
             self.variance = np.maximum(self.sd**2 - by_rows, 0) / self.count
@@ -162,6 +161,13 @@ class _Seeds:
         """Return how far off the mean of so few seeds may be: quantiles of t, in an order of their own."""
         quantiles: Array = stats.t.ppf((np.arange(draws) + 0.5) / draws, self.count - 1)
         return np.random.Generator(np.random.PCG64(self.count)).permutation(quantiles)
+
+
+def _mean(values: Array) -> Array:
+    """Return the mean over the first axis, which of equal values is that value."""
+    first = values[0]
+    mean: Array = first + (values - first).mean(0)
+    return mean
 
 
 def _holm(p: Array) -> Array:
@@ -276,11 +282,12 @@ class _Ahead:
 
 
 def cautions(
-    controls: Mapping[str, Sequence[Sampled]], layers: Sequence[int | None], resamples: Resamples
+    base: Sampled, controls: Mapping[str, Sequence[Sampled]], layers: Sequence[int | None], resamples: Resamples
 ) -> tuple[str, ...]:
     """Say what a reader has to know about the intervals, in sentences.
 
     Args:
+        base: as of `contrasts`. Where all seeds score as the base does, the control leaves the layer as it is.
         controls: as of `contrasts`.
         layers: as of `contrasts`.
         resamples: those of the draws.
@@ -296,13 +303,13 @@ def cautions(
         if len(seeds) == 1:
             said.append(f"{group} has one seed ({names}): its intervals are of that network alone, not of other seeds")
             continue
-        spread = np.ptp([seed.values for seed in seeds], axis=0)
+        spread = np.ptp([seed.values for seed in seeds], axis=0) + (seeds[0].values == base.values)
         if same := [layer for layer, apart in zip(layers, spread, strict=True) if apart <= _SAME]:
             where = ", ".join("the best layer" if layer is None else f"layer {layer}" for layer in same)
             where = "every layer" if len(same) == len(layers) else where
             said.append(
-                f"{group}: all seeds score the same (a standard deviation of 0) at {where}; if that is not because the "
-                f"control leaves alone what comes before, see whether their weights differ: {names}"
+                f"{group}: all seeds score the same (a standard deviation of 0), and not as the base does, at {where};"
+                f" see whether their weights differ: {names}"
             )
     return tuple(said)
 
