@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,9 @@ from hf_perturb.studies.splits import Split
 from hf_perturb.studies.statistics import Resamples, Sampled
 
 Draws = NDArray[np.float64]
+
+
+_NOTHING = SimpleNamespace(method=None, rules=None, axis=None, scope=(), seed=None)
 
 
 @dataclass(frozen=True)
@@ -162,16 +166,17 @@ class Evaluation:
         validation: float | None = None,
     ) -> Score:
         value, low, high = map(float, figures)
-        record = source.record
+        # what a network that is not perturbed, or none, has nothing of
+        record: Any = source.record or _NOTHING
         return Score(
             network=source.name,
             kind=source.kind,
             group=source.group,
-            method=record and record.method,
-            rules=record and record.rules,
-            axis=record and record.axis,
-            scope=",".join(record.scope) or None if record else None,
-            seed=record and record.seed,
+            method=record.method,
+            rules=record.rules,
+            axis=record.axis,
+            scope=",".join(record.scope) or None,
+            seed=record.seed,
             digest=source.digest,
             layer=layer,
             chosen=chosen,
