@@ -230,8 +230,8 @@ class Weighted:
             order: of what ranks the rows.
             gains: of each row in that order.
         """
-        # what is less than 0 is counted from the least that is there: here from the least of all
-        known = min(float(self.truth.values.min()), 0.0)
+        # gains are counted from 0, or from the least that is there where that is less: here from the least of all
+        known = float(self.truth.values.min())
         gains, starts = gains - known, np.append(0, order.ends[:-1] + 1)
         found = np.empty(len(self.total))
         for part in self.parts:
@@ -247,7 +247,6 @@ class Weighted:
                 each = np.add.reduceat(held, starts, axis=1, out=_scratch.array("gains", upto.shape, np.float64))
                 np.divide(each, sizes, out=each, where=sizes > 0)
             found[part] = np.vecdot(shares, each)
-        # and then from the least of those that are there
         return found - (np.minimum(self.extremes[0], 0) - known) * self.discounts[self.total.astype(np.intp)]
 
 

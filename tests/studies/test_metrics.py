@@ -116,14 +116,25 @@ def test_a_bootstrap_of_many_rows_is_exact(name):
     assert scored() == pytest.approx([EXPECTED[name](truth, prediction)], abs=1e-10)
 
 
+@pytest.mark.parametrize("name", METRICS_OF["regression"])
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_resample_of_equal_values_is_seen_through_rounding(name, size):
+    random = np.random.default_rng(0)
+    values = random.normal(-1, 1, 20)
+    truth, units = np.repeat(values, 6), np.arange(120) // size
+    weights = random.integers(1, 4, 120 // size) * (truth[::size] == values[:, None])
+    for prediction in (truth, random.normal(size=120), np.zeros(120)):
+        check(name, truth, prediction, weights, units)
+
+
 @pytest.mark.parametrize("name", METRICS)
 def test_networks_and_threads_share_a_block(name):
     random = np.random.default_rng(1)
     if METRICS[name].regression:
-        truth, predictions = random.normal(size=200), random.normal(size=(8, 200))
+        truth, predictions = random.normal(size=4000), random.normal(size=(8, 4000))
     else:
-        truth, predictions = random.integers(0, 3, 200), random.dirichlet(np.ones(3), (8, 200))
-    weights = random.multinomial(200, np.full(200, 1 / 200), size=50)
+        truth, predictions = random.integers(0, 3, 4000), random.dirichlet(np.ones(3), (8, 4000))
+    weights = random.multinomial(4000, np.full(4000, 1 / 4000), size=50)
     shared = Truth(truth)
     block = shared.weighted(weights)
     with ThreadPoolExecutor(4) as pool:
