@@ -27,6 +27,7 @@ Rows = NDArray[np.integer[Any]]
 
 GRADIENT = 3e-8  # greatest element at which a logistic probe is fitted
 ITERATIONS = 1000  # most, of one strength
+FLAT = 0.01  # of a score: where the last strength gains less than that over the one before, another would gain little
 _MEMORY = 30  # pairs of vectors that L-BFGS keeps
 _BLOCK = 4096  # rows
 
@@ -340,9 +341,11 @@ class Choice:
 
     @property
     def edge(self) -> str | None:
-        """`strongest` or `weakest` where no other strength lies beyond it, else `None`; of a flat curve too."""
-        ends = {0: "strongest", len(self.curve) - 1: "weakest"}
-        return ends.get(self.strength) if len({*self.curve}) > 1 else None
+        """`strongest` or `weakest` where the score still rises to that end of the strengths, else `None`."""
+        before = {0: 1, len(self.curve) - 1: -2}.get(self.strength)
+        if before is None or len(self.curve) < 2 or self.score - self.curve[before] <= FLAT:
+            return None
+        return "weakest" if self.strength else "strongest"
 
     def predict(self, x: Array) -> Floats:
         """Predict rows, `(n, p)`."""

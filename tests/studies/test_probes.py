@@ -180,7 +180,10 @@ def test_a_strength_at_the_end_of_its_grid_is_told():
     x, _ = noisy()
     y = x @ np.ones(40)  # without noise no penalty is wanted
     rows = fold(np.arange(200), np.arange(200, 300))
-    assert choose(Ridge(), x, y, rows, "r2", NUMBERS).edge == "weakest"
+    assert choose(Ridge((1e4, 1e2)), x, y, rows, "r2", NUMBERS).edge == "weakest"
+    # further on nothing is left to gain
+    assert choose(Ridge(), x, y, rows, "r2", NUMBERS).edge is None
+    assert choose(Ridge((1e4,)), x, y, rows, "r2", NUMBERS).edge is None
     noise = np.random.default_rng(0).normal(size=300)
     assert choose(Ridge((1e6, 1e2)), x, noise, rows, "r2", NUMBERS).edge == "strongest"
     assert choose(Ridge(), *noisy(), rows, "r2", NUMBERS).edge is None
