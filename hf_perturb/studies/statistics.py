@@ -258,7 +258,7 @@ class _Ahead:
                 share=float((seeds.mean[row] - self._guess.values[0]) / above[row]) if there else None,
                 share_low=float(share[0][row]) if there else None,
                 share_high=float(share[1][row]) if there else None,
-                withheld=None if there else f"the base is not surely above guessing, less that it scores {apart}",
+                withheld=None if there else f"the base is not surely above guessing: it is ahead by {apart}",
             )
 
     def _p_values(self, seeds: _Seeds, difference: Array, draws: Array) -> Array:

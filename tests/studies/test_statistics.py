@@ -248,7 +248,7 @@ def test_the_share_is_of_what_lies_beyond_guessing():
 def test_the_share_is_withheld_where_the_base_is_not_above_guessing(value):
     found = contrast(sampled("base", value), sampled("reinit-seed0", 0.52), guess=sampled("guess", 0.5, noise=0))
     assert (found.share, found.share_low, found.share_high) == (None, None, None)
-    assert found.withheld.startswith(f"the base is not surely above guessing, less that it scores {value - 0.5:.3f} [")
+    assert found.withheld.startswith(f"the base is not surely above guessing: it is ahead by {value - 0.5:.3f} [")
 
 
 def test_the_interval_of_a_share_is_finite_where_few_resamples_of_the_base_are_below_guessing():
