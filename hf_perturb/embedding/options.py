@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from inspect import Parameter, getdoc, signature
 from operator import index
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
@@ -88,6 +88,12 @@ class EmbedOptions:
     def __post_init__(self) -> None:
         if self.tokens is not None and (not isinstance(self.tokens, int) or self.tokens < 1):
             raise ModelInputError(f"tokens: got {self.tokens!r}; allowed: a number of at least 1")
+
+    @classmethod
+    def among(cls, options: Any) -> EmbedOptions:
+        """Return what the options of something else say of the network: how it is opened, and what it reads."""
+        shared = {each.name for each in fields(cls)} - {"progress"}
+        return cls(**{each.name: getattr(options, each.name) for each in fields(options) if each.name in shared})
 
     def choices(self, encoder: Encoder) -> Choices:
         """Say what is made of each record by a network that reads them so.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hf_perturb.embedding.options import EmbedOptions
@@ -86,5 +86,4 @@ class ScoreOptions:
     @property
     def embedding(self) -> EmbedOptions:
         """What the network is opened and loaded by."""
-        shared = {field.name for field in fields(EmbedOptions)} - {"progress"}
-        return EmbedOptions(**{each.name: getattr(self, each.name) for each in fields(self) if each.name in shared})
+        return EmbedOptions.among(self)
