@@ -188,7 +188,7 @@ def add_running(parser: Any, batched: bool = True) -> None:
     device = "cpu, cuda, ...; auto: spread over all there are; default: a GPU if there is one"
     parser.add_argument("--device", type=nonempty, metavar="NAME", help=device)
     if batched:
-        tokens = "most tokens of a batch; default: 4096 on the CPU, 32768 elsewhere"
+        tokens = "most tokens of a batch; default: 2048 on the CPU, 32768 elsewhere"
         parser.add_argument("--tokens", type=count, metavar="N", help=tokens)
     parser.add_argument("--revision", type=nonempty, metavar="NAME", help="branch, tag or commit, if MODEL is a Hub id")
 

@@ -49,7 +49,7 @@ class EmbedOptions:
         dtype: of weights and arithmetic; that of the checkpoint if `None`. Pooling is in float32, and so is what is
             stored.
         device: as torch names it; `"auto"` to spread the network over all there are; a GPU if there is one if `None`.
-        tokens: most tokens of a batch, padding included; `None` for 4,096 on the CPU and 32,768 elsewhere.
+        tokens: most tokens of a batch, padding included; `None` for 2,048 on the CPU and 32,768 elsewhere.
         long: what to make of records of more residues than a network with learned positions takes: `"refuse"` them,
             `"truncate"` them, or slide a `"window"` along, whose representations are averaged where windows overlap.
         overlap: residues that neighbouring windows share; `None` for a quarter of a window.

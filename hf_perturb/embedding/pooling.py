@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import torch
@@ -98,7 +99,11 @@ class Pooling:
 def pool_rows(pool: str, rows: torch.Tensor, lengths: list[int]) -> torch.Tensor:
     """Make one row of so many each, by `mean` or `max`; what is in one does not depend on the others."""
     if not _has_segments(rows.device):
-        return torch.stack([part.mean(0) if pool == "mean" else part.amax(0) for part in rows.split(lengths)])
+        # neighbours of one length are one call, which sums each by itself all the same
+        runs = [(len([*run]), length) for length, run in groupby(lengths)]
+        parts = rows.split([sequences * length for sequences, length in runs])
+        each = [part.unflatten(0, run) for part, run in zip(parts, runs, strict=True)]
+        return torch.cat([part.mean(1) if pool == "mean" else part.amax(1) for part in each])
     blocks = [min(_BLOCK, length - first) for length in lengths for first in range(0, length, _BLOCK)]
     for sizes in (blocks, [-(-length // _BLOCK) for length in lengths]):
         there = torch.tensor(sizes).to(rows.device, non_blocking=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hf_perturb.checkpoints.checkpoint import Checkpoint
 from hf_perturb.embedding.batches import Unit, batches, embed_batch, units_of
 from hf_perturb.embedding.fasta import Record, file_of, stamp_of
 from hf_perturb.embedding.manifest import EMBEDDED, KEPT, MANIFEST, Manifest, Schema, Shard
@@ -20,6 +21,7 @@ from hf_perturb.embedding.options import Choices, EmbedOptions, with_options
 from hf_perturb.embedding.ranks import Ranks, find_ranks, split
 from hf_perturb.embedding.store import Store, open_store, refuse_foreign, store_lock
 from hf_perturb.embedding.survey import ShardLimits, Survey, iterate_shards, survey
+from hf_perturb.embedding.threads import side_by_side, workers_for
 from hf_perturb.errors import EmbeddingsError, FastaError, FolderExistsError, ModelInputError, PerturbationError
 from hf_perturb.perturbation import Perturbation
 from hf_perturb.variants.matrix import folder_name
@@ -269,14 +271,26 @@ class _Run:
             advance(0, total)
             budget = self.options.tokens or tokens_at_once(model)
             network, least = encoder.prepare(model, self.choices)
-            for shard, records in iterate_shards(self.fasta, shards, self.stamp, encoder.spelt):
-                units = units_of(records, self.choices, encoder)
-                columns = self._blank(records)
-                for batch in batches(units, budget, encoder.special, least):
-                    self._fill(columns, records, batch, embed_batch(network, batch, encoder, self.choices, budget))
+
+            def jobs() -> Iterator[tuple[Shard, list[Record], dict[str, Any], list[Unit]]]:
+                for shard, records in iterate_shards(self.fasta, shards, self.stamp, encoder.spelt):
+                    units, columns = units_of(records, self.choices, encoder), self._blank(records)
+                    for batch in batches(units, budget, encoder.special, least):
+                        yield shard, records, columns, batch
+                    yield shard, records, columns, []  # it is done
+
+            def found_for(job: tuple[Any, Any, Any, list[Unit]]) -> dict[str, list[Any]]:
+                return embed_batch(network, job[-1], encoder, self.choices, budget) if job[-1] else {}
+
+            workers = workers_for(model) if isinstance(embedder.source, Checkpoint) else 1
+            with closing(side_by_side(found_for, jobs(), workers)) as results:
+                for (shard, records, columns, batch), found in results:
+                    if not batch:
+                        store.write(shard, columns)
+                        continue
+                    self._fill(columns, records, batch, found)
                     done += sum(len(records[row].sequence) for unit in batch for row in unit.rows)
                     advance(done, total)
-                store.write(shard, columns)
 
     def _fill(
         self, columns: dict[str, Any], records: Sequence[Record], batch: Sequence[Unit], found: dict[str, list[Any]]

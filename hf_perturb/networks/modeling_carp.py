@@ -30,19 +30,23 @@ def packed_convolution(
 ) -> torch.Tensor:
     """Add up one product a tap and sequence, leaving out what a tap would see beyond the ends.
 
+    Those of neighbours of one length are one call, which does the same work for less.
+
     With proteins of some hundred residues and dilations up to 128, that is a tenth of the work. `x` is
     `(tokens, channels)`, `weight` `(out, channels, taps)` with an odd number of taps; the result is `(tokens, out)`.
     """
-    taps = weight.permute(2, 1, 0).contiguous()
+    taps = weight.permute(2, 1, 0).contiguous().unbind()
     middle = len(taps) // 2
     mixed = torch.addmm(bias, x, taps[middle])
-    for residues, result in zip(x.split(packing.lengths), mixed.split(packing.lengths), strict=True):
+    sizes = [sequences * length for sequences, length in packing.runs]
+    for run, seen, sums in zip(packing.runs, x.split(sizes), mixed.split(sizes), strict=True):
+        residues, result, (sequences, length) = seen.unflatten(0, run), sums.unflatten(0, run), run
         for tap, matrix in enumerate(taps):
-            shift = (tap - middle) * dilation
-            if 0 < shift < len(residues):
-                result[:-shift].addmm_(residues[shift:], matrix)
-            elif 0 < -shift < len(residues):
-                result[-shift:].addmm_(residues[:shift], matrix)
+            shift, matrices = (tap - middle) * dilation, matrix.expand(sequences, -1, -1)
+            if 0 < shift < length:
+                result[:, :-shift].baddbmm_(residues[:, shift:], matrices)
+            elif 0 < -shift < length:
+                result[:, -shift:].baddbmm_(residues[:, :shift], matrices)
     return mixed
 
 

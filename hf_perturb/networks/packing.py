@@ -4,6 +4,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -48,6 +49,11 @@ class Packing:
     def lengths(self) -> tuple[int, ...]:
         """Tokens of each sequence."""
         return tuple(self.known.sum(-1).tolist())
+
+    @cached_property
+    def runs(self) -> tuple[tuple[int, int], ...]:
+        """How many sequences of one length follow one another, and that length."""
+        return tuple((len([*run]), length) for length, run in groupby(self.lengths))
 
     @cached_property
     def places(self) -> torch.Tensor:
