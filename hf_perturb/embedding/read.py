@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_perturb.embedding.manifest import Schema, Shard, read_manifest
+from hf_perturb.embedding.manifest import Manifest, Schema, Shard, read_manifest
 from hf_perturb.embedding.store import arrow, is_whole
 from hf_perturb.errors import EmbeddingsError
 
@@ -38,13 +39,7 @@ def read_embeddings(
 
     out = Path(out)
     manifest = read_manifest(out)
-    name = _chosen(out, manifest.schema, column)
-    whole = [shard for shard in manifest.shards if is_whole(out / shard.file, manifest, shard)]
-    if not partial and not (manifest.complete and len(whole) == len(manifest.shards)):
-        raise EmbeddingsError(
-            f"{out} is not complete: {len(whole)} of {len(manifest.shards)} shards are whole; "
-            "run the same `hf-perturb embed` again to continue, or take what there is with partial=True"
-        )
+    name, whole = _chosen(out, manifest.schema, column), _whole(out, manifest, partial)
     ids: list[str] = []
     if width := manifest.schema.vectors.get(name):
         vectors = np.empty((sum(shard.records for shard in whole), width), np.float32)
@@ -62,6 +57,43 @@ def read_embeddings(
             offsets = chunk.offsets.to_numpy().tolist()
             residues += [flat[first:last] for first, last in pairwise(offsets)]
     return ids, residues
+
+
+def iterate_embeddings(out: Path, column: str | None = None) -> Iterator[tuple[str, NDArray[np.float32] | None]]:
+    """Give one column a record at a time, in the order of the input; a row group is in memory.
+
+    Yields:
+        The id, and `(width,)` or `(residues, width)`; `None` for a record without residues.
+
+    Raises:
+        HfPerturbError: for what `read_embeddings` raises.
+    """
+    manifest = read_manifest(out)
+    name, ids = _chosen(out, manifest.schema, column), list[str]()
+    for shard in _whole(out, manifest):
+        for chunk in _chunks(out, shard, name, ids):
+            there = chunk.is_valid().to_pylist()
+            if name in manifest.schema.vectors:
+                width, rows = manifest.schema.vectors[name], chunk.flatten().to_numpy()
+                each = iter(rows.reshape(-1, width))
+                found = [next(each) if one else None for one in there]
+            else:
+                rows = chunk.values.flatten().to_numpy().reshape(-1, manifest.schema.residues[name])
+                bounds = pairwise(chunk.offsets.to_numpy().tolist())
+                found = [rows[slice(*bound)] if one else None for one, bound in zip(there, bounds, strict=True)]
+            yield from zip(ids[-len(found) :], found, strict=True)
+        ids.clear()
+
+
+def _whole(out: Path, manifest: Manifest, partial: bool = False) -> list[Shard]:
+    """Return the shards that are whole, which have to be all of them unless `partial`."""
+    whole = [shard for shard in manifest.shards if is_whole(out / shard.file, manifest, shard)]
+    if not partial and not (manifest.complete and len(whole) == len(manifest.shards)):
+        raise EmbeddingsError(
+            f"{out} is not complete: {len(whole)} of {len(manifest.shards)} shards are whole; "
+            "run the same `hf-perturb embed` again to continue, or take what there is with partial=True"
+        )
+    return whole
 
 
 def _chosen(out: Path, schema: Schema, column: str | None) -> str:
