@@ -18,7 +18,6 @@ from hf_perturb.perturbation.spec import METHODS
 from hf_perturb.studies.words import last_line
 from hf_perturb.variants.create import create_variant
 
-
 HELD_OUT = Path(demo.__file__).parent / "held_out.fasta.gz"
 # which is which was read off the names of the organisms in the FASTA's headers
 GROUPS = Path(__file__).with_name("held_out_groups.tsv")

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_perturb.checkpoints.recipe import open_base
+from hf_perturb.embedding.h5 import write_h5
 from hf_perturb.embedding.options import read_layers
 from hf_perturb.embedding.run import BASE, embed_variants
 from hf_perturb.errors import StudyError
@@ -189,3 +190,16 @@ def zero_shot_scores(
         given.pop("long", None)
     asked = [each for each in networks.asked.values() if each is not None]
     return substitution_scores(networks.model, sequence, dataset.sequences, asked, **given)
+
+
+def save_h5(folders: Mapping[str, Path], unique: Unique, layers: Sequence[int | None], out: Path) -> None:
+    """Write the vectors of all residues as HDF5 for biotrainer, a file a network and layer; those that are there stay.
+
+    Raises:
+        EmbeddingsError: if h5py is not installed, or a file cannot be written.
+    """
+    out.mkdir(exist_ok=True)
+    for name, folder in folders.items():
+        for layer in layers:
+            if not (file := out / f"{name}-layer{layer}.h5").exists():
+                write_h5(folder, file, f"residues_{layer}", sequences=unique.sequences)

@@ -29,6 +29,7 @@ from hf_perturb.studies.networks import (
     embed_networks,
     find_embeddings,
     open_networks,
+    save_h5,
     sources_of,
     zero_shot_scores,
 )
@@ -43,7 +44,7 @@ from hf_perturb.studies.statistics import Resamples, Sampled, cautions, contrast
 from hf_perturb.studies.tables import REPORT, read_report, write_tables
 from hf_perturb.variants.matrix import matrix
 
-STATE, PROBED, PREDICTIONS = "study.json", "probes", "predictions.parquet"
+STATE, PROBED, H5, PREDICTIONS = "study.json", "probes", "h5", "predictions.parquet"
 FORMAT = "hf_perturb study/1"
 WRITTEN = ("layers.svg", "layers.png", "methods.md", "summary.csv", REPORT, "scores.parquet", PREDICTIONS)
 _LOCK = ".hf_perturb-lock"
@@ -207,6 +208,8 @@ class _Study:
         else:
             folders = find_embeddings(networks, Path(options.embeddings))
         sources, zero = sources_of(networks, folders, unique, rows, options)
+        if options.save_embeddings is not None:
+            save_h5(folders, unique, sources[0].layers, self.out / H5)
         plain, said = baselines(dataset, rows, zero)
         # without others, guessing is there all the same: a share is of what lies beyond it
         return [*sources, *(each for each in plain if options.baselines or each.name == GUESS)], said
@@ -322,7 +325,8 @@ def _held(out: Path, inputs: Mapping[str, Any], force: bool) -> Iterator[str]:
                     raise FolderExistsError(
                         f"{out} holds another study: {said}; choose another folder, or replace it with --force"
                     )
-                shutil.rmtree(out / PROBED, ignore_errors=True)
+                for name in (PROBED, H5):
+                    shutil.rmtree(out / name, ignore_errors=True)
                 (out / REPORT).unlink(missing_ok=True)
         with replaced_file(state) as file:
             content = {"format": FORMAT, "fingerprint": key, "inputs": inputs}
