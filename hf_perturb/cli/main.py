@@ -94,6 +94,10 @@ def _run(arguments: Sequence[str] | None) -> int:
     interrupts.raise_from_now_on()
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        if "transformers" in sys.modules:
+            from transformers.utils import logging
+
+            logging.disable_progress_bar()
     try:
         try:
             with output.notes_of(options.command):
