@@ -344,7 +344,7 @@ def test_a_budget_is_chosen_for_the_device(inside, monkeypatch):
     )
     for device in ("cpu", "cpu:0", "auto"):
         hf_perturb.embed("carp", "a.fasta", f"OUT {device}", device=device)
-    assert seen == [4096] * 3
+    assert seen == [2048] * 3
 
 
 def test_variants_do_not_go_into_a_folder_of_embeddings(inside):
