@@ -104,7 +104,7 @@ class _Study:
         split = make_split(dataset, options.split, options.seed)
         rows = rows_of(dataset, split, options.max_residues, options.seed)
         networks = open_networks(self.model, self.controls, self.embedding)
-        inputs = self._inputs(dataset, split, networks, probe.name, metrics)
+        inputs = self._inputs(dataset, split, networks, probe, metrics)
         with _held(self.out, inputs, options.force) as key:
             if (self.out / REPORT).exists():
                 return read_report(self.out)
@@ -115,7 +115,7 @@ class _Study:
             units = np.array(split.clusters or dataset.ids, object)[rows.protein[rows.test]]
             resamples = Resamples(units, options.resamples, options.seed)
             evaluation = Evaluation(dataset, split, rows, probe, entries, metrics, resamples)
-            about = self._about(inputs, dataset, split, rows, probe)
+            about = self._about(inputs, dataset, split, rows)
             results = self._results(evaluation, about, (*dataset.notes, *split.notes, *rows.notes, *said), predicted)
             evaluation.write_predictions(self.out / PREDICTIONS)
             draw(results, self.out)
@@ -172,9 +172,7 @@ class _Study:
             found |= probing.run(sources[-1:], lambda done, total: None)
         return found
 
-    def _about(
-        self, inputs: dict[str, Any], dataset: Dataset, split: Split, rows: Rows, probe: Probe
-    ) -> dict[str, Any]:
+    def _about(self, inputs: dict[str, Any], dataset: Dataset, split: Split, rows: Rows) -> dict[str, Any]:
         """Return what was studied, and how, as JSON."""
         first, held = split.folds[0], rows.folds[0]
         sets = {}
@@ -192,7 +190,6 @@ class _Study:
                 "inner": len(first.inner),
                 "clusters": split.clusters and len({*split.clusters}),
             },
-            "strengths": list(probe.strengths),
             "versions": {name.replace("-", "_"): version(name) for name in _VERSIONS},
         }
 
@@ -215,7 +212,7 @@ class _Study:
         return [*sources, *(each for each in plain if options.baselines or each.name == GUESS)], said
 
     def _inputs(
-        self, dataset: Dataset, split: Split, networks: Networks, probe: str, metrics: tuple[str, ...]
+        self, dataset: Dataset, split: Split, networks: Networks, probe: Probe, metrics: tuple[str, ...]
     ) -> dict[str, Any]:
         """Return what decides the results, as JSON."""
         folds = hashlib.sha256()
@@ -227,8 +224,9 @@ class _Study:
             "networks": networks.to_dict(),
             "data": {"name": self.data.name, "digest": dataset.digest, "target": dataset.target},
             "split": {"name": split.name, "digest": f"sha256:{folds.hexdigest()}"},
+            "strengths": list(probe.strengths),
             "zero_shot": None if self.options.zero_shot is None else str(self.options.zero_shot),
-            "options": {**self.options.to_dict(), "probe": probe, "metrics": list(metrics)},
+            "options": {**self.options.to_dict(), "probe": probe.name, "metrics": list(metrics)},
             "embedding": {name: value for name, value in embedding.items() if name not in ("device", "tokens")},
         }
 
