@@ -13,7 +13,7 @@ from hf_perturb.cli.arguments import BASE, add_long, add_perturbation, add_runni
 from hf_perturb.cli.asked import asked_of
 from hf_perturb.embedding.options import POOLS, EmbedOptions
 from hf_perturb.studies.options import METHODS, PROBES, SAVED, SEEDS, StudyOptions
-from hf_perturb.studies.task import KINDS
+from hf_perturb.studies.task import TASKS
 
 DESCRIPTION = """\
 Is a result due to what the model learned? Probes of every layer of a base, of controls with several seeds and of plain
@@ -59,7 +59,7 @@ def _add_data(group: Any) -> None:
     labels = "labels of a FASTA without: CSV or TSV by id, or a FASTA with a string of labels for each protein"
     group.add_argument("--labels", type=nonempty, metavar="FILE", help=labels)
     group.add_argument("--mask", type=nonempty, metavar="FASTA", help="0 and 1: which residues have a label")
-    group.add_argument("--task", choices=KINDS, help="default: as the values tell; an error where they do not")
+    group.add_argument("--task", choices=TASKS, help="default: as the values tell; an error where they do not")
     bad = "leave out rows that cannot be used, and count them; default: an error that names the first"
     group.add_argument("--skip-bad", action="store_true", help=bad)
     split = (

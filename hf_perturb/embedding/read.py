@@ -96,6 +96,15 @@ def _whole(out: Path, manifest: Manifest, partial: bool = False) -> list[Shard]:
     return whole
 
 
+def read_lengths(out: Path) -> NDArray[np.int64]:
+    """Return how many residues each record of a folder has, in the order of the input."""
+    import numpy as np
+
+    _, parquet = arrow()
+    tables = [parquet.read_table(out / shard.file, columns=["length"]) for shard in read_manifest(out).shards]
+    return np.concatenate([np.zeros(0, np.int64), *(table["length"].to_numpy() for table in tables)])
+
+
 def _chosen(out: Path, schema: Schema, column: str | None) -> str:
     names = [*schema.vectors, *schema.residues]
     if column is None and len(names) == 1:

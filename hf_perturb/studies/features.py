@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_perturb.embedding.manifest import Manifest, read_manifest
-from hf_perturb.embedding.read import read_embeddings
+from hf_perturb.embedding.read import read_embeddings, read_lengths
 from hf_perturb.errors import StudyError
 from hf_perturb.perturbation import Perturbation
+from hf_perturb.storage.folders import nothing_written, replaced_file
 from hf_perturb.studies.dataset import Dataset
 from hf_perturb.studies.rows import Numbers, Rows
 
@@ -93,7 +94,8 @@ class Unique:
     def write(self, fasta: Path) -> None:
         """Write a FASTA of them."""
         text = "".join(f">{name}\n{sequence}\n" for name, sequence in zip(self.ids, self.sequences, strict=True))
-        fasta.write_text(text, encoding="utf-8")
+        with nothing_written(fasta), replaced_file(fasta) as file:
+            file.write(text.encode())
 
 
 class Embedded:
@@ -144,9 +146,24 @@ class Embedded:
                     " not there; allowed: embeddings of all, by the same ids"
                 )
             order = np.array([there[name] for name in self._unique.ids], np.int64)
+            if not self._own:
+                self._refuse_others(ids, order)
             of = self._unique.number[self._rows.protein]
             self._place = order[of] if lengths is None else self._residues(order, of, lengths)
         return self._place
+
+    def _refuse_others(self, ids: list[str], order: Numbers) -> None:
+        """Raise if an id of the study is there twice, or of a sequence that is longer or shorter."""
+        counts = Counter(ids)
+        if twice := next((name for name in self._unique.ids if counts[name] > 1), None):
+            raise StudyError(f"{self._folder} has {twice!r} {counts[twice]} times; allowed: once")
+        lengths = read_lengths(self._folder)[order]
+        for name, sequence, length in zip(self._unique.ids, self._unique.sequences, lengths, strict=True):
+            if length != len(sequence):
+                raise StudyError(
+                    f"{self._folder}: {name!r} has {length:,} residues, in the data {len(sequence):,}; allowed:"
+                    " embeddings of the same sequences"
+                )
 
     def _residues(self, order: Numbers, of: Numbers, lengths: Numbers) -> Numbers:
         begin = (np.cumsum(lengths) - lengths)[order][of]
@@ -157,8 +174,8 @@ class Embedded:
             for number, place in enumerate(order):
                 if lengths[place] != (length := len(self._unique.sequences[number])):
                     raise StudyError(
-                        f"{self._folder}: {self._unique.ids[number]!r} has {lengths[place]:,} residues, in the data"
-                        f" {length:,}; allowed: embeddings of the same sequences"
+                        f"{self._folder}: {self._unique.ids[number]!r} has vectors of {lengths[place]:,} residues of"
+                        f" {length:,}; allowed: of all"
                     )
             return begin + residue
         within = np.empty(len(residue), np.int64)
@@ -220,6 +237,8 @@ def baselines(
     found = [_baseline(name, make) for name, make in made.items()]
     if zero is not None:
         found.append(_baseline("representation 0", lambda: zero(0)))
+    else:
+        said.append("baseline representation 0: left out, as the embeddings that are there are without it")
     return found, said
 
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from hf_perturb.checkpoints.recipe import open_base
 from hf_perturb.embedding.h5 import write_h5
-from hf_perturb.embedding.options import read_layers
+from hf_perturb.embedding.manifest import MANIFEST
+from hf_perturb.embedding.options import EmbedOptions, read_layers
 from hf_perturb.embedding.run import BASE, embed_variants
 from hf_perturb.errors import StudyError
 from hf_perturb.perturbation import Perturbation
@@ -26,6 +27,8 @@ from hf_perturb.zero_shot.mutants import read_wildtypes
 from hf_perturb.zero_shot.options import LONG, ScoreOptions
 from hf_perturb.zero_shot.score import substitution_scores
 
+# options of `embed` that say nothing of embeddings that are there, or that these have to agree with
+_OF_READING = ("dtype", "device", "tokens", "revision", "trust_remote_code")
 _OF_RECORDS = ("base", "digest")  # what a record has that a request lacks
 
 
@@ -113,15 +116,31 @@ def _with_zero(layers: str | int | Sequence[int]) -> str | list[int]:
     return [0, *([layers] if isinstance(layers, int) else layers)]
 
 
-def find_embeddings(networks: Networks, folder: Path) -> dict[str, Path]:
+def find_embeddings(networks: Networks, folder: Path, embedding: Mapping[str, Any]) -> dict[str, Path]:
     """Return the folders of embeddings that are there, which have to be of these very networks.
 
+    Args:
+        networks: the base and its controls.
+        folder: of their folders.
+        embedding: options of `embed`, of which few can still be chosen.
+
     Raises:
-        StudyError: naming the network that is missing, or is another.
+        StudyError: naming the network that is missing, or is another; or an option that comes too late.
     """
+    for name, value in embedding.items():
+        if name not in _OF_READING and value != getattr(EmbedOptions, name):
+            raise StudyError(f"{name}: got {value!r} with embeddings, which are made; leave it out, or make others")
     found = {name: folder / name for name in networks.asked}
+    if missing := [name for name, place in found.items() if not (place / MANIFEST).is_file()]:
+        raise StudyError(
+            f"{folder} has no embeddings of {', '.join(missing)}; allowed: a folder with those of base and controls, as"
+            " hf-perturb embed --method writes it"
+        )
     for name, manifest in manifests(found).items():
         model, record = manifest.inputs["model"], networks.records[name]
+        dtype, there = str(embedding.get("dtype") or manifest.inputs["dtype"]), manifest.inputs["dtype"]
+        if dtype.removeprefix("torch.") != there:
+            raise StudyError(f"{found[name]}: got embeddings of {there}; the study is asked for in {dtype}; embed so")
         wanted = record and {key: value for key, value in record.to_dict().items() if key not in _OF_RECORDS}
         if (model["weights"], model["perturbation"]) != (networks.digests[BASE], wanted):
             raise StudyError(
@@ -144,8 +163,11 @@ def sources_of(
     there: list[int] = said[BASE].inputs["layers"]
     depth = said[BASE].described["model"].get("num_hidden_layers", max(there))
     layers = read_layers(options.layers, depth)
-    if missing := sorted({*layers} - {*there}):
-        raise StudyError(f"{folders[BASE]} has no layer {missing[0]}; allowed: {', '.join(map(str, there))}")
+    has = said[BASE].schema
+    names = (*has.vectors, *has.residues)
+    vector = options.pool if unique.residues is None else "residues"
+    if lacking := [name for layer in layers if (name := f"{vector}_{layer}") not in names]:
+        raise StudyError(f"{folders[BASE]} has no {lacking[0]}; allowed: {', '.join(names)}, by --pool and --layers")
     whole = options.embeddings is not None or options.save_embeddings is not None
     own = options.embeddings is None
     features = {name: Embedded(folder, options.pool, unique, rows, whole, own) for name, folder in folders.items()}
@@ -155,19 +177,15 @@ def sources_of(
         )
         for name, each in features.items()
     ]
-    return sources, features[BASE] if 0 in there else None
+    return sources, features[BASE] if f"{vector}_0" in names else None
 
 
-def zero_shot_scores(
-    networks: Networks, dataset: Dataset, wildtype: str | Path, embedding: Mapping[str, Any]
-) -> dict[str, NDArray[np.float64]]:
-    """Score the proteins of a study as mutants of a wild type, by masked marginals, with each of its networks.
+def wildtype_of(dataset: Dataset, wildtype: str | Path) -> str:
+    """Return the sequence of which all proteins of a study have to be mutants.
 
     Args:
-        networks: the base and its controls.
         dataset: a regression of a protein.
         wildtype: a FASTA of one record, or the sequence itself.
-        embedding: options of `embed`.
 
     Raises:
         StudyError: if the task is another, there are several wild types, or a protein is no mutant of this one.
@@ -184,12 +202,26 @@ def zero_shot_scores(
             f"zero_shot: {dataset.ids[other]!r} has {lengths[other]:,} residues, the wild type {len(sequence):,};"
             " allowed: substitutions alone"
         )
+    return sequence
+
+
+def zero_shot_scores(
+    networks: Networks, dataset: Dataset, wildtype: str, embedding: Mapping[str, Any]
+) -> dict[str, NDArray[np.float64]]:
+    """Score the proteins of a study as mutants of a wild type, by masked marginals, with each of its networks.
+
+    Args:
+        networks: the base and its controls.
+        dataset: a regression of a protein.
+        wildtype: its sequence.
+        embedding: options of `embed`.
+    """
     names = {each.name for each in fields(ScoreOptions)}
     given = {name: value for name, value in embedding.items() if name in names}
     if given.get("long") not in LONG:
         given.pop("long", None)
     asked = [each for each in networks.asked.values() if each is not None]
-    return substitution_scores(networks.model, sequence, dataset.sequences, asked, **given)
+    return substitution_scores(networks.model, wildtype, dataset.sequences, asked, **given)
 
 
 def save_h5(folders: Mapping[str, Path], unique: Unique, layers: Sequence[int | None], out: Path) -> None:

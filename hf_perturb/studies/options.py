@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from hf_perturb.embedding.options import EmbedOptions
+from hf_perturb.embedding.options import POOLS, EmbedOptions
 from hf_perturb.errors import StudyError
 
 METHODS = ("reinit", "resample")  # of the controls that nobody named
@@ -57,7 +57,7 @@ class StudyOptions:
     layers: str | int | Sequence[int] = "all"
     pool: str = "mean"
     probe: str | None = None
-    metrics: Sequence[str] = ()
+    metrics: str | Sequence[str] = ()
     baselines: bool = True
     max_residues: int = 20_000
     resamples: int = 2_000
@@ -69,9 +69,11 @@ class StudyOptions:
     progress: Progress | None = None
 
     def __post_init__(self) -> None:
-        for name, allowed in (("probe", PROBES), ("save_embeddings", SAVED)):
-            if (got := getattr(self, name)) not in (None, *allowed):
-                raise StudyError(f"{name}: got {got!r}; allowed: {', '.join(allowed)}")
+        if isinstance(self.metrics, str):
+            object.__setattr__(self, "metrics", (self.metrics,))
+        for name, allowed in (("probe", (None, *PROBES)), ("save_embeddings", (None, *SAVED)), ("pool", POOLS)):
+            if (got := getattr(self, name)) not in allowed:
+                raise StudyError(f"{name}: got {got!r}; allowed: {', '.join(filter(None, allowed))}")
         for name, least in (("max_residues", 100), ("resamples", 100), ("seed", 0)):
             got = getattr(self, name)
             if not isinstance(got, int) or isinstance(got, bool) or got < least:

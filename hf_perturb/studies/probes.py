@@ -135,9 +135,9 @@ class Ridge:
     """Ridge regression; the strengths are scikit-learn's `alpha`.
 
     They are not relative to the rows: the best one is the variance of the noise over that of the coefficients, and no
-    number of rows changes either. 1 is weak: it leaves alone all directions but those in which the training rows together
-    vary less than one feature does in one of them, so that less follows noise where rows are few, and is the same where
-    they are many.
+    number of rows changes either. The weakest, 1, leaves alone all directions but those in which the training rows
+    together vary less than one feature does in one of them: less follows noise where rows are few, and is the same
+    where they are many.
     """
 
     strengths: tuple[float, ...] = tuple(10.0**power for power in range(6, -1, -1))

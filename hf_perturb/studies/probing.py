@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from hf_perturb.perturbation.parallel import for_each
-from hf_perturb.storage.folders import replaced_file
+from hf_perturb.storage.folders import nothing_written, replaced_file
 from hf_perturb.studies.features import GUESS, Source
 from hf_perturb.studies.probes import DEFAULT, PROBES, Probe, choose
 from hf_perturb.studies.rows import FoldRows, Rows
@@ -85,7 +85,7 @@ class Probing:
         path = self.folder / f"{source.name.replace(' ', '-')}-{'all' if layer is None else layer}.npz"
         if (found := _read(path, self.key)) is None:
             found = self._probe(source, layer)
-            with replaced_file(path) as file:
+            with nothing_written(path), replaced_file(path) as file:
                 np.savez(file, key=np.array(self.key), **vars(found))
         return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,11 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_perturb.embedding.manifest import canonical
+from hf_perturb.embedding.manifest import canonical, differences, read_manifest
+from hf_perturb.embedding.options import EmbedOptions
 from hf_perturb.embedding.run import BASE
 from hf_perturb.errors import FolderExistsError, StudyError
 from hf_perturb.perturbation import Perturbation
-from hf_perturb.storage.folders import folders_made, lock, replaced_file
+from hf_perturb.storage.folders import folders_made, lock, nothing_written, replaced_file
 from hf_perturb.studies.dataset import Dataset, read_dataset
 from hf_perturb.studies.evaluate import Entry, Evaluation, entries_of
 from hf_perturb.studies.features import GUESS, SHUFFLED, Source, Unique, baselines
@@ -31,6 +33,7 @@ from hf_perturb.studies.networks import (
     open_networks,
     save_h5,
     sources_of,
+    wildtype_of,
     zero_shot_scores,
 )
 from hf_perturb.studies.options import METHODS, SEEDS, StudyOptions, divide_options
@@ -48,6 +51,8 @@ STATE, PROBED, H5, PREDICTIONS = "study.json", "probes", "h5", "predictions.parq
 FORMAT = "hf_perturb study/1"
 WRITTEN = ("layers.svg", "layers.png", "methods.md", "summary.csv", REPORT, "scores.parquet", PREDICTIONS)
 _LOCK = ".hf_perturb-lock"
+_TEMPORARY = re.compile(r"\..+\.hf_perturb-[0-9a-f]{8}")
+_SHOWN = 5  # differences that a message names
 Controls = Iterable["Perturbation | Mapping[str, Any] | str"]
 _OF_DATA = ("target", "labels", "mask", "task", "skip_bad")
 _VERSIONS = ("hf-perturb", "torch", "transformers", "scikit-learn", "numpy", "scipy")
@@ -103,13 +108,18 @@ class _Study:
         probe = PROBES[options.probe or DEFAULT[dataset.task.kind]]
         split = make_split(dataset, options.split, options.seed)
         rows = rows_of(dataset, split, options.max_residues, options.seed)
+        wildtype = None if options.zero_shot is None else wildtype_of(dataset, options.zero_shot)
         networks = open_networks(self.model, self.controls, self.embedding)
+        given = options.embeddings
+        there = None if given is None else find_embeddings(networks, Path(given), self.embedding)
         inputs = self._inputs(dataset, split, networks, probe, metrics)
+        inputs |= {"zero_shot": wildtype, "embeddings": there and read_manifest(there[BASE]).fingerprint}
         with _held(self.out, inputs, options.force) as key:
             if (self.out / REPORT).exists():
+                shutil.rmtree(self.out / PROBED, ignore_errors=True)
                 return read_report(self.out)
-            predicted = self._zero_shot(networks, dataset)
-            sources, said = self._sources(networks, dataset, rows)
+            predicted = {} if wildtype is None else zero_shot_scores(networks, dataset, wildtype, self.embedding)
+            sources, said = self._sources(networks, dataset, rows, there)
             found = self._probed(sources, dataset, rows, probe, metrics[0], key)
             entries = entries_of(sources, found, [len(fold.test) for fold in rows.folds])
             units = np.array(split.clusters or dataset.ids, object)[rows.protein[rows.test]]
@@ -122,12 +132,6 @@ class _Study:
             write_tables(results, self.out)
             shutil.rmtree(self.out / PROBED)
         return results
-
-    def _zero_shot(self, networks: Networks, dataset: Dataset) -> dict[str, NDArray[np.float64]]:
-        """Return what networks say of the proteins without a probe, if that is asked for."""
-        if self.options.zero_shot is None:
-            return {}
-        return zero_shot_scores(networks, dataset, self.options.zero_shot, self.embedding)
 
     def _results(
         self,
@@ -163,7 +167,8 @@ class _Study:
         self, sources: list[Source], dataset: Dataset, rows: Rows, probe: Probe, metric: str, key: str
     ) -> dict[Place, Found]:
         """Probe all sources, and the base once more with shuffled labels, which is added to them."""
-        (self.out / PROBED).mkdir(exist_ok=True)
+        with nothing_written(self.out / PROBED):
+            (self.out / PROBED).mkdir(exist_ok=True)
         lengths = np.array([len(sequence) for sequence in dataset.sequences])
         probing = Probing(rows, lengths, dataset.task, probe, metric, self.out / PROBED, key)
         found = probing.run(sources, self._progress("probing"))
@@ -197,13 +202,12 @@ class _Study:
         progress = self.options.progress
         return lambda done, total: None if progress is None else progress(what, done, total)
 
-    def _sources(self, networks: Networks, dataset: Dataset, rows: Rows) -> tuple[list[Source], list[str]]:
+    def _sources(
+        self, networks: Networks, dataset: Dataset, rows: Rows, there: dict[str, Path] | None
+    ) -> tuple[list[Source], list[str]]:
         """Return what is probed, the base first, and what is to be said of it."""
         options, unique = self.options, Unique.of(dataset, rows)
-        if options.embeddings is None:
-            folders = embed_networks(networks, unique, self.out, options, self.embedding)
-        else:
-            folders = find_embeddings(networks, Path(options.embeddings))
+        folders = there or embed_networks(networks, unique, self.out, options, self.embedding)
         sources, zero = sources_of(networks, folders, unique, rows, options)
         if options.save_embeddings is not None:
             save_h5(folders, unique, sources[0].layers, self.out / H5)
@@ -219,15 +223,20 @@ class _Study:
         for fold in split.folds:
             for numbers in (fold.train, fold.validation, fold.test):
                 folds.update(b"none" if numbers is None else numbers.tobytes() + b"|")
-        embedding = {name: str(value) for name, value in self.embedding.items() if value is not None}
+        usual = EmbedOptions()
+        # how it is said, and what does not decide, make no other study
+        embedding = {
+            name: str(value).removeprefix("torch.")
+            for name, value in self.embedding.items()
+            if name not in ("device", "tokens", "trust_remote_code") and value != getattr(usual, name)
+        }
         return {
             "networks": networks.to_dict(),
             "data": {"name": self.data.name, "digest": dataset.digest, "target": dataset.target},
             "split": {"name": split.name, "digest": f"sha256:{folds.hexdigest()}"},
             "strengths": list(probe.strengths),
-            "zero_shot": None if self.options.zero_shot is None else str(self.options.zero_shot),
             "options": {**self.options.to_dict(), "probe": probe.name, "metrics": list(metrics)},
-            "embedding": {name: value for name, value in embedding.items() if name not in ("device", "tokens")},
+            "embedding": embedding,
         }
 
 
@@ -276,29 +285,48 @@ def _cautions_of_probes(entries: Mapping[str, Sequence[Entry]], probe: Probe) ->
 
 def _differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
     """Say which of what decides a study differs from what is asked for."""
-    said = []
-    for key in asked:
-        one, other = there.get(key), asked[key]
-        if isinstance(one, dict) and isinstance(other, dict) and key != "networks":
-            names = [name for name in {**one, **other} if one.get(name) != other.get(name)]
-            said += [f"{key} {name}: {one.get(name)!r} there, {other.get(name)!r} asked for" for name in names]
-        elif one != other:
-            said.append(f"{key}: {', '.join(one or ())} there, {', '.join(other)} asked for")
-    return "; ".join(said)
+    said = differences(*(_in_short(inputs) for inputs in (there, asked)))
+    more = len(said) - _SHOWN
+    return "; ".join(said[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")
 
 
-def _refuse_foreign(out: Path) -> None:
-    """Raise if a folder holds something and no study; one that is not there is fine.
+def _in_short(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    # the digest of a network says what its record does
+    return {**inputs, "networks": {name: each["digest"] for name, each in inputs["networks"].items()}}
+
+
+def _state_of(out: Path) -> dict[str, Any] | None:
+    """Read what a folder is a study of; `None` if there is nothing in it, or no such folder.
 
     Raises:
-        FolderExistsError: naming what is there.
+        FolderExistsError: if it holds something, and no study, or one that this release cannot continue.
     """
     if out.exists() and not out.is_dir():
         raise FolderExistsError(f"{out} is no folder; choose another name for the folder of the study")
-    if not out.exists() or (out / STATE).exists():
-        return
-    if names := sorted(path.name for path in out.iterdir() if path.name != _LOCK):
-        raise FolderExistsError(f"{out} holds {names[0]} and is no study, so nothing in it is replaced; choose another")
+    # leftovers of killed runs are nobody's
+    names = sorted(path.name for path in out.iterdir() if not _is_left(path)) if out.exists() else []
+    if STATE not in names:
+        if names:
+            raise FolderExistsError(
+                f"{out} holds {names[0]} and is no study, so nothing in it is replaced; choose another"
+            )
+        return None
+    try:
+        found: dict[str, Any] = json.loads((out / STATE).read_text(encoding="utf-8"))
+        if found["format"] == FORMAT and found["fingerprint"] == _key(found["inputs"]):
+            return found
+        why = f"the format is {found['format']!r}, not {FORMAT!r}" if found["format"] != FORMAT else "it was edited"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        why = f"{type(error).__name__}: {error}"
+    raise FolderExistsError(f"{out / STATE} is not that of a study, or damaged ({why}); choose another folder")
+
+
+def _is_left(path: Path) -> bool:
+    return path.name == _LOCK or _TEMPORARY.fullmatch(path.name) is not None
+
+
+def _key(inputs: Mapping[str, Any]) -> str:
+    return "sha256:" + hashlib.sha256(canonical(inputs).encode()).hexdigest()
 
 
 @contextmanager
@@ -308,25 +336,29 @@ def _held(out: Path, inputs: Mapping[str, Any], force: bool) -> Iterator[str]:
     Raises:
         FolderLockedError: if another process holds it.
         FolderExistsError: if it holds something else, or another study and not `force`.
+        CheckpointError: if it cannot be written.
     """
-    key = "sha256:" + hashlib.sha256(canonical(inputs).encode()).hexdigest()
-    _refuse_foreign(out)
+    key = _key(inputs)
+    _state_of(out)
     with ExitStack() as held:
         held.enter_context(folders_made(out))
-        held.enter_context(lock(out, out / _LOCK))
-        state = out / STATE
-        if state.exists():
-            there = json.loads(state.read_text(encoding="utf-8"))
-            if there["fingerprint"] != key:
-                if not force:
-                    said = _differences(there["inputs"], inputs)
-                    raise FolderExistsError(
-                        f"{out} holds another study: {said}; choose another folder, or replace it with --force"
-                    )
-                for name in (PROBED, H5):
-                    shutil.rmtree(out / name, ignore_errors=True)
-                (out / REPORT).unlink(missing_ok=True)
-        with replaced_file(state) as file:
+        if held.enter_context(lock(out, out / _LOCK)):  # else it may be another's, who is at it
+            for path in out.iterdir():
+                if _is_left(path) and path.name != _LOCK:
+                    path.unlink(missing_ok=True)
+        there = _state_of(out)
+        if there is not None and there["fingerprint"] != key:
+            if not force:
+                said = _differences(there["inputs"], inputs)
+                raise FolderExistsError(
+                    f"{out} holds another study: {said}; choose another folder, or replace it with --force"
+                )
+            for name in (PROBED, H5):
+                shutil.rmtree(out / name, ignore_errors=True)
+            for name in WRITTEN:
+                (out / name).unlink(missing_ok=True)
+        if there is None or there["fingerprint"] != key:
             content = {"format": FORMAT, "fingerprint": key, "inputs": inputs}
-            file.write((json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+            with nothing_written(out / STATE), replaced_file(out / STATE) as file:
+                file.write((json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
         yield key

@@ -159,7 +159,7 @@ def records_of(
     blueprints = [make_blueprint(checkpoint, with_versions(each, checkpoint.network)) for each in asked]
     sources, targets = Sources.of(checkpoint), [Target.of(blueprint, None) for blueprint in blueprints]
     stream(sources, targets, jobs=jobs, progress=progress)
-    base = Base(checkpoint.name, checkpoint.revision, _digest_of(checkpoint, sources))
+    base = Base(_recorded_name(checkpoint.name), checkpoint.revision, _digest_of(checkpoint, sources))
     pairs = list(zip(blueprints, targets, strict=True))
     for blueprint, target in pairs:
         _changed(blueprint, target, sources, checkpoint)
@@ -225,7 +225,7 @@ class _Builder:
         if digest is None:
             stream(sources, jobs=jobs, progress=progress)
             digest = sources.digest()
-        base, records = Base(self._recorded_name(), self.checkpoint.revision, digest), {}
+        base, records = Base(_recorded_name(self.name, self.recipe), self.checkpoint.revision, digest), {}
         for out, perturbation in asked.items():
             try:
                 # locked, and rid of what the killed process had not swept
@@ -272,7 +272,8 @@ class _Builder:
         blueprints = {out: make_blueprint(checkpoint, perturbation) for out, perturbation in asked.items()}
         checkpoint.network.tell_what_is_kept(asked.values())
         allow_open_files(len(asked))
-        sources, base = Sources.of(checkpoint), Base(self._recorded_name(), checkpoint.revision, NO_DIGEST)
+        sources = Sources.of(checkpoint)
+        base = Base(_recorded_name(self.name, self.recipe), checkpoint.revision, NO_DIGEST)
         first, *more = asked
         what = f"{first} and {len(more)} more" if more else first
         with nothing_written(what), ExitStack() as stack:
@@ -314,12 +315,13 @@ class _Builder:
             variant.shards.finish(record, made)
         return record
 
-    def _recorded_name(self) -> str:
-        """Return what a record calls the base: a recipe needs its place, a variant need not tell whose disk it is."""
-        place = Path(self.name)
-        if self.name == demo.NAME or not place.exists():
-            return self.name
-        return str(place.resolve()) if self.recipe else place.resolve().name
+
+def _recorded_name(name: str, recipe: bool = False) -> str:
+    """Return what a record calls the base: a recipe needs its place, a variant need not tell whose disk it is."""
+    place = Path(name)
+    if name == demo.NAME or not place.exists():
+        return name
+    return str(place.resolve()) if recipe else place.resolve().name
 
 
 def _of(outputs: Mapping[str, Output], names: Collection[str]) -> set[str]:
