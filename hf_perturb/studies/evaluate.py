@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +29,7 @@ from hf_perturb.studies.statistics import Resamples, Sampled
 Draws = NDArray[np.float64]
 
 
+ZERO_SHOT = "masked marginals"  # in place of a probe
 _NOTHING = SimpleNamespace(method=None, rules=None, axis=None, scope=(), seed=None)
 
 
@@ -136,22 +138,29 @@ class Evaluation:
         for name, each in predicted.items():
             values, draws = self.resamples.take([prepare("spearman", truth, each[self.rows.test])], truth)
             figures = (values[0], *(end[0] for end in self.resamples.interval(values, draws)))
-            scores.append(self._score(self.entries[name][0].source, "spearman", figures, probe="masked marginals"))
+            scores.append(self._score(self.entries[name][0].source, "spearman", figures, probe=ZERO_SHOT))
         return scores
 
     def _scores(self, metric: str, entries: Sequence[Entry], *figures: NDArray[np.float64]) -> Iterator[Score]:
         for entry, *each in zip(entries, *figures, strict=True):
-            is_guess = entry.source.name == GUESS
             yield self._score(
                 entry.source,
                 metric,
                 each,
                 layer=entry.layer,
                 chosen=entry.chosen,
-                probe="none" if is_guess else self.probe.name,
-                strength=None if entry.strength is None or is_guess else self.probe.strengths[entry.strength],
+                probe=self._probe_of(entry),
+                strength=self._strength_of(entry),
                 validation=float(np.mean(entry.found.validation)) if metric == self.metrics[0] else None,
             )
+
+    def _probe_of(self, entry: Entry) -> str:
+        return "none" if entry.source.name == GUESS else self.probe.name
+
+    def _strength_of(self, entry: Entry) -> float | None:
+        if entry.strength is None or entry.source.name == GUESS:
+            return None
+        return self.probe.strengths[entry.strength]
 
     def _score(
         self,
@@ -196,8 +205,12 @@ class Evaluation:
         """What is true of the test rows."""
         return self.rows.truth[self.rows.test]
 
-    def write_predictions(self, path: Path) -> None:
+    def write_predictions(self, path: Path, predicted: Mapping[str, NDArray[np.float64]]) -> None:
         """Write what was predicted of every test row, as Parquet, an entry at a time.
+
+        Args:
+            path: the file.
+            predicted: as of `zero_shot`.
 
         Raises:
             CheckpointError: if it cannot be written.
@@ -217,12 +230,12 @@ class Evaluation:
         def readable(values: NDArray[Any]) -> Any:
             return pa.array(names[values], pa.string()) if task.classes else pa.array(values, pa.float64())
 
-        def table(entry: Entry) -> Any:
-            found = entry.found.prediction
+        def table(network: str, layer: int | None, probe: str, found: NDArray[np.float64]) -> Any:
             columns = {
                 **same,
-                "network": pa.array([entry.source.name] * len(test), pa.string()),
-                "layer": pa.array([entry.layer] * len(test), pa.int32()),
+                "network": pa.array([network] * len(test), pa.string()),
+                "layer": pa.array([layer] * len(test), pa.int32()),
+                "probe": pa.array([probe] * len(test), pa.string()),
                 "truth": readable(self.truth),
                 "prediction": readable(found.argmax(1) if task.classes else found),
             }
@@ -230,7 +243,13 @@ class Evaluation:
                 columns[f"probability {name}"] = pa.array(found[:, number], pa.float64())
             return pa.table(columns)
 
-        tables = (table(entry) for entries in self.entries.values() for entry in entries)
+        probed = (
+            (entry.source.name, entry.layer, self._probe_of(entry), entry.found.prediction)
+            for entries in self.entries.values()
+            for entry in entries
+        )
+        shot = ((name, None, ZERO_SHOT, each[test]) for name, each in predicted.items())
+        tables = (table(*each) for each in chain(probed, shot))
         with nothing_written(path), replaced_file(path) as file:
             first = next(tables)
             with parquet.ParquetWriter(file, first.schema, compression="zstd") as writer:

@@ -253,8 +253,10 @@ def _lengths(dataset: Dataset) -> Features:
 def _compositions(dataset: Dataset) -> Features:
     """Return the shares of the 20 amino acids, and of all other letters together, `(proteins, 21)`."""
     counts = [Counter(sequence) for sequence in dataset.sequences]
-    shares = np.array([[count[letter] / count.total() for letter in RESIDUES] for count in counts])
-    return np.column_stack([shares, 1 - shares.sum(1)]).astype(np.float32)
+    known = np.array([[count[letter] for letter in RESIDUES] for count in counts])
+    total = np.array([count.total() for count in counts])
+    # counted, for what is left of 1 would be rounding, which a probe takes for a letter
+    return (np.column_stack([known, total - known.sum(1)]) / total[:, None]).astype(np.float32)
 
 
 def _letters(dataset: Dataset) -> NDArray[np.uint8]:

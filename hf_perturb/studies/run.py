@@ -127,7 +127,7 @@ class _Study:
             evaluation = Evaluation(dataset, split, rows, probe, entries, metrics, resamples)
             about = self._about(inputs, dataset, split, rows)
             results = self._results(evaluation, about, (*dataset.notes, *split.notes, *rows.notes, *said), predicted)
-            evaluation.write_predictions(self.out / PREDICTIONS)
+            evaluation.write_predictions(self.out / PREDICTIONS, predicted)
             draw(results, self.out)
             write_tables(results, self.out)
             shutil.rmtree(self.out / PROBED)
