@@ -29,6 +29,7 @@ from hf_perturb.zero_shot.score import substitution_scores
 
 # options of `embed` that say nothing of embeddings that are there, or that these have to agree with
 _OF_READING = ("dtype", "device", "tokens", "revision", "trust_remote_code")
+FASTA = "sequences.fasta"  # of what is embedded
 _OF_RECORDS = ("base", "digest")  # what a record has that a request lacks
 
 
@@ -92,7 +93,7 @@ def embed_networks(
     Returns:
         The folders, by network.
     """
-    fasta, whole = out / "sequences.fasta", options.save_embeddings is not None
+    fasta, whole = out / FASTA, options.save_embeddings is not None
     unique.write(fasta)
     wanted: dict[str, Any] = {"layers": _with_zero(options.layers), "pool": options.pool, "per_residue": whole}
     if unique.residues is not None:
@@ -197,7 +198,8 @@ def wildtype_of(dataset: Dataset, wildtype: str | Path) -> str:
         raise StudyError(f"zero_shot: {wildtype} has {len(found):,} records; allowed: one, the wild type")
     [sequence] = found.values()
     lengths = [len(each) for each in dataset.sequences]
-    if other := next((place for place, length in enumerate(lengths) if length != len(sequence)), None):
+    other = next((place for place, length in enumerate(lengths) if length != len(sequence)), None)
+    if other is not None:
         raise StudyError(
             f"zero_shot: {dataset.ids[other]!r} has {lengths[other]:,} residues, the wild type {len(sequence):,};"
             " allowed: substitutions alone"

@@ -129,7 +129,8 @@ def best_layers(found: Sequence[Found]) -> list[int]:
 def _read(path: Path, key: str) -> Found | None:
     """Return what was kept, `None` where there is nothing, or something of another study."""
     try:
-        with np.load(path, allow_pickle=False) as kept:
+        # numpy leaves a damaged one open that it opened itself
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
             if str(kept["key"]) != key:
                 return None
             return Found(**{each.name: kept[each.name] for each in fields(Found)})

@@ -27,6 +27,7 @@ from hf_perturb.studies.evaluate import Entry, Evaluation, entries_of
 from hf_perturb.studies.features import GUESS, SHUFFLED, Source, Unique, baselines
 from hf_perturb.studies.metrics import MAIN, METRICS_OF
 from hf_perturb.studies.networks import (
+    FASTA,
     Networks,
     embed_networks,
     find_embeddings,
@@ -105,7 +106,7 @@ class _Study:
         options = self.options
         dataset = read_dataset(self.data, **{name: getattr(options, name) for name in _OF_DATA})
         metrics = _metrics(options, dataset.task.kind)
-        probe = PROBES[options.probe or DEFAULT[dataset.task.kind]]
+        probe = _probe(options, dataset.task.kind)
         split = make_split(dataset, options.split, options.seed)
         rows = rows_of(dataset, split, options.max_residues, options.seed)
         wildtype = None if options.zero_shot is None else wildtype_of(dataset, options.zero_shot)
@@ -240,6 +241,18 @@ class _Study:
         }
 
 
+def _probe(options: StudyOptions, kind: str) -> Probe:
+    """Return what is trained.
+
+    Raises:
+        StudyError: for a probe of numbers where classes are predicted, or the other way round.
+    """
+    name = options.probe or DEFAULT[kind]
+    if name not in (allowed := (DEFAULT[kind], "knn")):
+        raise StudyError(f"probe: got {name!r} for a task of kind {kind}; allowed: {', '.join(allowed)}")
+    return PROBES[name]
+
+
 def _metrics(options: StudyOptions, kind: str) -> tuple[str, ...]:
     """Return the metrics, the main one first.
 
@@ -361,4 +374,11 @@ def _held(out: Path, inputs: Mapping[str, Any], force: bool) -> Iterator[str]:
             content = {"format": FORMAT, "fingerprint": key, "inputs": inputs}
             with nothing_written(out / STATE), replaced_file(out / STATE) as file:
                 file.write((json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
-        yield key
+        try:
+            yield key
+        except BaseException:
+            # nothing was done, as of a layer that is not there: the right command is not to be refused for it
+            if there is None and {path.name for path in out.iterdir()} <= {STATE, FASTA, _LOCK}:
+                for name in (STATE, FASTA):
+                    (out / name).unlink(missing_ok=True)
+            raise
