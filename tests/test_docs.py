@@ -52,13 +52,19 @@ def published(tmp_path_factory) -> Path:
         write_encoder(folder / "Rostlab" / name, encoder, max_position_embeddings=1024)
     records = [f">{i}\n{sequence}\n" for i, sequence in enumerate(hf_perturb.demo.held_out_sequences()[:3])]
     (folder / "proteins.fasta").write_text("".join(records))
+    parts = [sequence[:30] for sequence in hf_perturb.demo.held_out_sequences()[:40]]
+    shares = [sum(map(each.count, "AILMFVW")) / len(each) for each in parts]
+    rows = [
+        f"{each},{share},{('train', 'test')[i % 2]}" for i, (each, share) in enumerate(zip(parts, shares, strict=True))
+    ]
+    (folder / "proteins.csv").write_text("\n".join(["sequence,target,set", *rows]))
     return folder
 
 
 def extras() -> set[str]:
     """Return the names of the extras, as pyproject.toml has them."""
     section = (ROOT / "pyproject.toml").read_text(encoding="utf-8").split("[project.optional-dependencies]")[1]
-    return set(re.findall(r"^([a-z]+) = \[", section.split("\n[")[0], flags=re.MULTILINE))
+    return set(re.findall(r"^([a-z0-9]+) = \[", section.split("\n[")[0], flags=re.MULTILINE))
 
 
 def run_shell(code: str) -> None:
