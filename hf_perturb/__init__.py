@@ -25,6 +25,10 @@ __all__ = [*__all__, "__version__"]
 def __getattr__(name: str) -> Any:
     if name.startswith(tuple(PREFIXES.values())) or name in ("from_pretrained", "perturb", "wrap"):
         import_models()
+    if name == "study":
+        from hf_perturb.studies.options import refuse_without_extra
+
+        refuse_without_extra()
     return _imported(name)
 
 

@@ -89,8 +89,12 @@ def _run(arguments: Sequence[str] | None) -> int:
     except OSError as error:  # libraries die of it when they are imported
         print(f"hf-perturb {options.command}: {NOWHERE} ({error})", file=sys.stderr)
         return 1
-    for name in _NEEDED.get(options.command, ()):
-        getattr(hf_perturb, name)
+    try:
+        for name in _NEEDED.get(options.command, ()):
+            getattr(hf_perturb, name)
+    except hf_perturb.HfPerturbError as error:  # what it needs is not installed
+        print(f"hf-perturb {options.command}: {error}", file=sys.stderr)
+        return 1
     interrupts.raise_from_now_on()
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

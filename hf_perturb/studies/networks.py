@@ -17,6 +17,7 @@ from hf_perturb.embedding.options import EmbedOptions, read_layers
 from hf_perturb.embedding.run import BASE, embed_variants
 from hf_perturb.errors import StudyError
 from hf_perturb.perturbation import Perturbation
+from hf_perturb.storage.folders import nothing_written
 from hf_perturb.studies.dataset import Dataset
 from hf_perturb.studies.features import Embedded, Source, Unique, manifests
 from hf_perturb.studies.options import StudyOptions
@@ -232,7 +233,8 @@ def save_h5(folders: Mapping[str, Path], unique: Unique, layers: Sequence[int | 
     Raises:
         EmbeddingsError: if h5py is not installed, or a file cannot be written.
     """
-    out.mkdir(exist_ok=True)
+    with nothing_written(out):
+        out.mkdir(exist_ok=True)
     for name, folder in folders.items():
         for layer in layers:
             if not (file := out / f"{name}-layer{layer}.h5").exists():

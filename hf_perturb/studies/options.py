@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ SAVED = ("h5",)
 
 # called with what is being done, how much of it is done, and how much there is to do
 Progress = Callable[[str, int, int], object]
+# what is imported, by extra
+_NEEDED = {"study": ("scipy", "threadpoolctl", "sklearn", "pyarrow", "dnaio", "matplotlib"), "h5": ("h5py",)}
 # options of `embed` that a study sets itself
 _OWN = ("layers", "pool", "per_residue", "residues", "force", "progress")
 
@@ -86,6 +89,22 @@ class StudyOptions:
         names = ("probe", "baselines", "max_residues", "resamples", "seed", "pool", "save_embeddings")
         layers = self.layers if isinstance(self.layers, str | int) else list(self.layers)
         return {"layers": layers, "metrics": list(self.metrics), **{name: getattr(self, name) for name in names}}
+
+
+def refuse_without_extra(extra: str = "study") -> None:
+    """Raise if what a study needs is not installed.
+
+    Args:
+        extra: `study`, or `h5` where HDF5 is to be written.
+
+    Raises:
+        StudyError: naming the first of it.
+    """
+    for name in _NEEDED[extra]:
+        try:
+            import_module(name)
+        except ImportError as error:
+            raise StudyError(f"a study needs {name} ({error}): pip install 'hf-perturb[{extra}]'") from error
 
 
 def divide_options(given: dict[str, Any]) -> tuple[StudyOptions, dict[str, Any]]:

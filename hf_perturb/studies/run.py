@@ -37,7 +37,7 @@ from hf_perturb.studies.networks import (
     wildtype_of,
     zero_shot_scores,
 )
-from hf_perturb.studies.options import METHODS, SEEDS, StudyOptions, divide_options
+from hf_perturb.studies.options import METHODS, SEEDS, StudyOptions, divide_options, refuse_without_extra
 from hf_perturb.studies.plot import draw
 from hf_perturb.studies.probes import DEFAULT, PROBES, Probe
 from hf_perturb.studies.probing import Found, Place, Probing, best_layers
@@ -86,6 +86,8 @@ def study(
         TypeError: if there is no such option.
     """
     asked, embedding = divide_options(options)
+    if asked.save_embeddings == "h5":
+        refuse_without_extra("h5")
     if controls is None:
         controls = matrix(METHODS, SEEDS)
     parsed = [Perturbation.parse(each) for each in controls]

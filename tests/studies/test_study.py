@@ -23,11 +23,10 @@ from transformers import AutoModel, AutoTokenizer
 import hf_perturb
 from hf_perturb.studies.dataset import read_dataset
 from hf_perturb.studies.metrics import METRICS_OF
+from hf_perturb.studies.probes import DEFAULT, PROBES
 from hf_perturb.studies.rows import rows_of
 from hf_perturb.studies.splits import make_split
 
-RIDGE = [10.0**power for power in range(6, -4, -1)]
-LOGISTIC = [10.0**power for power in range(5, 0, -1)]
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
 
 
@@ -44,7 +43,7 @@ def fitted(kind, strength, x, y):
 def chosen(kind, metric, x, y, fold):
     """Return strength, score on what chooses, and predictions of the test rows."""
     scores = []
-    for strength in RIDGE if kind == "regression" else LOGISTIC:
+    for strength in PROBES[DEFAULT[kind]].strengths:
         pairs = fold.inner or [(fold.train, fold.validation)]
         said = [fitted(kind, strength, x[train], y[train])(x[held]) for train, held in pairs]
         truth = np.concatenate([y[held] for _, held in pairs])

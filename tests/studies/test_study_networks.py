@@ -52,12 +52,10 @@ def figures(results):
 
 def test_embeddings_of_ones_own_give_the_same_scores(places, tmp_path):
     found = study(places, tmp_path / "out", embeddings=places / "mine")
-    assert figures(found) == [
-        tuple(each[:-1]) + (each[-1].expected,) for each in figures(study(places, places / "study"))
-    ]
+    assert figures(found) == [(*each[:-1], each[-1].expected) for each in figures(study(places, places / "study"))]
     assert not (tmp_path / "out" / "embeddings").exists()
     # of them is said which they are, so that others are not taken for these
-    with pytest.raises(FolderExistsError, match="embeddings: .* in the folder, null asked for"):
+    with pytest.raises(FolderExistsError, match=r"embeddings: .* in the folder, null asked for"):
         study(places, tmp_path / "out")
 
 
@@ -142,7 +140,7 @@ def test_residues_of_equal_sequences_are_kept_of_each(tmp_path, places):
     again = hf_perturb.study(
         places / "base", tmp_path / "a.fasta", tmp_path / "again", [], **options, embeddings=tmp_path / "all"
     )
-    assert figures(results) == [tuple(each[:-1]) + (each[-1].expected,) for each in figures(again)]
+    assert figures(results) == [(*each[:-1], each[-1].expected) for each in figures(again)]
 
 
 # ---- baselines
@@ -298,7 +296,7 @@ def test_zero_shot_scores_can_be_redone(places, tmp_path):
         truth, said = (np.array([row[key] for row in each]) for key in ("truth", "prediction"))
         assert EXPECTED["spearman"](truth, said) == pytest.approx(score.value)
     for other in (None, wild[:-1] + ("A" if wild[-1] != "A" else "C")):
-        with pytest.raises(FolderExistsError, match="zero_shot: .* in the folder, "):
+        with pytest.raises(FolderExistsError, match=r"zero_shot: .* in the folder, "):
             hf_perturb.study(places / "base", table, tmp_path / "out", ["reinit"], **OPTIONS, zero_shot=other)
-    with pytest.raises(StudyError, match="zero_shot: .*the wild type 23; allowed: substitutions alone"):
+    with pytest.raises(StudyError, match=r"zero_shot: .*the wild type 23; allowed: substitutions alone"):
         hf_perturb.study(places / "base", table, tmp_path / "new", ["reinit"], **OPTIONS, zero_shot=wild[:-1])
