@@ -96,6 +96,7 @@ def _add_probes(group: Any) -> None:
 def run_study(options: argparse.Namespace) -> None:
     """Study a base, and print what was found: the last line in words."""
     from hf_perturb.studies.run import WRITTEN
+    from hf_perturb.studies.tables import report_of
     from hf_perturb.studies.words import last_line, summary_table
 
     names = {each.name for each in (*fields(StudyOptions), *fields(EmbedOptions))} - {"seed", "progress"}
@@ -111,7 +112,7 @@ def run_study(options: argparse.Namespace) -> None:
     for warning in found.warnings:
         print(f"hf-perturb study: warning: {warning}", file=sys.stderr)
     if options.json:
-        output.print_json(found.to_dict())
+        output.print_json(report_of(found))
         return
     output.print_table(summary_table(found))
     print(f"\n{options.out}: {', '.join(WRITTEN)}")
