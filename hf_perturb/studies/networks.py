@@ -106,7 +106,8 @@ def embed_networks(
             progress("embedding", done, total)
 
     asked = [each for each in networks.asked.values() if each is not None]
-    given = {**embedding, **wanted, "force": options.force, "progress": advance}
+    # the folder is of this study by now: what else is in it is of one that was replaced
+    given = {**embedding, **wanted, "force": True, "progress": advance}
     done = embed_variants(networks.model, fasta, out / "embeddings", asked, **given)
     return {name: each.path for name, each in done.items()}
 

@@ -118,7 +118,7 @@ class _Study:
         inputs = self._inputs(dataset, split, networks, probe, metrics)
         inputs |= {"zero_shot": wildtype, "embeddings": there and read_manifest(there[BASE]).fingerprint}
         with _held(self.out, inputs, options.force) as key:
-            if (self.out / REPORT).exists():
+            if all((self.out / name).exists() for name in WRITTEN):
                 shutil.rmtree(self.out / PROBED, ignore_errors=True)
                 return read_report(self.out)
             predicted = {} if wildtype is None else zero_shot_scores(networks, dataset, wildtype, self.embedding)

@@ -131,12 +131,16 @@ def test_another_study_is_refused_and_told(places, change, said):
 
 def test_force_replaces_a_study_whole(places, tmp_path):
     out = tmp_path / "out"
-    study(places, out, CONTROLS[:1])
+    study(places, out, CONTROLS[:1], layers=[0, 1])
     with pytest.raises(ZeroDivisionError):
-        study(places, out, force=True, progress=lambda what, done, total: 1 / (what != "probing"))
+        study(places, out, force=True, progress=lambda what, done, total: 1 / (what != "embedding"))
     assert not {*WRITTEN} & {*os.listdir(out)}, "figures of the other study are left"
-    study(places, out, force=True)
+    study(places, out)
     assert snapshot(out) == snapshot(places / "whole")
+    for name in ("scores.parquet", "layers.png"):
+        (out / name).unlink()
+    study(places, out)
+    assert snapshot(out) == snapshot(places / "whole"), "what was taken away is made again"
 
 
 @pytest.mark.parametrize("name", ["thesis.txt", "study.json"])
