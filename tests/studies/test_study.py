@@ -217,7 +217,12 @@ def test_a_binary_task_by_folds(places, tmp_path):
         layers = {layer: np.stack([each.max(0) for each in states[layer]]) for layer in (0, 1, 3)}
         best.add(agree(results, name, "binary", layers, data.values, folds))
     redone(results, tmp_path / "out")
-    assert Counter(row["id"] for row in predictions(tmp_path / "out") if row["network"] == "guess") == Counter(data.ids)
+    # guessing says one thing of all folds, or it would rank these
+    guess = [row for row in predictions(tmp_path / "out") if row["network"] == "guess"]
+    assert Counter(row["id"] for row in guess) == Counter(data.ids)
+    [said] = {row[f"probability {results.task.classes[1]}"] for row in guess}
+    assert said == pytest.approx(np.mean([data.values[fold.train].mean() for fold in folds]), abs=1e-6)
+    assert [score.value for score in results.scores if (score.network, score.metric) == ("guess", "auroc")] == [0.5]
 
 
 def test_classes_of_residues_that_are_sampled(places, tmp_path):

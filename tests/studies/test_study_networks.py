@@ -267,6 +267,12 @@ def test_any_encoder_of_transformers(tmp_path):
     assert found.layers == (0, model.config.num_hidden_layers)
     assert {score.rules for score in found.scores if score.kind == "control"} == {"transformers"}
     assert all(score.digest for score in found.scores if score.kind == "control")
+    given = enumerate(read_dataset(tmp_path / "a.csv").sequences, 1)
+    (tmp_path / "a.fasta").write_text("".join(f">{number}\n{sequence}\n" for number, sequence in given))
+    hf_perturb.embed_variants(tmp_path / "bert", tmp_path / "a.fasta", tmp_path / "mine", ["reinit"], layers="all")
+    options = {"layers": "0,-1", "resamples": 100, "embeddings": tmp_path / "mine"}
+    again = hf_perturb.study(tmp_path / "bert", tmp_path / "a.csv", tmp_path / "again", ["reinit"], **options)
+    assert [score.value for score in again.scores] == pytest.approx([score.value for score in found.scores], abs=1e-6)
 
 
 def test_zero_shot_scores_can_be_redone(places, tmp_path):
