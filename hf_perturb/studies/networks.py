@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from hf_perturb.checkpoints.recipe import open_base
 from hf_perturb.embedding.h5 import write_h5
 from hf_perturb.embedding.manifest import MANIFEST
 from hf_perturb.embedding.options import EmbedOptions, read_layers
-from hf_perturb.embedding.run import BASE, embed_variants
+from hf_perturb.embedding.run import BASE, embed_variants, networks_by_name
 from hf_perturb.errors import StudyError
 from hf_perturb.perturbation import Perturbation
 from hf_perturb.storage.folders import nothing_written
@@ -23,7 +23,6 @@ from hf_perturb.studies.features import Embedded, Source, Unique, manifests
 from hf_perturb.studies.options import StudyOptions
 from hf_perturb.studies.rows import Rows
 from hf_perturb.variants.create import records_of
-from hf_perturb.variants.matrix import folder_name
 from hf_perturb.zero_shot.mutants import read_wildtypes
 from hf_perturb.zero_shot.options import LONG, ScoreOptions
 from hf_perturb.zero_shot.score import substitution_scores
@@ -31,6 +30,7 @@ from hf_perturb.zero_shot.score import substitution_scores
 # options of `embed` that say nothing of embeddings that are there, or that these have to agree with
 _OF_READING = ("dtype", "device", "tokens", "revision", "trust_remote_code")
 FASTA = "sequences.fasta"  # of what is embedded
+Controls = Iterable["Perturbation | Mapping[str, Any] | str"] | Perturbation | Mapping[str, Any] | str
 _OF_RECORDS = ("base", "digest")  # what a record has that a request lacks
 
 
@@ -51,31 +51,29 @@ class Networks:
         }
 
 
-def open_networks(model: str | Path, asked: Sequence[Perturbation], embedding: Mapping[str, Any]) -> Networks:
+def open_networks(model: str | Path, controls: Controls, embedding: Mapping[str, Any]) -> Networks:
     """Say which networks a base and perturbations of it are; no weight is kept.
 
     Args:
         model: the base, by its name.
-        asked: what the controls are.
+        controls: what they are, as `embed_variants` takes them.
         embedding: options of `embed`.
 
     Raises:
         CheckpointError: if the base cannot be read.
         PerturbationError: if a control cannot be made of it, or comes twice.
     """
-    names = [folder_name(each) for each in asked]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise StudyError(f"controls: two would be called {twice[0]}; study them apart")
+    named = networks_by_name(controls)
+    asked = [each for each in named.values() if each is not None]
     trusted = bool(embedding.get("trust_remote_code"))
     base = open_base(str(model), asked, trusted, revision=embedding.get("revision"))
     records = records_of(base, asked)
-    digests = [record.digest or "" for record in records]
     of_base = records[0].base.digest if records and records[0].base else None
     return Networks(
         str(model),
-        {BASE: None, **dict(zip(names, asked, strict=True))},
-        {BASE: None, **dict(zip(names, records, strict=True))},
-        {BASE: of_base or base.digest(), **dict(zip(names, digests, strict=True))},
+        named,
+        dict(zip(named, [None, *records], strict=True)),
+        dict(zip(named, [of_base or base.digest(), *(record.digest or "" for record in records)], strict=True)),
     )
 
 

@@ -74,6 +74,10 @@ class StudyOptions:
     def __post_init__(self) -> None:
         if isinstance(self.metrics, str):
             object.__setattr__(self, "metrics", (self.metrics,))
+        if not isinstance(self.layers, str | int):
+            # numbers of numpy are no JSON
+            numbers = (int(each) if hasattr(each, "__index__") else each for each in self.layers)
+            object.__setattr__(self, "layers", list(numbers))
         for name, allowed in (("probe", (None, *PROBES)), ("save_embeddings", (None, *SAVED)), ("pool", POOLS)):
             if (got := getattr(self, name)) not in allowed:
                 raise StudyError(f"{name}: got {got!r}; allowed: {', '.join(filter(None, allowed))}")

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -20,7 +20,6 @@ from hf_perturb.embedding.manifest import canonical, differences, read_manifest
 from hf_perturb.embedding.options import EmbedOptions
 from hf_perturb.embedding.run import BASE
 from hf_perturb.errors import FolderExistsError, StudyError
-from hf_perturb.perturbation import Perturbation
 from hf_perturb.storage.folders import folders_made, lock, nothing_written, replaced_file
 from hf_perturb.studies.dataset import Dataset, read_dataset
 from hf_perturb.studies.evaluate import Entry, Evaluation, entries_of
@@ -28,6 +27,7 @@ from hf_perturb.studies.features import GUESS, SHUFFLED, Source, Unique, baselin
 from hf_perturb.studies.metrics import MAIN, METRICS_OF
 from hf_perturb.studies.networks import (
     FASTA,
+    Controls,
     Networks,
     embed_networks,
     find_embeddings,
@@ -54,7 +54,6 @@ WRITTEN = ("layers.svg", "layers.png", "methods.md", "summary.csv", REPORT, "sco
 _LOCK = ".hf_perturb-lock"
 _TEMPORARY = re.compile(r"\..+\.hf_perturb-[0-9a-f]{8}")
 _SHOWN = 5  # differences that a message names
-Controls = Iterable["Perturbation | Mapping[str, Any] | str"]
 _OF_DATA = ("target", "labels", "mask", "task", "skip_bad")
 _VERSIONS = ("hf-perturb", "torch", "transformers", "scikit-learn", "numpy", "scipy")
 
@@ -72,8 +71,8 @@ def study(
         model: the base: a folder, a Hub id, an original `.pt`, or `demo`.
         data: sequences and what is to be predicted: FLIP's CSV, a FASTA, or Parquet.
         out: the folder to write; an interrupted study is continued by the same call.
-        controls: what to do to the base, each a `Perturbation`, its dict, or a method name; reinit and resample with
-            seeds 0 to 4 if `None`.
+        controls: what to do to the base, each a `Perturbation`, its dict, or a method name; or one of them; reinit
+            and resample with seeds 0 to 4 if `None`.
         **options: those of `StudyOptions`, and those of `embed` that say how sequences are read and networks are run.
 
     Returns:
@@ -88,10 +87,8 @@ def study(
     asked, embedding = divide_options(options)
     if asked.save_embeddings == "h5":
         refuse_without_extra("h5")
-    if controls is None:
-        controls = matrix(METHODS, SEEDS)
-    parsed = [Perturbation.parse(each) for each in controls]
-    return _Study(str(model), Path(data), Path(out), parsed, asked, embedding).run()
+    given = matrix(METHODS, SEEDS) if controls is None else controls
+    return _Study(str(model), Path(data), Path(out), given, asked, embedding).run()
 
 
 @dataclass(frozen=True)
@@ -99,7 +96,7 @@ class _Study:
     model: str
     data: Path
     out: Path
-    controls: list[Perturbation]
+    controls: Controls
     options: StudyOptions
     embedding: Mapping[str, Any]
 

@@ -51,7 +51,7 @@ def figures(results):
 
 
 def test_embeddings_of_ones_own_give_the_same_scores(places, tmp_path):
-    found = study(places, tmp_path / "out", embeddings=places / "mine")
+    found = study(places, tmp_path / "out", embeddings=places / "mine", layers=np.array([0, 3]))
     assert figures(found) == [(*each[:-1], each[-1].expected) for each in figures(study(places, places / "study"))]
     assert not (tmp_path / "out" / "embeddings").exists()
     # of them is said which they are, so that others are not taken for these
@@ -223,7 +223,7 @@ def test_what_is_no_control_is_refused(places, tmp_path):
             tmp_path / "out",
             controls=[{"method": "resample", "scope": ["layers:1-1", "keep_layer_norms"], "exclude": ["*"]}],
         )
-    with pytest.raises(StudyError, match="two would be called reinit-seed42"):
+    with pytest.raises(PerturbationError, match="two variants would be called reinit-seed42"):
         study(places, tmp_path / "out", controls=["reinit", {"method": "reinit", "include": ["*conv*"]}])
     hf_perturb.create_variant(places / "base", tmp_path / "control", "reinit")
     with pytest.raises(PerturbationError, match="is a variant already"):
@@ -262,7 +262,7 @@ def test_any_encoder_of_transformers(tmp_path):
     tokenizer.save_pretrained(tmp_path / "bert")
     write_regression(tmp_path / "a.csv", 40)
     found = hf_perturb.study(
-        tmp_path / "bert", tmp_path / "a.csv", tmp_path / "out", ["reinit"], layers="0,-1", resamples=100
+        tmp_path / "bert", tmp_path / "a.csv", tmp_path / "out", "reinit", layers="0,-1", resamples=100
     )
     assert found.layers == (0, model.config.num_hidden_layers)
     assert {score.rules for score in found.scores if score.kind == "control"} == {"transformers"}

@@ -71,7 +71,8 @@ def places(tmp_path_factory):
     folder = tmp_path_factory.mktemp("places")
     write_base(folder / "base")
     write_regression(folder / "a.csv", 40)
-    study(folder, folder / "whole")
+    first = study(folder, folder / "whole")
+    assert study(folder, folder / "whole") == first
     return folder
 
 
