@@ -27,7 +27,8 @@ OPTIONS = {"layers": [0, 2], "resamples": 100}
 DYING = """
 import json, os, signal, sys
 from pathlib import Path
-import hf_perturb
+import hf_perturb, matplotlib.backends.backend_agg, matplotlib.backends.backend_svg
+from hf_perturb import CarpForMaskedLM  # with what each fork would import by itself
 from hf_perturb.embedding.store import Store
 from hf_perturb.studies import evaluate, probing, run
 
