@@ -359,8 +359,9 @@ def choose(
 ) -> Choice:
     """Fit a probe, at the strength that is best on the validation set, or on what inner folds held out.
 
-    Predictions of held-out folds are scored together, and the probe is then fitted to all training rows; with a
-    validation set it is not fitted to that. Of strengths that are equally good the strongest penalty is taken.
+    Predictions of held-out folds are scored together, as `level` makes them, and the probe is then fitted to all
+    training rows; with a validation set it is not fitted to that. Of strengths that are equally good the strongest
+    penalty is taken.
 
     Args:
         probe: of `PROBES`.
@@ -379,11 +380,27 @@ def choose(
     parts = [probe.fit(rows(train), y[train], classes) for train, _ in fold.inner]
     held = [held_out for _, held_out in fold.inner]
     paths = [part.path(rows(numbers)) for part, numbers in zip(parts, held, strict=True)]
+    if task.kind == "regression":
+        paths = level(paths, [y[train] for train, _ in fold.inner])
     curve = _scores(metric, y[np.concatenate(held)], [np.concatenate(each) for each in zip(*paths, strict=True)])
     best = int(np.argmax(curve))
     fitted = probe.fit(rows(fold.train), y[fold.train], classes, last=best)
     warnings = dict.fromkeys(warning for each in (*parts, fitted) for warning in each.warnings)
     return Choice(best, curve[best], curve, fitted, tuple(warnings))
+
+
+def level(paths: Sequence[Sequence[Floats]], seen: Sequence[Array]) -> list[list[Floats]]:
+    """Give predictions of several folds, which are scored together, one mean.
+
+    Where what is held out is high, what a probe has seen is low, and so is all that it predicts. The less it finds in
+    representations, the more would its predictions rank folds, the wrong way round.
+
+    Args:
+        paths: numbers that were predicted of each fold.
+        seen: the truth of the rows that its probe was fitted to.
+    """
+    means = [truth.mean(dtype=np.float64) for truth in seen]
+    return [[(each - own) + np.mean(means) for each in path] for path, own in zip(paths, means, strict=True)]
 
 
 def _scores(metric: str, truth: Array, predictions: Sequence[Floats]) -> tuple[float, ...]:

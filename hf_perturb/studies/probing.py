@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 from hf_perturb.perturbation.parallel import for_each
 from hf_perturb.storage.folders import nothing_written, replaced_file
 from hf_perturb.studies.features import GUESS, Source
-from hf_perturb.studies.probes import DEFAULT, PROBES, Probe, choose
+from hf_perturb.studies.probes import DEFAULT, PROBES, Probe, choose, level
 from hf_perturb.studies.rows import FoldRows, Rows
 from hf_perturb.studies.statistics import degeneracy
 from hf_perturb.studies.task import Task
@@ -99,7 +99,10 @@ class Probing:
             probe = PROBES[DEFAULT[self.task.kind]] if source.name == GUESS else self.probe
             choices.append(choose(probe, features, truth, fold, self.metric, self.task))
             predictions.append(choices[-1].predict(features[fold.test]))
-        if source.name == GUESS:
+        if self.task.kind == "regression":
+            seen = [self.rows.truth[fold.train] for fold in self.rows.folds]
+            predictions = [each for [each] in level([[each] for each in predictions], seen)]
+        elif source.name == GUESS:
             # each fold's own would rank folds, the wrong way round
             mean = np.mean([each[0] for each in predictions], axis=0)
             predictions = [np.broadcast_to(mean, each.shape) for each in predictions]
