@@ -230,7 +230,7 @@ def baselines(
         made["one-hot"] = lambda: _one_hot_residues(dataset, rows)
     elif len({*map(len, dataset.sequences)}) > 1:
         said.append("baseline one-hot: left out, as sequences are of several lengths")
-    elif (width := _one_hot(dataset).shape[1]) > _WIDEST:
+    elif (width := len(_seen(_letters(dataset)))) > _WIDEST:
         said.append(f"baseline one-hot: left out, as it would have {width:,} columns; at most {_WIDEST:,} are probed")
     else:
         made["one-hot"] = lambda: _one_hot(dataset)
@@ -264,12 +264,20 @@ def _letters(dataset: Dataset) -> NDArray[np.uint8]:
     return np.frombuffer("".join(dataset.sequences).encode("ascii"), np.uint8).reshape(len(dataset.sequences), -1)
 
 
+def _seen(codes: NDArray[np.uint8]) -> list[tuple[int, int]]:
+    """Return the places where sequences differ, with each of the letters there."""
+    places = np.flatnonzero((codes != codes[0]).any(0))
+    return [(place, letter) for place in places.tolist() for letter in np.unique(codes[:, place]).tolist()]
+
+
 def _one_hot(dataset: Dataset) -> Features:
     """Return which letter each place has, for places where sequences differ, `(proteins, places x letters)`."""
     codes = _letters(dataset)
-    codes = codes[:, (codes != codes[0]).any(0)]
-    columns = [codes[:, place] == letter for place in range(codes.shape[1]) for letter in np.unique(codes[:, place])]
-    return np.column_stack(columns).astype(np.float32) if columns else np.zeros((len(codes), 1), np.float32)
+    seen = _seen(codes)
+    hot = np.zeros((len(codes), max(len(seen), 1)), np.float32)
+    for column, (place, letter) in enumerate(seen):
+        hot[:, column] = codes[:, place] == letter
+    return hot
 
 
 def _one_hot_residues(dataset: Dataset, rows: Rows) -> Features:
