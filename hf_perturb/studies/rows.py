@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,6 +82,16 @@ def rows_of(dataset: Dataset, split: Split, most: int, seed: int) -> Rows:
     residue = np.concatenate(kept)
     truth = np.concatenate([values[residues] for values, residues in zip(dataset.values, kept, strict=True)])
     return Rows(truth, protein, residue, _folds(split, protein, proteins), tuple(notes))
+
+
+def units_of(dataset: Dataset, split: Split, rows: Rows) -> NDArray[Any]:
+    """Return what each test row is resampled with: its cluster, else the first protein that has its sequence.
+
+    Identical proteins are right or wrong together; each by itself, they would say as much as if they were different.
+    """
+    first: dict[str, str] = {}
+    same = [first.setdefault(sequence, name) for sequence, name in zip(dataset.sequences, dataset.ids, strict=True)]
+    return np.array(split.clusters or same, object)[rows.protein[rows.test]]
 
 
 def _is_known(values: NDArray[np.float64] | Numbers) -> NDArray[np.bool_]:

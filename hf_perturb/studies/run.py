@@ -42,7 +42,7 @@ from hf_perturb.studies.plot import draw
 from hf_perturb.studies.probes import DEFAULT, PROBES, Probe
 from hf_perturb.studies.probing import Found, Place, Probing, best_layers
 from hf_perturb.studies.results import Degeneracy, Results
-from hf_perturb.studies.rows import Rows, rows_of
+from hf_perturb.studies.rows import Rows, rows_of, units_of
 from hf_perturb.studies.splits import Split, make_split
 from hf_perturb.studies.statistics import Resamples, Sampled, cautions, contrasts
 from hf_perturb.studies.tables import REPORT, read_report, write_tables
@@ -122,8 +122,7 @@ class _Study:
             sources, said = self._sources(networks, dataset, rows, there)
             found = self._probed(sources, dataset, rows, probe, metrics[0], key)
             entries = entries_of(sources, found, [len(fold.test) for fold in rows.folds])
-            units = np.array(split.clusters or dataset.ids, object)[rows.protein[rows.test]]
-            resamples = Resamples(units, options.resamples, options.seed)
+            resamples = Resamples(units_of(dataset, split, rows), options.resamples, options.seed)
             evaluation = Evaluation(dataset, split, rows, probe, entries, metrics, resamples)
             about = self._about(inputs, dataset, split, rows)
             results = self._results(evaluation, about, (*dataset.notes, *split.notes, *rows.notes, *said), predicted)
