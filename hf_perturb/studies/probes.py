@@ -380,8 +380,7 @@ def choose(
     parts = [probe.fit(rows(train), y[train], classes) for train, _ in fold.inner]
     held = [held_out for _, held_out in fold.inner]
     paths = [part.path(rows(numbers)) for part, numbers in zip(parts, held, strict=True)]
-    if task.kind == "regression":
-        paths = level(paths, [y[train] for train, _ in fold.inner])
+    paths = level(paths, [y[train] for train, _ in fold.inner], task)
     curve = _scores(metric, y[np.concatenate(held)], [np.concatenate(each) for each in zip(*paths, strict=True)])
     best = int(np.argmax(curve))
     fitted = probe.fit(rows(fold.train), y[fold.train], classes, last=best)
@@ -389,18 +388,29 @@ def choose(
     return Choice(best, curve[best], curve, fitted, tuple(warnings))
 
 
-def level(paths: Sequence[Sequence[Floats]], seen: Sequence[Array]) -> list[list[Floats]]:
-    """Give predictions of several folds, which are scored together, one mean.
+def level(paths: Sequence[Sequence[Floats]], seen: Sequence[Array], task: Task) -> list[list[Floats]]:
+    """Make predictions of several folds, which are scored together, as if all had been trained on the same mean.
 
     Where what is held out is high, what a probe has seen is low, and so is all that it predicts. The less it finds in
-    representations, the more would its predictions rank folds, the wrong way round.
+    representations, the more would its predictions rank folds, the wrong way round. Of classes it is the share of each
+    that is seen.
 
     Args:
-        paths: numbers that were predicted of each fold.
+        paths: what was predicted of each fold, by any strengths.
         seen: the truth of the rows that its probe was fitted to.
+        task: what is predicted.
     """
-    means = [truth.mean(dtype=np.float64) for truth in seen]
-    return [[(each - own) + np.mean(means) for each in path] for path, own in zip(paths, means, strict=True)]
+    if len(paths) == 1:
+        return [list(path) for path in paths]
+    if task.kind == "regression":
+        means = [truth.mean(dtype=np.float64) for truth in seen]
+        return [[(each - own) + np.mean(means) for each in path] for path, own in zip(paths, means, strict=True)]
+    shares = np.array([np.bincount(truth, minlength=len(task.classes)) / len(truth) for truth in seen])
+    # a class that a fold has not seen is never expected
+    odds = np.divide(shares.mean(axis=0), shares, out=np.zeros_like(shares), where=shares > 0)
+    weighted = [[each * own for each in path] for path, own in zip(paths, odds, strict=True)]
+    # what is equal stays so
+    return [[np.round(each / each.sum(axis=1, keepdims=True), 12) for each in path] for path in weighted]
 
 
 def _scores(metric: str, truth: Array, predictions: Sequence[Floats]) -> tuple[float, ...]:

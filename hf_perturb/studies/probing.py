@@ -99,13 +99,13 @@ class Probing:
             probe = PROBES[DEFAULT[self.task.kind]] if source.name == GUESS else self.probe
             choices.append(choose(probe, features, truth, fold, self.metric, self.task))
             predictions.append(choices[-1].predict(features[fold.test]))
-        if self.task.kind == "regression":
-            seen = [self.rows.truth[fold.train] for fold in self.rows.folds]
-            predictions = [each for [each] in level([[each] for each in predictions], seen)]
-        elif source.name == GUESS:
-            # each fold's own would rank folds, the wrong way round
+        if source.name == GUESS:
+            # also of a class that some folds have not seen
             mean = np.mean([each[0] for each in predictions], axis=0)
             predictions = [np.broadcast_to(mean, each.shape) for each in predictions]
+        else:
+            seen = [self.rows.truth[fold.train] for fold in self.rows.folds]
+            predictions = [each for [each] in level([[each] for each in predictions], seen, self.task)]
         return Found(
             np.concatenate(predictions),
             np.array([each.strength for each in choices]),

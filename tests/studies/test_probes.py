@@ -163,21 +163,31 @@ def test_inner_folds_are_scored_together_and_all_training_rows_fitted(kind):
     held = [np.zeros((240, *[classes][: classes > 0])) for _ in probe.strengths]
     for fitted_to, out in inner:
         for number, predicted in enumerate(probe.fit(x[fitted_to], y[fitted_to], classes).path(x[out])):
-            held[number][out] = predicted if classes else predicted - y[fitted_to].mean() + y[train].mean()
+            if classes:
+                seen = np.bincount(y[fitted_to], minlength=3) / len(fitted_to)
+                predicted *= np.bincount(y[train], minlength=3) / len(train) / seen
+                predicted /= predicted.sum(axis=1, keepdims=True)
+            else:
+                predicted += y[train].mean() - y[fitted_to].mean()
+            held[number][out] = predicted
     np.testing.assert_allclose(found.curve, [prepare(metric, y[train], each)()[0] for each in held], atol=1e-12)
     assert found.strength == np.argmax(found.curve)
     expected = probe.fit(x[train], y[train], classes).predict(x, found.strength)
     np.testing.assert_allclose(found.predict(x), expected, rtol=1e-12)
 
 
-def test_what_finds_nothing_does_not_rank_inner_folds():
+@pytest.mark.parametrize(("kind", "metric", "nothing"), [("numbers", "spearman", 0), ("classes", "auroc", 0.5)])
+def test_what_finds_nothing_does_not_rank_inner_folds(kind, metric, nothing):
     y = np.sort(np.random.default_rng(0).normal(size=60))  # folds that are as far apart as can be
+    probe, task = (Ridge(), NUMBERS) if kind == "numbers" else (Logistic(), Task("binary", "protein", ("a", "b")))
+    y = y if kind == "numbers" else (y > 0).astype(int)
     inner = [(np.setdiff1d(np.arange(60), held), held) for held in np.split(np.arange(60), 3)]
     rows = fold(np.arange(60), inner=inner)
-    assert {*choose(Ridge(), np.ones((60, 2)), y, rows, "spearman", NUMBERS).curve} == {0}
+    found = choose(probe, np.ones((60, 2)), y, rows, metric, task)
+    assert {*found.curve} == {nothing}
     # a column of noise is no better, and no worse for the strongest penalty
     column = np.random.default_rng(1).normal(size=(60, 1))
-    assert abs(choose(Ridge(), column, y, rows, "spearman", NUMBERS).curve[0]) < 0.3
+    assert choose(probe, column, y, rows, metric, task).curve[0] == pytest.approx(nothing, abs=0.2)
 
 
 def test_of_equal_strengths_the_strongest_penalty_is_taken():

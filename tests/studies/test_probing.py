@@ -9,7 +9,7 @@ import pytest
 
 from hf_perturb.studies.features import GUESS, Source
 from hf_perturb.studies.metrics import prepare
-from hf_perturb.studies.probes import PROBES
+from hf_perturb.studies.probes import DEFAULT, PROBES
 from hf_perturb.studies.probing import Probing
 from hf_perturb.studies.rows import FoldRows, Rows
 from hf_perturb.studies.task import Task
@@ -27,13 +27,16 @@ def rows_of(y, folds):
 
 @pytest.mark.parametrize("folds", [1, 4])
 @pytest.mark.parametrize("name", ["length", GUESS])
-def test_what_finds_nothing_does_not_rank_folds(name, folds, tmp_path):
+@pytest.mark.parametrize(("kind", "metric", "nothing"), [("regression", "spearman", 0), ("binary", "auroc", 0.5)])
+def test_what_finds_nothing_does_not_rank_folds(kind, metric, nothing, name, folds, tmp_path):
     y = np.sort(np.random.default_rng(0).normal(size=80))  # folds that are as far apart as can be
-    rows = rows_of(y, 4)
-    rows, lengths = replace(rows, folds=rows.folds[:folds]), np.full(80, 9)
-    probing = Probing(rows, lengths, Task("regression", "protein"), PROBES["ridge"], "spearman", tmp_path, "key")
+    y = (y > 0).astype(int) if kind == "binary" else y
+    task = Task(kind, "protein", ("a", "b") if kind == "binary" else ())
+    rows, lengths = replace(rows_of(y, 4), folds=rows_of(y, 4).folds[:folds]), np.full(80, 9)
+    probing = Probing(rows, lengths, task, PROBES[DEFAULT[kind]], metric, tmp_path, "key")
     source = Source(name, "baseline", (None,), lambda layer: np.full((80, 1), 9, np.float32))
-    found = probing.run([source], lambda done, total: None)[name, None]
-    assert np.ptp(found.prediction) == 0
-    assert found.prediction[0] == pytest.approx(np.mean([y[fold.train].mean() for fold in rows.folds]))
-    assert prepare("spearman", y[rows.test], found.prediction)()[0] == 0
+    said = probing.run([source], lambda done, total: None)[name, None].prediction
+    assert not np.ptp(said, axis=0).any()
+    expected = [np.eye(2)[y[fold.train]] if kind == "binary" else y[fold.train] for fold in rows.folds]
+    np.testing.assert_allclose(said[0], np.mean([each.mean(axis=0) for each in expected], axis=0), atol=1e-9)
+    assert prepare(metric, y[rows.test], said)()[0] == nothing

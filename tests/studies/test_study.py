@@ -40,6 +40,19 @@ def fitted(kind, strength, x, y):
     return lambda rows: probe.predict_proba(scaler.transform(rows))
 
 
+def together(kind, said, seen):
+    """Return what was predicted of all folds, as if of the same mean, or the same shares of classes, in training."""
+    if len(said) == 1:
+        return said[0]
+    if kind == "regression":
+        return np.concatenate([each - y.mean() for each, y in zip(said, seen, strict=True)]) + np.mean(
+            [y.mean() for y in seen]
+        )
+    shares = [np.array([(y == number).mean() for number in range(said[0].shape[1])]) for y in seen]
+    moved = np.concatenate([each * np.mean(shares, axis=0) / own for each, own in zip(said, shares, strict=True)])
+    return moved / moved.sum(axis=1, keepdims=True)
+
+
 def chosen(kind, metric, x, y, fold):
     """Return strength, score on what chooses, and predictions of the test rows."""
     scores = []
@@ -47,7 +60,7 @@ def chosen(kind, metric, x, y, fold):
         pairs = fold.inner or [(fold.train, fold.validation)]
         said = [fitted(kind, strength, x[train], y[train])(x[held]) for train, held in pairs]
         truth = np.concatenate([y[held] for _, held in pairs])
-        scores.append((EXPECTED[metric](truth, np.concatenate(said)), strength))
+        scores.append((EXPECTED[metric](truth, together(kind, said, [y[train] for train, _ in pairs])), strength))
     best, strength = max(scores, key=lambda pair: (round(pair[0], 9), pair[1]))
     return strength, best, fitted(kind, strength, x[fold.train], y[fold.train])(x[fold.test])
 
@@ -57,9 +70,10 @@ def by_hand(kind, metric, layers, y, folds):
     truth = np.concatenate([y[fold.test] for fold in folds])
     found = {layer: [chosen(kind, metric, x, y, fold) for fold in folds] for layer, x in layers.items()}
     best = [max(found, key=lambda layer: (round(found[layer][fold][1], 9), -layer)) for fold in range(len(folds))]
-    said = {layer: np.concatenate([each[2] for each in every]) for layer, every in found.items()}
+    every = {layer: [each[2] for each in of_folds] for layer, of_folds in found.items()}
     if len({*best}) > 1:
-        said[None] = np.concatenate([found[layer][fold][2] for fold, layer in enumerate(best)])
+        every[None] = [found[layer][fold][2] for fold, layer in enumerate(best)]
+    said = {layer: together(kind, each, [y[fold.train] for fold in folds]) for layer, each in every.items()}
     scores = {layer: {name: EXPECTED[name](truth, each) for name in METRICS_OF[kind]} for layer, each in said.items()}
     strengths = {layer: {each[0] for each in every} for layer, every in found.items()}
     return scores, strengths, best[0] if len({*best}) == 1 else None
