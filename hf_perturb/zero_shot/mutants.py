@@ -29,7 +29,7 @@ _SEQUENCE = ("mutated_sequence", "mutant_sequence", "variant_sequence", "sequenc
 _ID = ("id", "protein", "protein_id", "record", "name", "accession")
 _MEASURED = ("dms_score", "measured", "fitness", "target", "score", "label", "y", "effect", "value")
 _BETWEEN = re.compile(r"[:;,/+\s]+")
-_SUBSTITUTION = re.compile(r"([A-Z])(-?\d+)([A-Z])")
+_SUBSTITUTION = re.compile(r"([A-Z])(-?[0-9]{1,9})([A-Z])")
 _NOTHING = {"", "wt", "_wt", "wildtype", "wild-type"}
 _SHOWN = 3
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 MARGINALS = ("masked", "wildtype")
 LONG = ("refuse", "window")
 ALL = "all"  # every single substitution
+_FARTHEST = 10**9  # number of a first residue
 
 # called with the positions that are done and those that there are to do, for each network
 Progress = Callable[[int, int], object]
@@ -30,10 +31,11 @@ class ScoreOptions:
     Args:
         offset: the number that mutants give the first residue of the wild type.
         measured: the column of what was measured; `None` for the only one that says by its name that it is.
-        marginal: `"masked"` (each position hidden in turn), `"wildtype"` (one pass that sees all), or both.
+        marginal: `"masked"` (each position hidden in turn), `"wildtype"` (one pass that sees all, or one a
+            window), or both.
         dtype: of weights and arithmetic; that of the checkpoint if `None`. Probabilities are made of it in float64.
         device: as torch names it; `"auto"` to spread the network over all there are; a GPU if there is one if `None`.
-        tokens: most tokens of a batch; `None` for 4,096 on the CPU and 32,768 elsewhere.
+        tokens: most tokens of a batch; `None` for 2,048 on the CPU and 32,768 elsewhere.
         long: what to make of a wild type of more residues than a network with learned positions takes: `"refuse"` it,
             or see each position in the middle of a `"window"`, which is moved inwards at the ends.
         tokenizer: of a network that is not ours, if it is not beside the weights: a folder, a Hub id, or one that is
@@ -67,7 +69,7 @@ class ScoreOptions:
     progress: Progress | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.offset, int) or isinstance(self.offset, bool):
+        if not isinstance(self.offset, int) or isinstance(self.offset, bool) or abs(self.offset) > _FARTHEST:
             raise ModelInputError(f"offset: got {self.offset!r}; allowed: a number, that of the first residue")
         if self.long not in LONG:
             raise ModelInputError(f"long: got {self.long!r}; allowed: {', '.join(LONG)}")

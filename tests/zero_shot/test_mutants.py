@@ -86,7 +86,7 @@ def test_another_wild_type_is_told_with_the_offset_that_fits_all(names, offset, 
         mutants_named(WILDTYPE, names, offset)
 
 
-@pytest.mark.parametrize("text", ["A24", "24G", "a4g", "A4*", "A4-", "p.Ala4Gly", "A4GG", "K2A:"])
+@pytest.mark.parametrize("text", ["A24", "24G", "a4g", "A4*", "A4-", "p.Ala4Gly", "A4GG", "K2A:", f"K{10**25}A", "K٢A"])
 def test_what_is_no_substitution_is_refused(text):
     with pytest.raises(FastaError, match=r"row 1: mutant .*allowed: substitutions such as A24G"):
         mutants_named(WILDTYPE, [text])

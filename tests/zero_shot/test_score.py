@@ -282,6 +282,7 @@ def test_only_scores_are_replaced_and_only_if_asked(base, tmp_path):
     ("options", "said"),
     [
         ({"offset": "1"}, "offset: got '1'"),
+        ({"offset": 10**25}, "offset: got 10{25}; allowed"),
         ({"long": "truncate"}, "long: got 'truncate'; allowed: refuse, window"),
         ({"marginal": "pseudo"}, "marginal: got 'pseudo'; allowed: masked, wildtype, or both"),
         ({"marginal": ()}, "marginal: got"),
