@@ -231,11 +231,12 @@ def read_mutants(
         allowed = f"one of {', '.join(_MUTANT)}, or of whole sequences: {', '.join(_SEQUENCE)}"
         raise FastaError(f"{path}: columns: got {', '.join(columns) or 'none'}; allowed: {allowed}")
     measured = _measured_column(path, columns, measured)
-    owners = _owners(path, columns, wildtypes)
+    rows_of: dict[str, list[int]] = {}
+    for row, owner in enumerate(_owners(path, columns, wildtypes)):
+        rows_of.setdefault(owner, []).append(row)
     made = {}
     for id_, wildtype in wildtypes.items():
-        rows = [row for row, owner in enumerate(owners) if owner == id_] if len(wildtypes) > 1 else range(len(owners))
-        if not rows:
+        if (rows := rows_of.get(id_)) is None:
             continue
         texts = [columns[source][row] for row in rows]
         try:
@@ -288,10 +289,10 @@ def _are_numbers(cells: Sequence[str]) -> bool:
 
 def _owners(path: str | Path, columns: Mapping[str, list[str]], wildtypes: Mapping[str, str]) -> list[str]:
     """Return the wild type that each row is of."""
-    rows = len(next(iter(columns.values())))
-    if len(wildtypes) == 1:
-        return [*wildtypes] * rows
     column = _first(columns, _ID)
+    # beside one wild type a column called so may name the rows, unless it names the wild type too
+    if len(wildtypes) == 1 and (column is None or wildtypes.keys().isdisjoint(columns[column])):
+        return [*wildtypes] * len(next(iter(columns.values())))
     if column is None:
         raise FastaError(
             f"{path}: no column says which of the {len(wildtypes):,} wild types a row is of; allowed: one of"
@@ -299,8 +300,8 @@ def _owners(path: str | Path, columns: Mapping[str, list[str]], wildtypes: Mappi
         )
     for row, id_ in enumerate(columns[column], 1):
         if id_ not in wildtypes:
-            known = ", ".join(list(wildtypes)[:_SHOWN])
-            raise FastaError(f"{path}: row {row}: {column} is {id_!r}; allowed: an id of the FASTA ({known}, ...)")
+            known = ", ".join(list(wildtypes)[:_SHOWN]) + (", ..." if len(wildtypes) > _SHOWN else "")
+            raise FastaError(f"{path}: row {row}: {column} is {id_!r}; allowed: an id of the FASTA ({known})")
     return columns[column]
 
 

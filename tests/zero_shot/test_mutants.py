@@ -153,11 +153,20 @@ def test_rows_of_several_wild_types_are_told_apart_by_their_id(tmp_path):
     with pytest.raises(FastaError, match="row 3: mutant 'A3W' says A at 3, where the wild type has D"):
         read_mutants(wrong, wildtypes)
     other = table(tmp_path / "c.csv", ("id", "mutant"), [("two", "C2A"), ("four", "K2A")])
-    with pytest.raises(FastaError, match=r"row 2: id is 'four'; allowed: an id of the FASTA \(one, two, three"):
+    with pytest.raises(FastaError, match=r"row 2: id is 'four'; allowed: an id of the FASTA \(one, two, three\)"):
         read_mutants(other, wildtypes)
     without = table(tmp_path / "d.csv", ("mutant",), [("C2A",)])
     with pytest.raises(FastaError, match="no column says which of the 3 wild types"):
         read_mutants(without, wildtypes)
+
+
+def test_rows_of_another_protein_are_none_of_a_single_wild_type(tmp_path):
+    rows = [("one", "MKTAYIAKQA"), ("two", "MKTAYIAKQW")]
+    path = table(tmp_path / "a.csv", ("id", "sequence"), rows)
+    with pytest.raises(FastaError, match=r"row 2: id is 'two'; allowed: an id of the FASTA \(one\)"):
+        read_mutants(path, {"one": WILDTYPE})
+    made, _ = read_mutants(path, {"wildtype": WILDTYPE})  # then it names the rows
+    assert made["wildtype"].names == ["R10A", "R10W"]
 
 
 @pytest.mark.parametrize(
