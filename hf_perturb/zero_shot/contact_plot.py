@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import tempfile
 import textwrap
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,22 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_perturb.errors import EmbeddingsError
+from hf_perturb.storage.pictures import import_matplotlib, write_picture
 
 _ACROSS = 4  # maps in a row
-_PANEL, _DOTS_PER_INCH = 2.4, 200  # inches a map
-_STYLE: Any = {"font.size": 8, "axes.linewidth": 0.6}
+_PANEL = 2.4  # inches a map
 _STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # residues between ticks
 _TICKS = 5
 _LETTERS = 30  # of a name in a line
-
-
-def check_matplotlib() -> None:
-    """Raise an `EmbeddingsError` if nothing can be drawn, before anything is computed for it."""
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise EmbeddingsError("a picture needs matplotlib: pip install 'hf-perturb[plot]'") from error
 
 
 def draw_maps(path: Path, name: str, maps: Mapping[str, NDArray[np.float32]]) -> None:
@@ -40,28 +29,16 @@ def draw_maps(path: Path, name: str, maps: Mapping[str, NDArray[np.float32]]) ->
         maps: probabilities of contact, `(length, length)`, by the name of the network.
 
     Raises:
-        EmbeddingsError: if it cannot be written.
+        CheckpointError: if it cannot be written.
     """
-    import matplotlib as mpl
-
-    try:
-        # not a style of the user's own, which may make letters too small for print
-        with mpl.rc_context(mpl.rcParamsDefault), mpl.rc_context(_STYLE), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Glyph")  # a name may have letters that the font lacks
-            with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
-                fresh = Path(scratch) / path.name
-                _figure(name, maps).savefig(fresh, dpi=_DOTS_PER_INCH)
-                fresh.replace(path)
-    except OSError as error:
-        raise EmbeddingsError(f"{path} cannot be written: {error}") from error
+    write_picture(path, lambda: _figure(name, maps))
 
 
 def _figure(name: str, maps: Mapping[str, NDArray[np.float32]]) -> Any:
-    from matplotlib.figure import Figure  # of its own: it has no window and leaves pyplot's alone
-
     columns = min(len(maps), _ACROSS)
     rows = math.ceil(len(maps) / columns)
-    figure = Figure(figsize=(_PANEL * columns + 0.9, _PANEL * rows + 0.5), layout="constrained")
+    size = _PANEL * columns + 0.9, _PANEL * rows + 0.5
+    figure = import_matplotlib().figure.Figure(figsize=size, layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
     for panel in panels[len(maps) :]:
         panel.set_axis_off()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -25,18 +26,19 @@ from hf_perturb.embedding.model import Embedder, choose_device, choose_dtype, me
 from hf_perturb.embedding.options import Choices, with_options
 from hf_perturb.embedding.run import BASE, networks_by_name
 from hf_perturb.embedding.survey import ShardLimits, Survey, iterate_shards, survey
-from hf_perturb.errors import EmbeddingsError, FastaError, UnsupportedModuleError
+from hf_perturb.errors import EmbeddingsError, FastaError, FolderExistsError, UnsupportedModuleError
 from hf_perturb.perturbation import Perturbation, select
+from hf_perturb.storage.folders import nothing_written
+from hf_perturb.storage.pictures import import_matplotlib
 from hf_perturb.variants.matrix import folder_name
 from hf_perturb.zero_shot.contact_options import ContactOptions
-from hf_perturb.zero_shot.contact_plot import check_matplotlib, draw_maps
-from hf_perturb.zero_shot.maps import Maps, Protein, open_maps, read_map, refuse_foreign
+from hf_perturb.zero_shot.contact_plot import draw_maps
+from hf_perturb.zero_shot.maps import PLOTS, Maps, Protein, open_maps, read_map, refuse_foreign
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Asked: TypeAlias = "Perturbation | Mapping[str, Any] | str"
-PLOTS = "plots"  # the folder of pictures, beside those of the networks
 # numbers of attention of all layers and heads at a time; a few such arrays are in memory at once
 _CELLS_ON_CPU, _CELLS_ELSEWHERE = 2**25, 2**28
 _HEAD = "contact_head."
@@ -102,12 +104,13 @@ def contacts(
         ModelInputError: a `ValueError`: if an option has a value that is not allowed.
         PerturbationError: a `ValueError`: if a perturbation cannot be applied to this base, or comes twice.
         EmbeddingsError: an `OSError`: if a folder holds other maps, or cannot be written.
-        CheckpointError: an `OSError`: if the model cannot be read.
+        CheckpointError: an `OSError`: if the model cannot be read, or pictures cannot be written.
         TypeError: if there is no such option.
     """
     asked, parent = ContactOptions(**options), Path(out)
     if asked.pictures:
-        check_matplotlib()
+        import_matplotlib()
+        _refuse_no_folder(parent / PLOTS)
     embedders = _embedders(model, perturbations, asked)
     [network, *_] = embedders.values()
     dtype, device = choose_dtype(asked.dtype, network), choose_device(asked.device, network)
@@ -324,11 +327,18 @@ def _touches_head(embedder: Embedder) -> bool:
     return any(_HEAD in name for name in chosen)
 
 
+def _refuse_no_folder(plots: Path) -> None:
+    """Raise if pictures have no place, before maps are made for them."""
+    if os.path.lexists(plots) and not plots.is_dir():
+        raise FolderExistsError(f"{plots} is no folder, and pictures go to one of that name; move it")
+
+
 def _draw(parent: Path, names: Sequence[str], proteins: Sequence[Protein]) -> list[Path]:
     """Draw the maps of proteins, those of all networks side by side."""
     if not proteins:
         return []
-    (parent / PLOTS).mkdir(exist_ok=True)
+    with nothing_written(parent / PLOTS):
+        (parent / PLOTS).mkdir(exist_ok=True)
     drawn = []
     for protein in proteins:
         path = parent / PLOTS / f"{Path(protein.file).stem}.png"

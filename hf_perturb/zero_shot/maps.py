@@ -21,7 +21,8 @@ from hf_perturb.storage.folders import scratch_folder, sync
 
 INDEX = "index.json"
 FORMAT = "hf_perturb contacts/1"
-_MAP = re.compile(r"\d{6,}\.npy")
+PLOTS = "plots"  # the folder of pictures, beside those of the networks
+_OURS = re.compile(r"\d{6,}\.(npy|png)")
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def open_maps(
 ) -> Iterator[Maps]:
     """Begin a folder of contact maps, or continue with one, which no other process may write meanwhile.
 
-    What is in the folder and of other `inputs` is removed if `force`.
+    What is in the folder and of other `inputs` is removed if `force`, and so are the pictures that show it.
 
     Raises:
         FolderExistsError: if there is something else by its name, or in it.
@@ -122,8 +123,8 @@ def open_maps(
                     " another folder, or replace them with --force"
                 )
             # the index goes last: who is killed here leaves a folder that is still ours
-            for path in out.iterdir():
-                if _MAP.fullmatch(path.name):
+            for path in [*(out.parent / PLOTS).glob("*.png"), *out.iterdir()]:
+                if _OURS.fullmatch(path.name):
                     path.unlink()
             found = None
         if found is None:

@@ -125,6 +125,27 @@ def test_other_maps_are_refused_and_replaced_by_force(model, fasta, tmp_path):
     assert len([*(out / "base").glob("*.npy")]) == 2
 
 
+def test_pictures_of_maps_that_are_replaced_go_with_them(model, fasta, tmp_path):
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "out"
+    hf_perturb.contacts(model, fasta, out, plot=3)
+    (out / "plots" / "mine.png").write_bytes(b"mine")
+    hf_perturb.contacts(model, fasta, out, plot=1)
+    assert len([*(out / "plots").glob("0*.png")]) == 3, "of the same maps"
+    fewer = write_fasta(tmp_path / "fewer.fasta", SEQUENCES[1:2])
+    hf_perturb.contacts(model, fewer, out, force=True)
+    assert [path.name for path in (out / "plots").iterdir()] == ["mine.png"]
+
+
+def test_pictures_without_a_place_are_refused_before_maps_are_made(model, fasta, tmp_path):
+    pytest.importorskip("matplotlib")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "plots").write_text("mine")
+    with pytest.raises(hf_perturb.FolderExistsError, match="plots is no folder, and pictures go to one of that name"):
+        hf_perturb.contacts(model, fasta, tmp_path / "out", plot=True)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["plots"]
+
+
 def test_what_is_not_ours_is_left_alone(model, fasta, tmp_path):
     (tmp_path / "out" / "base").mkdir(parents=True)
     (tmp_path / "out" / "base" / "thesis.txt").write_text("mine")
