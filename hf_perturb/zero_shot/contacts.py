@@ -157,6 +157,7 @@ def _refuse_mapless(embedder: Embedder) -> None:
             raise UnsupportedModuleError(
                 f"model: {embedder.name!r} is a {type(trunk).__name__}, which has no contact head; {allowed}"
             )
+        _refuse_unfitted(embedder.name, trunk.config, trunk.config.position_embedding_type == "absolute")
         return
     if encoder.kind == "carp":
         raise UnsupportedModuleError(
@@ -168,6 +169,21 @@ def _refuse_mapless(embedder: Embedder) -> None:
         raise UnsupportedModuleError(
             f"model: {embedder.name!r} came without a contact head, as ESM-1v was published; {allowed}; if the original"
             " has a -contact-regression.pt, convert it again with that beside it"
+        )
+    if isinstance(source, Checkpoint) and source.origin == "transformers":
+        _refuse_unfitted(embedder.name, sizes, source.network.version == "ESM-1b")
+
+
+def _refuse_unfitted(name: str, sizes: Any, learned: bool) -> None:
+    """Raise if a head is one that Transformers adds to every ESM, and nobody has fitted.
+
+    Source: `transformers.models.esm.convert_esm`, which stores what the constructor of fair-esm's network drew.
+    """
+    if learned and not sizes.emb_layer_norm_before:
+        raise UnsupportedModuleError(
+            f"model: {name!r} is an ESM-1v as Transformers stores it, with random numbers for a contact head, since it"
+            " was published without one; allowed: an ESM that came with its own; if somebody fitted this one, make a"
+            " base of it (hf-perturb convert)"
         )
 
 

@@ -164,8 +164,24 @@ def test_networks_without_contacts_say_so_before_anything_is_read(tmp_path):
             hf_perturb.contacts(network, tmp_path / "none.fasta", tmp_path / "out")
 
 
-def test_stock_esm_predicts_by_its_own_head(tmp_path):
+def test_a_head_that_nobody_fitted_is_refused(tmp_path):
+    """Transformers' ESM-1v has one like any other."""
     network, tokenizer = encoder("esm", vocab_size=33)
+    network.save_pretrained(tmp_path / "esm1v")
+    tokenizer.save_pretrained(tmp_path / "esm1v")
+    fasta = write_fasta(tmp_path / "proteins.fasta", SEQUENCES)
+    asked = hf_perturb.Perturbation("reinit", rules="transformers")
+    for given, more in ((network, {"tokenizer": tokenizer}), (tmp_path / "esm1v", {"perturbations": asked})):
+        with pytest.raises(hf_perturb.UnsupportedModuleError, match="is an ESM-1v as Transformers stores it"):
+            hf_perturb.contacts(given, fasta, tmp_path / "out", **more)
+    with pytest.raises(hf_perturb.UnsupportedModuleError, match="random numbers for a contact head"):
+        hf_perturb.contacts(tmp_path / "esm1v", fasta, tmp_path / "out")
+    hf_perturb.convert_checkpoint(tmp_path / "esm1v", tmp_path / "base")
+    hf_perturb.contacts(tmp_path / "base", fasta, tmp_path / "out")
+
+
+def test_stock_esm_predicts_by_its_own_head(tmp_path):
+    network, tokenizer = encoder("esm", vocab_size=33, emb_layer_norm_before=True)
     fasta = write_fasta(tmp_path / "proteins.fasta", SEQUENCES)
     assert network.config._attn_implementation == "sdpa"
     hf_perturb.contacts(network, fasta, tmp_path / "out", tokenizer=tokenizer)
