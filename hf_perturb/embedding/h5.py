@@ -18,7 +18,8 @@ def write_h5(
     """Write one column of a folder of embeddings as HDF5, whole or not at all: a dataset a protein.
 
     A dataset is float32, `(residues, width)` without special tokens, or `(width,)` of a pooled column; its attribute
-    `original_id` is the id of the record. A record without residues has none.
+    `original_id` is the id of the record. A record without residues has none, and one that was cut off (`long`) has the
+    vectors of its first residues.
 
     Args:
         folder: what `embed` wrote.

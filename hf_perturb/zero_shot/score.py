@@ -29,7 +29,7 @@ from hf_perturb.zero_shot.mutants import (
     read_wildtypes as read_wildtypes,
 )
 from hf_perturb.zero_shot.networks import Asked, Networks, Scorer
-from hf_perturb.zero_shot.options import ALL, ScoreOptions
+from hf_perturb.zero_shot.options import ALL, MARGINALS, ScoreOptions
 from hf_perturb.zero_shot.table import NetworkScores, Scores, Writer, placed, refuse_other, spearman
 
 if TYPE_CHECKING:
@@ -112,6 +112,8 @@ def substitution_scores(
         FastaError: for a sequence of another length.
         HfPerturbError: for what `score` raises.
     """
+    if marginal not in MARGINALS:
+        raise ModelInputError(f"marginal: got {marginal!r}; allowed: one of {', '.join(MARGINALS)}")
     asked = ScoreOptions(**options, marginal=marginal)
     networks = Networks.open(model, perturbations, asked)
     work = _Work({WILDTYPE: wildtype}, {WILDTYPE: mutants_of(wildtype, sequences)}, asked)

@@ -322,5 +322,7 @@ def test_whole_sequences_are_scored_for_the_study(base):
         assert [*found] == [each.network for each in done.networks]
         for name, values in found.items():
             np.testing.assert_allclose(values, columns(done, name)[f"{marginal}_marginal"], rtol=0, atol=1e-6)
+    with pytest.raises(ModelInputError, match=r"marginal: got \('masked', 'wildtype'\); allowed: one of masked"):
+        hf_perturb.substitution_scores(base, WILDTYPE, sequences, marginal=("masked", "wildtype"))
     with pytest.raises(FastaError, match="row 2: the sequence has 29 residues"):
         hf_perturb.substitution_scores(base, WILDTYPE, [WILDTYPE, WILDTYPE[1:]])
