@@ -30,6 +30,7 @@ _ID = ("id", "protein", "protein_id", "record", "name", "accession")
 _MEASURED = ("dms_score", "measured", "fitness", "target", "score", "label", "y", "effect", "value")
 _BETWEEN = re.compile(r"[:;,/+\s]+")
 _SUBSTITUTION = re.compile(r"([A-Z])(-?[0-9]{1,9})([A-Z])")
+_NO_SUBSTITUTION = re.compile("[^A-Za-z]")
 _NOTHING = {"", "wt", "_wt", "wildtype", "wild-type"}
 _SHOWN = 3
 
@@ -258,6 +259,11 @@ def _of_rows(wildtype: str, texts: list[str], named: bool, offset: int, rows: li
             sequences.append(clean(text))
         except KeyError as error:
             raise FastaError(f"row {row}: the sequence has {error.args[0]!r}; allowed: residues") from error
+        if odd := _NO_SUBSTITUTION.search("".join(text.split()).rstrip("*")):
+            raise FastaError(
+                f"row {row}: the sequence has {odd[0]!r}; allowed: substitutions alone: a gap would move what follows,"
+                " and a stop ends it; leave it out"
+            )
     return mutants_of(wildtype, sequences, offset, rows)
 
 
@@ -281,10 +287,17 @@ def _measured_column(path: str | Path, columns: Mapping[str, list[str]], asked: 
 
 
 def _are_numbers(cells: Sequence[str]) -> bool:
+    """Whether most cells are numbers: what then is none is told by its row, and not taken for a column of words."""
+    there = [cell for cell in cells if cell.strip()]
+    return 2 * sum(map(_is_number, there)) > len(there)
+
+
+def _is_number(cell: str) -> bool:
     try:
-        return len([float(cell) for cell in cells if cell.strip()]) > 0
+        float(cell)
     except ValueError:
         return False
+    return True
 
 
 def _owners(path: str | Path, columns: Mapping[str, list[str]], wildtypes: Mapping[str, str]) -> list[str]:

@@ -126,6 +126,20 @@ def test_a_column_of_whole_sequences_is_compared_with_the_wild_type(tmp_path):
         read_mutants(longer, {"w": WILDTYPE})
 
 
+@pytest.mark.parametrize("odd", ["MK-TAYIAKQ", "MK-TAYIAKQR", "MKTAY*AKQR", "MKT.YIAKQR", "MKTAY?AKQR"])
+def test_a_sequence_with_what_is_no_residue_is_no_substitution(tmp_path, odd):
+    path = table(tmp_path / "a.csv", ("sequence",), [(f"{WILDTYPE}*",), (odd,)])
+    with pytest.raises(FastaError, match=r"a.csv: row 2: the sequence has '[-*.?]'; allowed: substitutions alone"):
+        read_mutants(path, {"w": WILDTYPE})
+
+
+def test_a_cell_that_is_no_number_is_told_among_numbers(tmp_path):
+    rows = [("K2A", "1"), ("M1A", "NA"), ("T3A", "2")]
+    path = table(tmp_path / "a.csv", ("mutant", "DMS_score"), rows)
+    with pytest.raises(FastaError, match="row 2: DMS_score is 'NA'; allowed: a number, or nothing"):
+        read_mutants(path, {"w": WILDTYPE})
+
+
 def test_what_was_measured_is_named_where_it_is_not_plain(tmp_path):
     rows = [("K2A", "1", "2", "x"), ("M1A", "3", "4", "y")]
     path = table(tmp_path / "a.csv", ("mutant", "fitness", "growth", "label"), rows)
