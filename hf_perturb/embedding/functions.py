@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _HELD = 2**27  # bytes of representations that are in memory at a time
-_POOLED = 64  # that a residue counts where they are pooled
 # options of `embed` that say something of files, or that the functions say themselves
 _OTHERS = ("layers", "per_residue", "residues", "force", "progress")
 
@@ -69,11 +68,10 @@ class EmbeddingFunctions:
     def _embed(self, sequences: Iterable[str], choices: Choices) -> Embedded:
         encoder = self._embedder.encoder
         [column] = [*(name for name, _, _ in choices.vectors), *(name for name, _ in choices.residues)]
-        cost = _POOLED if choices.vectors else 4 * encoder.width
         with self._embedder.loaded(self._dtype, self._device) as model:
             budget = self._options.tokens or tokens_at_once(model)
             network, least = encoder.prepare(model, choices)
-            for held in _portions(sequences, _HELD // cost):
+            for held in _portions(sequences, 4 * encoder.width, bool(choices.vectors)):
                 records = [self._record(raw, choices) for raw in held]
                 found: list[Any] = [None] * len(held)
                 for batch in batches(units_of(records, choices, encoder), budget, encoder.special, least):
@@ -137,15 +135,16 @@ def embedding_functions(
     return EmbeddingFunctions(network.perturbed(asked), given)
 
 
-def _portions(sequences: Iterable[str], residues: int) -> Iterator[list[str]]:
-    """Divide sequences so that each part has so many residues, or is one sequence."""
+def _portions(sequences: Iterable[str], vector: int, pooled: bool) -> Iterator[list[str]]:
+    """Divide sequences so that the representations of each part, of so many bytes a vector, fit, or it is one."""
     held: list[str] = []
     size = 0
     for sequence in sequences:
-        if held and size + len(sequence) > residues:
+        more = len(sequence) + vector * (1 if pooled else len(sequence))
+        if held and size + more > _HELD:
             yield held
             held, size = [], 0
         held.append(sequence)
-        size += len(sequence)
+        size += more
     if held:
         yield held

@@ -41,6 +41,17 @@ def test_representations_are_those_that_embed_writes(model, layer, perturbation,
             np.testing.assert_allclose(tensor.numpy(), vector, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["per_sequence", "per_residue"])
+def test_so_many_representations_are_held_as_have_room(model, monkeypatch, name):
+    """Those of short sequences count as much as those of long ones."""
+    monkeypatch.setattr(functions, "_HELD", (4 * 32 + 1) * 10)
+    taken = []
+    results = getattr(hf_perturb.embedding_functions(model), name)(taken.append(x) or x for x in ["M"] * 50)
+    for done in range(1, 50):
+        next(results)
+        assert len(taken) - done <= 10
+
+
 def test_a_sequence_whose_letters_would_move_is_refused(model):
     made = hf_perturb.embedding_functions(model)
     for odd in ("MK-T", "MKT*", "", "MK T", "MK<mask>T"):
