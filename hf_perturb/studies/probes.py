@@ -6,18 +6,18 @@ standardised on the training rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import scipy.linalg
-import scipy.optimize
 import scipy.special
 from numpy.typing import NDArray
 from sklearn.neighbors import NearestNeighbors
 
 from hf_perturb.errors import StudyError
+from hf_perturb.studies.logistic import Descent, Loss
 from hf_perturb.studies.metrics import Truth, prepare
 from hf_perturb.studies.task import Task
 
@@ -25,11 +25,8 @@ Array = NDArray[Any]
 Floats = NDArray[np.float64]
 Rows = NDArray[np.integer[Any]]
 
-GRADIENT = 3e-8  # greatest element at which a logistic probe is fitted
-ITERATIONS = 1000  # most, of one strength
 FLAT = 0.01  # of a score: where the last strength gains less than that over the one before, another would gain little
-_MEMORY = 30  # pairs of vectors that L-BFGS keeps
-_BLOCK = 4096  # rows
+_ALL = 100  # more strengths than there are
 
 
 @dataclass(frozen=True)
@@ -79,14 +76,14 @@ class Fitted(Protocol):
     """A probe fitted at several strengths."""
 
     @property
-    def warnings(self) -> tuple[str, ...]:
+    def warnings(self) -> Sequence[str]:
         """What was not as it should be."""
 
     def predict(self, x: Array, strength: int) -> Floats:
         """Predict rows, `(n, p)`, by one strength: numbers, `(n,)`, or probabilities of classes, `(n, classes)`."""
 
-    def path(self, x: Array) -> list[Floats]:
-        """Predict by every strength."""
+    def path(self, x: Array) -> Iterator[Floats]:
+        """Predict by one strength after the other; what nobody asks for may not be fitted."""
 
 
 class Probe(Protocol):
@@ -98,36 +95,40 @@ class Probe(Protocol):
 
     @property
     def strengths(self) -> tuple[float, ...]:
-        """All at which it is fitted, from the strongest penalty to the weakest."""
+        """All at which it may be fitted, from the strongest penalty to the weakest."""
 
-    def fit(self, x: Array, y: Array, classes: int = 0, last: int | None = None) -> Fitted:
-        """Fit all strengths, or those up to one.
+    @property
+    def patience(self) -> int:
+        """How many strengths in a row may be no better than the best before them, until no weaker one is tried."""
+
+    def fit(self, x: Array, y: Array, classes: int = 0) -> Fitted:
+        """Fit all strengths, at once or as they are asked for.
 
         Args:
             x: training rows, `(n, p)`.
             y: numbers, `(n,)`, or numbers of classes.
             classes: how many there are, whether or not these rows have them all; 0 of a regression.
-            last: number of the weakest strength that is asked for; default: all.
         """
 
 
 @dataclass(frozen=True)
 class _Linear:
-    """Coefficients of each strength, on standardised features."""
+    """Coefficients and intercept of each strength, by its number, on standardised features."""
 
     standard: Standard
-    coefficients: Sequence[Floats]
-    intercepts: Sequence[Any]
+    at: Callable[[int], tuple[Floats, Any]]
+    strengths: int
     link: Callable[[Floats], Floats]
-    warnings: tuple[str, ...] = ()
+    warnings: Sequence[str] = ()
 
     def predict(self, x: Array, strength: int) -> Floats:
-        return self.link(self.standard(x) @ self.coefficients[strength] + self.intercepts[strength])
+        coefficients, intercept = self.at(strength)
+        return self.link(self.standard(x) @ coefficients + intercept)
 
-    def path(self, x: Array) -> list[Floats]:
+    def path(self, x: Array) -> Iterator[Floats]:
         rows = self.standard(x)
-        every = zip(self.coefficients, self.intercepts, strict=True)
-        return [self.link(rows @ coefficients + intercept) for coefficients, intercept in every]
+        for coefficients, intercept in map(self.at, range(self.strengths)):
+            yield self.link(rows @ coefficients + intercept)
 
 
 @dataclass(frozen=True)
@@ -142,119 +143,46 @@ class Ridge:
 
     strengths: tuple[float, ...] = tuple(10.0**power for power in range(6, -1, -1))
     name: str = "ridge"
+    patience: int = _ALL
 
-    def fit(self, x: Array, y: Array, classes: int = 0, last: int | None = None) -> Fitted:
+    def fit(self, x: Array, y: Array, classes: int = 0) -> Fitted:
         """Fit all strengths by one singular value decomposition; `y` may hold several targets, `(n, targets)`."""
         standard, rows = Standard.of(x)
         mean = y.mean(axis=0, dtype=np.float64)
         left, values, right = scipy.linalg.svd(rows, full_matrices=False, check_finite=False, overwrite_a=True)
         onto = (left.T @ (y - mean)).T * values
-        coefficients = [(onto / (values**2 + alpha)) @ right for alpha in self.strengths]
-        return _Linear(standard, [each.T for each in coefficients], [mean] * len(self.strengths), _as_is)
+        fitted = [((onto / (values**2 + alpha)) @ right).T for alpha in self.strengths]
+        return _Linear(standard, lambda number: (fitted[number], mean), len(fitted), _as_is)
 
 
 def _as_is(scores: Floats) -> Floats:
     return scores
 
 
-class _Logistic:
-    """The loss of multinomial logistic regression, in coordinates in which it curves about alike in all directions.
-
-    L-BFGS needs some ten times fewer steps in them than in the coefficients of features, for those of a network are
-    far from independent, and classes far from equally frequent. The optimum is the same.
-
-    Args:
-        x: standardised rows, `(n, p)`.
-        y: numbers of classes, each of which is there, `(n,)`.
-    """
-
-    def __init__(self, x: Floats, y: Array):
-        _, self.rotation = scipy.linalg.eigh(x.T @ x, check_finite=False, driver="evd")
-        self.x, counts = x @ self.rotation, np.bincount(y)
-        self.of_truth = (y, np.arange(len(y)))
-        # the optimum for no coefficients
-        self.weights = np.zeros((x.shape[1], len(counts)))
-        self.intercept = np.log(counts / len(y))
-
-    def descend(self, penalty: float) -> float:
-        """Go on to the optimum for a penalty, which is of the mean loss of a row; return the gradient that is left."""
-        self._choose_coordinates(penalty)
-        start = np.vstack([self.weights, self.intercept]) @ self.axes / self.steps
-        options = {"maxcor": _MEMORY, "gtol": GRADIENT, "ftol": 0, "maxiter": ITERATIONS, "maxfun": 2 * ITERATIONS}
-        found = scipy.optimize.minimize(
-            self._loss, start.ravel(), (penalty,), "L-BFGS-B", jac=True, options={**options, "maxls": 50}
-        )
-        placed = found.x.reshape(self.steps.shape) * self.steps @ self.axes.T
-        self.weights, self.intercept = placed[:-1], placed[-1]
-        return float(np.abs(found.jac).max())
-
-    def _choose_coordinates(self, penalty: float) -> None:
-        """Scale them by the second derivatives where the last optimum was."""
-        chances = scipy.special.softmax(self._scores(self.weights, self.intercept), axis=0)
-        n, mean = len(self.x), chances.mean(axis=1)
-        # the first one is what adds the same to all classes, which changes nothing
-        self.axes = scipy.linalg.eigh(np.diag(mean) - chances @ chances.T / n)[1][:, 1:]
-        curves = chances.T @ self.axes**2 - (chances.T @ self.axes) ** 2
-        second = np.full((self.x.shape[1] + 1, self.axes.shape[1]), penalty)
-        for first in range(0, n, _BLOCK):
-            second[:-1] += (self.x[first : first + _BLOCK] ** 2).T @ curves[first : first + _BLOCK] / n
-        second[-1] = curves.mean(axis=0)
-        self.steps = 1 / np.sqrt(np.maximum(second, np.finfo(np.float64).tiny))
-
-    def _loss(self, flat: Floats, penalty: float) -> tuple[float, Floats]:
-        """Return the mean loss with its penalty, and its gradient."""
-        at, n = flat.reshape(self.steps.shape) * self.steps, len(self.x)
-        scores = self._scores(*np.vsplit(at @ self.axes.T, [-1]))
-        scores -= scores.max(axis=0)
-        of_truth = scores[self.of_truth].sum()
-        np.exp(scores, out=scores)
-        sums = scores.sum(axis=0)
-        loss = (np.log(sums).sum() - of_truth) / n + penalty / 2 * np.vdot(at[:-1], at[:-1])
-        scores /= sums
-        scores[self.of_truth] -= 1
-        gradient = np.vstack([(scores @ self.x).T, scores.sum(axis=1)]) @ self.axes / n
-        gradient[:-1] += penalty * at[:-1]
-        return float(loss), (gradient * self.steps).ravel()
-
-    def _scores(self, weights: Floats, intercept: Floats) -> Floats:
-        """Return the scores of all rows, `(classes, n)`, in which the largest of each is found faster."""
-        scores: Floats = weights.T @ self.x.T
-        scores += intercept.reshape(-1, 1)
-        return scores
-
-
 @dataclass(frozen=True)
 class Logistic:
     """Multinomial logistic regression with an L2 penalty, by L-BFGS; the strengths are 1/C of scikit-learn's.
 
-    The strongest leaves little but the direction in which the means of classes differ.
+    The strongest leaves little but the direction in which the means of classes differ. The weaker ones are for some
+    hundred rows, and take longest, so that none is tried once two in a row were no better.
     """
 
-    strengths: tuple[float, ...] = tuple(10.0**power for power in range(5, 0, -1))
+    strengths: tuple[float, ...] = tuple(10.0**power for power in range(5, -3, -1))
     name: str = "logistic"
+    patience: int = 2
 
-    def fit(self, x: Array, y: Array, classes: int = 0, last: int | None = None) -> Fitted:
+    def fit(self, x: Array, y: Array, classes: int = 0) -> Fitted:
         """Fit one strength after the other, each from where the last one ended; a class that is not there gets 0."""
         present, numbers = np.unique(y, return_inverse=True)
         standard, rows = Standard.of(x)
-        strengths = self.strengths[: None if last is None else last + 1]
+        chances = _Chances(present, classes)
         if len(present) == 1:
             nothing = np.zeros((x.shape[1], 1))
-            return _Linear(standard, [nothing] * len(strengths), [0.0] * len(strengths), _Chances(present, classes))
-        loss = _Logistic(rows, numbers)
+            return _Linear(standard, lambda number: (nothing, 0.0), len(self.strengths), chances)
         # of two classes scikit-learn has one set of coefficients, which is the difference of two here
         unit = (2 if len(present) == 2 else 1) / len(y)
-        coefficients, intercepts, warnings = [], [], []
-        for strength in strengths:
-            left = loss.descend(strength * unit)
-            if left > 10 * GRADIENT:
-                warnings.append(
-                    f"a logistic probe at strength {strength:g} was not fitted in {ITERATIONS} steps: "
-                    f"gradient {left:.1e}, not {GRADIENT:.0e}"
-                )
-            coefficients.append(loss.rotation @ loss.weights)
-            intercepts.append(loss.intercept)
-        return _Linear(standard, coefficients, intercepts, _Chances(present, classes), tuple(warnings))
+        descent = Descent(Loss(rows, numbers), self.strengths, unit)
+        return _Linear(standard, descent, len(self.strengths), chances, descent.warnings)
 
 
 @dataclass(frozen=True)
@@ -276,8 +204,9 @@ class Neighbours:
 
     strengths: tuple[float, ...] = (100.0, 50.0, 20.0, 10.0, 5.0, 2.0, 1.0)
     name: str = "knn"
+    patience: int = _ALL
 
-    def fit(self, x: Array, y: Array, classes: int = 0, last: int | None = None) -> Fitted:
+    def fit(self, x: Array, y: Array, classes: int = 0) -> Fitted:
         """Keep the rows; of fewer than a strength says, all are asked."""
         standard, rows = Standard.of(x)
         most = min(int(self.strengths[0]), len(rows))
@@ -295,11 +224,15 @@ class _Near:
     warnings: tuple[str, ...] = ()
 
     def predict(self, x: Array, strength: int) -> Floats:
-        return self.path(x)[strength]
+        return self._nearest(x)[:, : self.counts[strength]].mean(axis=1)
 
-    def path(self, x: Array) -> list[Floats]:
-        nearest = self.said[self.found.kneighbors(self.standard(x), return_distance=False)]
-        return [nearest[:, :count].mean(axis=1) for count in self.counts]
+    def path(self, x: Array) -> Iterator[Floats]:
+        nearest = self._nearest(x)
+        return (nearest[:, :count].mean(axis=1) for count in self.counts)
+
+    def _nearest(self, x: Array) -> Floats:
+        nearest: Floats = self.said[self.found.kneighbors(self.standard(x), return_distance=False)]
+        return nearest
 
 
 PROBES: dict[str, Probe] = {probe.name: probe for probe in (Ridge(), Logistic(), Neighbours())}
@@ -359,9 +292,9 @@ def choose(
 ) -> Choice:
     """Fit a probe, at the strength that is best on the validation set, or on what inner folds held out.
 
-    Predictions of held-out folds are scored together, as `level` makes them, and the probe is then fitted to all
-    training rows; with a validation set it is not fitted to that. Of strengths that are equally good the strongest
-    penalty is taken.
+    Strengths are tried from the strongest penalty on, until `patience` ends. Predictions of held-out folds are scored
+    together, as `level` makes them, and the probe is then fitted to all training rows; with a validation set it is not
+    fitted to that. Of strengths that are equally good the strongest penalty is taken.
 
     Args:
         probe: of `PROBES`.
@@ -372,23 +305,21 @@ def choose(
         task: what is predicted.
     """
     rows, classes = x if callable(x) else x.__getitem__, len(task.classes)
-    if fold.validation is not None:
-        fitted = probe.fit(rows(fold.train), y[fold.train], classes)
-        curve = _scores(metric, y[fold.validation], fitted.path(rows(fold.validation)))
-        best = int(np.argmax(curve))
-        return Choice(best, curve[best], curve, fitted, fitted.warnings)
-    parts = [probe.fit(rows(train), y[train], classes) for train, _ in fold.inner]
-    held = [held_out for _, held_out in fold.inner]
-    paths = [part.path(rows(numbers)) for part, numbers in zip(parts, held, strict=True)]
-    paths = level(paths, [y[train] for train, _ in fold.inner], task)
-    curve = _scores(metric, y[np.concatenate(held)], [np.concatenate(each) for each in zip(*paths, strict=True)])
+    parts = list(fold.inner) if fold.validation is None else [(fold.train, fold.validation)]
+    held = np.concatenate([out for _, out in parts])
+    fits = [probe.fit(rows(train), y[train], classes) for train, _ in parts]
+    paths = zip(*(fit.path(rows(out)) for fit, (_, out) in zip(fits, parts, strict=True)), strict=True)
+    seen = [y[train] for train, _ in parts]
+    curve = _curve(metric, y[held], (np.concatenate(level(each, seen, task)) for each in paths), probe.patience)
     best = int(np.argmax(curve))
-    fitted = probe.fit(rows(fold.train), y[fold.train], classes, last=best)
-    warnings = dict.fromkeys(warning for each in (*parts, fitted) for warning in each.warnings)
-    return Choice(best, curve[best], curve, fitted, tuple(warnings))
+    if fold.validation is None:
+        fits.append(probe.fit(rows(fold.train), y[fold.train], classes))
+        fits[-1].predict(rows(fold.train[:1]), best)  # so that what is wrong is known
+    warnings = dict.fromkeys(warning for fit in fits for warning in fit.warnings)
+    return Choice(best, curve[best], curve, fits[-1], tuple(warnings))
 
 
-def level(paths: Sequence[Sequence[Floats]], seen: Sequence[Array], task: Task) -> list[list[Floats]]:
+def level(predictions: Sequence[Floats], seen: Sequence[Array], task: Task) -> list[Floats]:
     """Make predictions of several folds, which are scored together, as if all had been trained on the same mean.
 
     Where what is held out is high, what a probe has seen is low, and so is all that it predicts. The less it finds in
@@ -396,24 +327,29 @@ def level(paths: Sequence[Sequence[Floats]], seen: Sequence[Array], task: Task) 
     that is seen.
 
     Args:
-        paths: what was predicted of each fold, by any strengths.
+        predictions: of each fold.
         seen: the truth of the rows that its probe was fitted to.
         task: what is predicted.
     """
-    if len(paths) == 1:
-        return [list(path) for path in paths]
+    if len(predictions) == 1:
+        return list(predictions)
     if task.kind == "regression":
         means = [truth.mean(dtype=np.float64) for truth in seen]
-        return [[(each - own) + np.mean(means) for each in path] for path, own in zip(paths, means, strict=True)]
+        return [(each - own) + np.mean(means) for each, own in zip(predictions, means, strict=True)]
     shares = np.array([np.bincount(truth, minlength=len(task.classes)) / len(truth) for truth in seen])
     # a class that a fold has not seen is never expected
     odds = np.divide(shares.mean(axis=0), shares, out=np.zeros_like(shares), where=shares > 0)
-    weighted = [[each * own for each in path] for path, own in zip(paths, odds, strict=True)]
+    weighted = [each * own for each, own in zip(predictions, odds, strict=True)]
     # what is equal stays so
-    return [[np.round(each / each.sum(axis=1, keepdims=True), 12) for each in path] for path in weighted]
+    return [np.round(each / each.sum(axis=1, keepdims=True), 12) for each in weighted]
 
 
-def _scores(metric: str, truth: Array, predictions: Sequence[Floats]) -> tuple[float, ...]:
+def _curve(metric: str, truth: Array, predictions: Iterable[Floats], patience: int) -> tuple[float, ...]:
+    """Score one strength after the other, until so many in a row were no better than the best before."""
     known = Truth(truth)
-    block = known.weighted()
-    return tuple(float(prepare(metric, known, each)(block)[0]) for each in predictions)
+    block, curve = known.weighted(), list[float]()
+    for each in predictions:
+        curve.append(float(prepare(metric, known, each)(block)[0]))
+        if len(curve) - 1 - int(np.argmax(curve)) >= patience:
+            break
+    return tuple(curve)

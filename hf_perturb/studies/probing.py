@@ -105,7 +105,7 @@ class Probing:
             predictions = [np.broadcast_to(mean, each.shape) for each in predictions]
         else:
             seen = [self.rows.truth[fold.train] for fold in self.rows.folds]
-            predictions = [each for [each] in level([[each] for each in predictions], seen, self.task)]
+            predictions = level(predictions, seen, self.task)
         return Found(
             np.concatenate(predictions),
             np.array([each.strength for each in choices]),
