@@ -18,7 +18,7 @@ from hf_perturb.perturbation.parallel import for_each
 from hf_perturb.storage.folders import nothing_written, replaced_file
 from hf_perturb.studies.dataset import Dataset
 from hf_perturb.studies.features import GUESS, Source
-from hf_perturb.studies.metrics import Truth, prepare
+from hf_perturb.studies.metrics import METRICS, Truth, prepare
 from hf_perturb.studies.probes import Probe
 from hf_perturb.studies.probing import Found, Place, best_layers
 from hf_perturb.studies.results import Score
@@ -121,7 +121,7 @@ class Evaluation:
                     at = [*(row for row, entry in enumerate(self.entries[name]) if entry.layer is not None)]
                     at += [row for row, entry in enumerate(self.entries[name]) if entry.chosen]
                     sampled[name] = Sampled(name, values[at or [0]], draws[at or [0]])
-                rows += self._scores(metric, self.entries[name], values, *self.resamples.interval(values, draws))
+                rows += self._scores(metric, self.entries[name], values, *self._interval(metric, values, draws))
             scores[name] = rows
             progress(len(scores), len(self.entries))
 
@@ -137,7 +137,7 @@ class Evaluation:
         truth, scores = Truth(self.truth, self.resamples.of_rows), []
         for name, each in predicted.items():
             values, draws = self.resamples.take([prepare("spearman", truth, each[self.rows.test])], truth)
-            figures = (values[0], *(end[0] for end in self.resamples.interval(values, draws)))
+            figures = (values[0], *(end[0] for end in self._interval("spearman", values, draws)))
             scores.append(self._score(self.entries[name][0].source, "spearman", figures, probe=ZERO_SHOT))
         return scores
 
@@ -153,6 +153,9 @@ class Evaluation:
                 strength=self._strength_of(entry),
                 validation=float(np.mean(entry.found.validation)) if metric == self.metrics[0] else None,
             )
+
+    def _interval(self, metric: str, values: Draws, draws: Draws) -> tuple[Draws, Draws]:
+        return self.resamples.interval(values, draws, METRICS[metric].least)
 
     def _probe_of(self, entry: Entry) -> str:
         return "none" if entry.source.name == GUESS else self.probe.name

@@ -139,9 +139,8 @@ class Truth:
         Args:
             weights: whole numbers, how often each unit is there, `(b, units)`; `None`: once, `(1, units)`.
         """
-        if weights is None:
-            weights = np.ones((1, len(self.sizes)), np.int32)
-        return Weighted(self, np.asarray(weights))
+        once = np.ones((1, len(self.sizes)), np.int32)
+        return Weighted(self, once if weights is None else np.asarray(weights))
 
 
 class Weighted:
@@ -364,22 +363,24 @@ class Metric:
         title: as it is printed.
         regression: whether of numbers, not of classes.
         prepared: what `prepare` calls.
+        least: no score is less.
     """
 
     name: str
     title: str
     regression: bool
     prepared: Callable[[Truth, NDArray[Any]], Scorer]
+    least: float = 0.0
 
 
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric("spearman", "Spearman", True, _spearman),
-        Metric("r2", "R²", True, _r2),
+        Metric("spearman", "Spearman", True, _spearman, -1.0),
+        Metric("r2", "R²", True, _r2, -math.inf),
         Metric("ndcg", "NDCG", True, _ndcg),
         Metric("auroc", "AUROC", False, _auroc),
-        Metric("mcc", "MCC", False, _of_confusion(_mcc)),
+        Metric("mcc", "MCC", False, _of_confusion(_mcc), -1.0),
         Metric("balanced_accuracy", "balanced accuracy", False, _of_confusion(_balanced_accuracy)),
         Metric("macro_f1", "macro F1", False, _of_confusion(_macro_f1)),
     )

@@ -24,7 +24,7 @@ from hf_perturb.storage.folders import folders_made, lock, nothing_written, repl
 from hf_perturb.studies.dataset import Dataset, read_dataset
 from hf_perturb.studies.evaluate import Entry, Evaluation, entries_of
 from hf_perturb.studies.features import GUESS, SHUFFLED, Source, Unique, baselines
-from hf_perturb.studies.metrics import MAIN, METRICS_OF
+from hf_perturb.studies.metrics import MAIN, METRICS, METRICS_OF
 from hf_perturb.studies.networks import (
     FASTA,
     Controls,
@@ -146,13 +146,13 @@ class _Study:
             if (source := rows[0].source).kind == "control":
                 controls.setdefault(source.group, []).append(sampled[source.name])
         layers = [entry.layer for entry in evaluation.entries[BASE] if entry.layer is not None]
-        held = [*layers, None]
+        held, least = [*layers, None], METRICS[evaluation.metrics[0]].least
         return Results(
             about=about,
             task=evaluation.dataset.task,
             metric=evaluation.metrics[0],
             scores=(*scores, *evaluation.zero_shot(predicted)),
-            contrasts=contrasts(sampled[BASE], controls, sampled[GUESS], held, evaluation.resamples),
+            contrasts=contrasts(sampled[BASE], controls, sampled[GUESS], held, evaluation.resamples, least),
             degeneracy=_degeneracy(evaluation.entries),
             warnings=(
                 *evaluation.split.warnings,

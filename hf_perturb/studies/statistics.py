@@ -104,14 +104,15 @@ class Resamples:
         about = values[..., None] + wider * (draws - draws.mean(-1, keepdims=True))
         return np.minimum(about, 1.0)  # which no metric exceeds
 
-    def interval(self, values: Array, draws: Array) -> tuple[Array, Array]:
+    def interval(self, values: Array, draws: Array, least: float = -np.inf) -> tuple[Array, Array]:
         """Return where the 95% intervals of scores begin and end: over test proteins, for these networks as they are.
 
         Args:
             values: scores, of any shape.
             draws: the same on each resample, `(..., draws)`.
+            least: of the metric.
         """
-        return _interval(self.spread(values, draws))
+        return _within(_interval(self.spread(values, draws)), least)
 
 
 def _interval(draws: Array) -> tuple[Array, Array]:
@@ -119,6 +120,12 @@ def _interval(draws: Array) -> tuple[Array, Array]:
     beyond = max(int((1 - _TAIL) * (draws.shape[-1] + 1) + 1e-9) - 1, 0)
     ends = np.partition(draws, (beyond, draws.shape[-1] - 1 - beyond), axis=-1)
     return ends[..., beyond], ends[..., -1 - beyond]
+
+
+def _within(ends: tuple[Array, Array], least: float) -> tuple[Array, Array]:
+    """Keep the ends of intervals of scores where scores can be."""
+    low, high = (np.clip(end, least, 1.0) for end in ends)
+    return low, high
 
 
 @dataclass(frozen=True)
@@ -190,6 +197,7 @@ def contrasts(
     guess: Sampled,
     layers: Sequence[int | None],
     resamples: Resamples,
+    least: float = -np.inf,
 ) -> tuple[Contrast, ...]:
     """Hold the base against each control, layer by layer.
 
@@ -203,12 +211,13 @@ def contrasts(
         guess: the score of guessing, as of one layer.
         layers: what the scores are of: the numbers of layers, and `None` where each network is at its own best one.
         resamples: those that the draws are of.
+        least: of the metric.
 
     Returns:
         Control by control, in the order of the layers. Holm's correction is over layers and controls; of `None`, which
         is one question a control, over controls.
     """
-    ahead = _Ahead(base, guess, resamples)
+    ahead = _Ahead(base, guess, resamples, least)
     found = [one for group, seeds in controls.items() for one in ahead.of(group, _Seeds(seeds, resamples), layers)]
     corrected = np.empty(len(found))
     for chosen in (True, False):
@@ -224,10 +233,11 @@ class _Ahead:
         base: its scores.
         guess: the score of guessing.
         resamples: those of the draws.
+        least: of the metric.
     """
 
-    def __init__(self, base: Sampled, guess: Sampled, resamples: Resamples):
-        self._base, self._guess, self._units = base, guess, resamples.units
+    def __init__(self, base: Sampled, guess: Sampled, resamples: Resamples, least: float):
+        self._base, self._guess, self._units, self._least = base, guess, resamples.units, least
         self._draws = resamples.spread(base.values, base.draws)
         self._guesses = resamples.spread(guess.values, guess.draws)
         self._above = self._draws - self._guesses
@@ -240,7 +250,7 @@ class _Ahead:
             "mean": seeds.mean,
             "difference": difference,
             "p": self._p_values(seeds, difference, draws),
-            **dict(zip(("low", "high"), _interval(seeds.draws), strict=True)),
+            **dict(zip(("low", "high"), _within(_interval(seeds.draws), self._least), strict=True)),
             **dict(zip(("difference_low", "difference_high"), _interval(draws), strict=True)),
         }
         least, most = _interval(self._above)

@@ -18,6 +18,7 @@ def check(name, truth, prediction, weights, units=None):
     rows = weights if units is None else weights[:, units]
     expected = [EXPECTED[name](np.repeat(truth, row), np.repeat(prediction, row, axis=0)) for row in rows]
     np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-10)
+    assert np.all((METRICS[name].least - 1e-9 <= found) & (found <= 1 + 1e-9))
 
 
 # few different values make ties, and many zeros leave classes out

@@ -49,6 +49,19 @@ def contrast(base, *seeds, guess=GUESS, resamples=RESAMPLES):
 # ---- resamples
 
 
+def test_intervals_of_scores_end_where_scores_do():
+    few = Resamples(range(3))
+    base, guess = sampled("base", 0.5, 0.5, resamples=few), sampled("guess", 0.0, 0, resamples=few)
+    seeds = [sampled(f"seed{number}", value, 0.01, resamples=few) for number, value in enumerate((-0.6, 0.9))]
+    low, high = few.interval(base.values, base.draws, -1.0)
+    assert (low, high) == (-1, 1)
+    assert few.interval(base.values, base.draws)[0] < -1
+    [found] = contrasts(base, {"reinit": seeds}, guess, [0], few, -1.0)
+    assert (found.low, found.high) == (-1, 1)
+    # a difference may be twice as far
+    assert found.difference_low < -1
+
+
 def test_rows_of_a_protein_are_resampled_together():
     resamples = Resamples(["b", "a", "b", "c", "a", "b"])
     assert resamples.of_rows.tolist() == [0, 1, 0, 2, 1, 0]
