@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hf_perturb.errors import StudyError
 from hf_perturb.studies.dataset import Dataset
 from hf_perturb.studies.splits import Split
 
@@ -57,6 +58,9 @@ def rows_of(dataset: Dataset, split: Split, most: int, seed: int) -> Rows:
         split: which proteins are for what.
         most: most residues to train and validate with, and most to test with.
         seed: of the sample.
+
+    Raises:
+        StudyError: if sampled residues of a set are all alike, so that there is nothing to tell apart.
     """
     proteins = len(dataset.ids)
     if dataset.task.level == "protein":
@@ -81,7 +85,23 @@ def rows_of(dataset: Dataset, split: Split, most: int, seed: int) -> Rows:
     protein = np.repeat(np.arange(proteins), [len(residues) for residues in kept])
     residue = np.concatenate(kept)
     truth = np.concatenate([values[residues] for values, residues in zip(dataset.values, kept, strict=True)])
-    return Rows(truth, protein, residue, _folds(split, protein, proteins), tuple(notes))
+    rows = Rows(truth, protein, residue, _folds(split, protein, proteins), tuple(notes))
+    if notes:
+        _refuse_alike(rows, most)
+    return rows
+
+
+def _refuse_alike(rows: Rows, most: int) -> None:
+    for called, numbers in (
+        *(("training", fold.train) for fold in rows.folds),
+        *(("validation", fold.validation) for fold in rows.folds if fold.validation is not None),
+        ("test", rows.test),
+    ):
+        if len(np.unique(rows.truth[numbers])) < 2:
+            raise StudyError(
+                f"max_residues: of at most {most:,} residues, the {len(numbers):,} {called} ones that were sampled all have"
+                " the same label, and there is nothing to tell apart; give a larger number"
+            )
 
 
 def units_of(dataset: Dataset, split: Split, rows: Rows) -> NDArray[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from hf_perturb.errors import StudyError
 from hf_perturb.studies.dataset import Dataset
 from hf_perturb.studies.rows import rows_of, units_of
 from hf_perturb.studies.splits import Fold, Split
@@ -31,3 +32,15 @@ def test_residues_are_resampled_with_their_protein():
     )
     split = Split("column", (Fold(np.array([0]), None, np.array([1, 2]), ()),), None, (), ())
     assert units_of(dataset, split, rows_of(dataset, split, 100, 0)).tolist() == ["b", "b", "a", "a"]
+
+
+def test_a_sample_of_which_all_have_one_label_is_refused():
+    values = tuple(np.repeat([0, 1], [59, 1]) for _ in range(6))
+    nothing = (None, None, (), (), "")
+    dataset = Dataset((*"abcdef",), ("A" * 60,) * 6, Task("binary", "residue", ("0", "1")), "y", values, *nothing)
+    split = Split("column", (Fold(np.array([0, 1, 2]), None, np.array([3, 4, 5]), ()),), None, (), ())
+    with pytest.raises(
+        StudyError, match=r"at most 6 residues, the 6 training ones that were sampled all have the same"
+    ):
+        rows_of(dataset, split, 6, 0)
+    assert len(rows_of(dataset, split, 180, 0).test) == 180
