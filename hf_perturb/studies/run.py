@@ -108,6 +108,7 @@ class _Study:
         probe = _probe(options, dataset.task.kind)
         split = make_split(dataset, options.split, options.seed)
         rows = rows_of(dataset, split, options.max_residues, options.seed)
+        resamples = Resamples(units_of(dataset, split, rows), options.resamples, options.seed)
         wildtype = None if options.zero_shot is None else wildtype_of(dataset, options.zero_shot)
         networks = open_networks(self.model, self.controls, self.embedding)
         given = options.embeddings
@@ -120,9 +121,10 @@ class _Study:
                 return read_report(self.out)
             predicted = {} if wildtype is None else zero_shot_scores(networks, dataset, wildtype, self.embedding)
             sources, said = self._sources(networks, dataset, rows, there)
+            if predicted and metrics[0] != "spearman":
+                said.append("without a probe: Spearman alone, in scores.parquet, as the main metric is another")
             found = self._probed(sources, dataset, rows, probe, metrics[0], key)
             entries = entries_of(sources, found, [len(fold.test) for fold in rows.folds])
-            resamples = Resamples(units_of(dataset, split, rows), options.resamples, options.seed)
             evaluation = Evaluation(dataset, split, rows, probe, entries, metrics, resamples)
             about = self._about(inputs, dataset, split, rows)
             results = self._results(evaluation, about, (*dataset.notes, *split.notes, *rows.notes, *said), predicted)

@@ -256,6 +256,14 @@ def test_a_study_without_controls_says_what_the_base_reaches(places, tmp_path):
     assert found.base.value != 0
 
 
+def test_a_test_set_of_one_cluster_is_refused_before_a_network_is_opened(tmp_path):
+    sets = [("test", "x"), ("test", "x"), *[("train", "y"), ("train", "z")] * 4]
+    rows = [(each, number / 7, *sets[number]) for number, each in enumerate(proteins(10))]
+    table = write_csv(tmp_path / "a.csv", ["sequence", "target", "set", "cluster"], rows)
+    with pytest.raises(StudyError, match=r"all 2 rows are of one protein or cluster \(x\)"):
+        hf_perturb.study(tmp_path / "nothing", table, tmp_path / "out", ["reinit"])
+
+
 def test_any_encoder_of_transformers(tmp_path):
     model, tokenizer = encoder("bert")
     model.save_pretrained(tmp_path / "bert")
@@ -301,6 +309,12 @@ def test_zero_shot_scores_can_be_redone(places, tmp_path):
         ]
         truth, said = (np.array([row[key] for row in each]) for key in ("truth", "prediction"))
         assert EXPECTED["spearman"](truth, said) == pytest.approx(score.value)
+    assert "scored as mutants of their wild type" in (tmp_path / "out" / "methods.md").read_text()
+    other = hf_perturb.study(
+        places / "base", table, tmp_path / "r2", ["reinit"], **OPTIONS, zero_shot=wild, metrics="r2"
+    )
+    assert not other.zero_shot
+    assert "without a probe: Spearman alone, in scores.parquet, as the main metric is another" in other.notes
     for other in (None, wild[:-1] + ("A" if wild[-1] != "A" else "C")):
         with pytest.raises(FolderExistsError, match=r"zero_shot: .* in the folder, "):
             hf_perturb.study(places / "base", table, tmp_path / "out", ["reinit"], **OPTIONS, zero_shot=other)
