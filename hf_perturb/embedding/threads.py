@@ -28,6 +28,8 @@ def workers_for(model: PreTrainedModel) -> int:
     """Return how many batches a network of ours, which nobody else has, is given at a time."""
     if not isinstance(model, EncoderPreTrainedModel) or model.device.type != "cpu":
         return 1
+    if torch.is_autocast_enabled("cpu"):  # which is said to one thread alone
+        return 1
     is_small = sum(parameter.numel() for parameter in model.parameters()) <= _SMALL
     return min(_MOST, torch.get_num_threads()) if is_small else 1
 

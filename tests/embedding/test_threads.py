@@ -111,6 +111,8 @@ def test_small_networks_of_ours_on_a_cpu_have_them(four, monkeypatch):
     torch.set_num_threads(1)
     assert workers_for(model) == 1
     torch.set_num_threads(4)
+    with torch.autocast("cpu", torch.bfloat16):  # other threads would not know of it
+        assert workers_for(model) == 1
     # code that is none of ours may keep something between calls
     assert workers_for(BertModel(BertConfig(hidden_size=12, num_hidden_layers=1))) == 1
     assert workers_for(small_model("esm2").to("meta")) == 1
