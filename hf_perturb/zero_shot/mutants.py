@@ -9,6 +9,7 @@ import re
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -362,7 +363,8 @@ def _rows(path: Path, lines: Iterable[str]) -> Iterator[list[str]]:
     first = next(numbered, "")
     divider = max("\t,;", key=first.count)
     width = 0
-    for row, cells in enumerate(csv.reader([first, *numbered], delimiter=divider)):
+    reader = csv.reader(chain([first], numbered), delimiter=divider, strict=True, skipinitialspace=True)
+    for row, cells in enumerate(reader):
         width = width or len(cells)
         if cells and len(cells) != width:
             raise FastaError(f"{path}: row {row} has {len(cells)} cells; allowed: {width}, as its first line has")

@@ -191,6 +191,7 @@ def test_rows_of_another_protein_are_none_of_a_single_wild_type(tmp_path):
         ("name,mass\na,1\n", "columns: got name, mass; allowed: one of mutant"),
         ("mutant,mutant\nK2A,K2A\n", "each name once"),
         ("mutant,score\nK2A,1\nM1A\n", "row 2 has 1 cells; allowed: 2"),
+        ('mutant,name\nK2A,"one\nM1A,two\n', "is no CSV, TSV or Parquet: unexpected end"),
         ("sequence\nMKT<cls>\n", "row 1: the sequence has '<cls>'"),
         (b"\xff\xfe\x00m", "is no CSV, TSV or Parquet"),
         (b"\x1f\x8b\x08\x00", "a.csv"),
