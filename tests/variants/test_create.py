@@ -18,10 +18,11 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 import hf_perturb
 from hf_perturb import Perturbation
+from hf_perturb.checkpoints.checkpoint import Checkpoint
 from hf_perturb.perturbation import digest_of
 from hf_perturb.storage import folders
 from hf_perturb.storage.folders import whole_folder
-from hf_perturb.variants.create import create_variant
+from hf_perturb.variants.create import create_variant, records_of
 
 
 @pytest.fixture
@@ -52,6 +53,14 @@ def test_a_variant_folder_is_whole(base, network, tmp_path):
     alphabet_size = {"esm1": 35, "esm1b": 33, "esm2": 33, "carp": 30}[network]
     assert len(AutoTokenizer.from_pretrained(tmp_path / "out")) == alphabet_size
     assert sorted(os.listdir(tmp_path)) == ["base", "out"], "nothing is left behind"
+
+
+def test_records_without_variants_are_those_of_variants(base, tmp_path):
+    asked = [Perturbation("reinit"), Perturbation("resample", seed=3), Perturbation("gaussian", also=["embeddings"])]
+    records = records_of(Checkpoint.open(base), asked)
+    assert sorted(os.listdir(tmp_path)) == ["base"], "nothing is written"
+    for number, (perturbation, record) in enumerate(zip(asked, records, strict=True)):
+        assert record.to_dict() == create_variant(base, tmp_path / str(number), perturbation).to_dict()
 
 
 def test_memory_and_disk_agree_to_the_bit(base, tmp_path):
