@@ -205,12 +205,12 @@ def add_tokenizing(group: Any) -> None:
     group.add_argument("--replace", type=nonempty, metavar="LETTERS=LETTER", help=letters)
 
 
-def add_perturbation(parser: Any, *words: str) -> None:
+def add_perturbation(parser: Any, *words: str, seed: int | str = spec.DEFAULT_SEED) -> None:
     """Say what is done to the weights; `words` name the option of the method, `--method` by itself."""
     words = words or ("--method",)
     many: dict[str, Any] = {"action": "append", "default": []}
     parser.add_argument(*words, dest="method", choices=spec.METHODS, help="repeatable", **many)
-    seeds = f"42, a range 0-4, or several 0-2,7; repeatable; default: {spec.DEFAULT_SEED}"
+    seeds = f"42, a range 0-4, or several 0-2,7; repeatable; default: {seed}"
     parser.add_argument("--seed", type=nonempty, metavar="N", help=seeds, **many)
     _add_rules(parser)
     axis = "what resample shuffles (outputs: whole rows change places), repeatable; default: the family's"

@@ -50,8 +50,8 @@ def add_study(study: argparse.ArgumentParser) -> None:
     add_long(group)
     add_tokenizing(study.add_argument_group("encoders that are not ours"))
     study.add_argument("--force", action="store_true", help="if OUT holds another study, replace it")
-    defaults = f"controls (default: {' and '.join(METHODS)}, seeds {SEEDS[0]})"
-    add_perturbation(study.add_argument_group(defaults), "--control", "--method")
+    defaults = f"controls (default: {' and '.join(METHODS)})"
+    add_perturbation(study.add_argument_group(defaults), "--control", "--method", seed=SEEDS[0])
 
 
 def _add_data(group: Any) -> None:
@@ -70,7 +70,7 @@ def _add_data(group: Any) -> None:
     most = (
         "of a residue task, most residues to train on and to test with, sampled within proteins; default: %(default)s"
     )
-    group.add_argument("--max-residues", type=count, default=StudyOptions.max_residues, metavar="N", help=most)
+    group.add_argument("--max-residues", type=int, default=StudyOptions.max_residues, metavar="N", help=most)
 
 
 def _add_probes(group: Any) -> None:
@@ -88,7 +88,7 @@ def _add_probes(group: Any) -> None:
     wild = "the wild type, a FASTA or its sequence: score its mutants without a probe, too, as hf-perturb score does"
     group.add_argument("--zero-shot", type=nonempty, metavar="WILDTYPE", help=wild)
     draws = "resamples of the test proteins, for the intervals; default: %(default)s"
-    group.add_argument("--resamples", type=count, default=StudyOptions.resamples, metavar="N", help=draws)
+    group.add_argument("--resamples", type=int, default=StudyOptions.resamples, metavar="N", help=draws)
     seed = "of folds, samples and resamples; default: %(default)s (--seed is that of the controls)"
     group.add_argument("--study-seed", type=int, dest="study_seed", default=StudyOptions.seed, metavar="N", help=seed)
 
@@ -101,8 +101,7 @@ def run_study(options: argparse.Namespace) -> None:
 
     names = {each.name for each in (*fields(StudyOptions), *fields(EmbedOptions))} - {"seed", "progress"}
     given = {name: getattr(options, name) for name in names if name in options}
-    if not options.method:
-        options.method, options.seed = [*METHODS], options.seed or [*SEEDS]
+    options.method, options.seed = options.method or [*METHODS], options.seed or [*SEEDS]
     asked = asked_of(options, options.model, options.revision)
     with output.progress_of({"embedding": "res", "probing": "layer", "resampling": "layer"}) as progress:
         places = (options.model, options.data, options.out)

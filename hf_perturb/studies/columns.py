@@ -195,6 +195,8 @@ def _find_target(table: Table, asked: str | None, sequence: int | None) -> int:
         if len(found) != 1:
             got = f"is there {len(found)} times" if found else "is not there"
             raise StudyError(f"target: {asked!r} {got}; {table.path} has {table.shown()}")
+        if found[0] == sequence:
+            raise StudyError(f"target: {asked!r} has the sequences; {table.path} has {table.shown()}")
         return found[0]
     found = table.matching(ROLES["target"])
     if not found and not fasta:

@@ -158,7 +158,7 @@ class _Study:
             degeneracy=_degeneracy(evaluation.entries),
             warnings=(
                 *evaluation.split.warnings,
-                *cautions(sampled[BASE], controls, held, evaluation.resamples),
+                *cautions(sampled[BASE], controls, sampled[GUESS], held, evaluation.resamples),
                 *_cautions_of_probes(evaluation.entries, evaluation.probe),
             ),
             notes=notes,

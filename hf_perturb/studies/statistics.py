@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from hf_perturb.studies.metrics import Truth
 
 DRAWS = 2000
+_TOO_FEW = 10  # as the least that was simulated
 FEW_UNITS = 30  # of fewer, what simulated intervals cover is up to five percent off
 _TAIL = 0.975  # of intervals of 95%
 _BLOCK = 2**22  # weights of rows, or values of representations, at a time
@@ -292,29 +293,38 @@ class _Ahead:
 
 
 def cautions(
-    base: Sampled, controls: Mapping[str, Sequence[Sampled]], layers: Sequence[int | None], resamples: Resamples
+    base: Sampled,
+    controls: Mapping[str, Sequence[Sampled]],
+    guess: Sampled,
+    layers: Sequence[int | None],
+    resamples: Resamples,
 ) -> tuple[str, ...]:
     """Say what a reader has to know about the intervals, in sentences.
 
     Args:
         base: as of `contrasts`. Where all seeds score as the base does, the control leaves the layer as it is.
         controls: as of `contrasts`.
+        guess: as of `contrasts`. Where all seeds score as guessing does, their probes say one thing of all rows.
         layers: as of `contrasts`.
         resamples: those of the draws.
     """
     said = []
     if resamples.units < FEW_UNITS:
-        said.append(
-            f"the test set has {resamples.units} proteins or clusters to resample; with less than {FEW_UNITS}, "
-            "intervals of 95% may cover the truth in some 90 to 99%"
+        what = (
+            "no interval of so few can be trusted"
+            if resamples.units < _TOO_FEW
+            else f"with less than {FEW_UNITS}, intervals of 95% may cover the truth in some 90 to 99%"
         )
+        said.append(f"the test set has {resamples.units} proteins or clusters to resample; {what}")
     for group, seeds in controls.items():
         names = ", ".join(seed.network for seed in seeds)
         if len(seeds) == 1:
             said.append(f"{group} has one seed ({names}): its intervals are of that network alone, not of other seeds")
             continue
-        spread = np.ptp([seed.values for seed in seeds], axis=0) + (seeds[0].values == base.values)
-        if same := [layer for layer, apart in zip(layers, spread, strict=True) if apart <= _SAME]:
+        apart = np.ptp([seed.values for seed in seeds], axis=0)
+        expected = (seeds[0].values == base.values) | (seeds[0].values == guess.values)
+        alike = (apart <= _SAME) & ~expected
+        if same := [layer for layer, odd in zip(layers, alike, strict=True) if odd]:
             where = ", ".join("the best layer" if layer is None else f"layer {layer}" for layer in same)
             where = "every layer" if len(same) == len(layers) else where
             said.append(

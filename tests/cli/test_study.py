@@ -69,6 +69,7 @@ def test_the_last_line_says_what_was_found(here, places, capsys):
         (["base", "a.csv", "new", "--task", "residue-classes"], 1, "a.csv"),
         (["base", "a.csv", "new", "--probe", "svm"], 2, "invalid choice: 'svm'"),
         (["base", "a.csv", "new", "--control", "reinit", "--seed", "x"], 2, "seeds: got 'x'"),
+        (["base", "a.csv", "new", "--target", "sequence"], 1, "target: 'sequence' has the sequences"),
         (["base", "a.csv", "new", "--control", "shuffle"], 2, "shuffle"),
         (["base", "a.csv"], 2, "OUT"),
         (["base", "a.csv", "a.csv"], 1, "a.csv is no folder"),
@@ -85,6 +86,14 @@ def test_what_is_wrong_is_one_line(here, places, capsys, words, code, said):
     assert "Traceback" not in error
     assert code == 2 or error.count("\n") == 1
     assert not (places / "new").exists()
+
+
+def test_a_control_without_seeds_has_the_usual_ones(monkeypatch):
+    asked = {}
+    monkeypatch.setattr(hf_perturb, "study", lambda *given, **options: asked.update(controls=given[3]) or sys.exit(0))
+    with pytest.raises(SystemExit):
+        main(["study", "demo", "a.csv", "out", "--control", "reinit"])
+    assert [each.seed for each in asked["controls"]] == [0, 1, 2, 3, 4]
 
 
 def test_what_is_not_installed_is_said_before_any_work(here, places):

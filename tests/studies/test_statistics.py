@@ -184,7 +184,7 @@ def test_the_interval_of_one_seed_is_of_that_network_alone():
     found = contrast(sampled("base", 0.6), seed)
     assert found.sd is None
     assert [found.low, found.high] == [end[0] for end in RESAMPLES.interval(seed.values, seed.draws)]
-    [said] = cautions(sampled("base", 0.6), {"reinit": [seed]}, [0], RESAMPLES)
+    [said] = cautions(sampled("base", 0.6), {"reinit": [seed]}, GUESS, [0], RESAMPLES)
     assert "reinit has one seed (reinit-seed0): its intervals are of that network alone" in said
 
 
@@ -276,7 +276,7 @@ def test_the_interval_of_a_share_is_finite_where_few_resamples_of_the_base_are_b
 
 def test_seeds_that_score_the_same_are_named():
     seeds = [sampled(f"reinit-seed{seed}", [0.1, 0.3 + 0.01 * seed, 0.1], noise=0.01) for seed in range(3)]
-    [said] = cautions(sampled("base", [0.6] * 3), {"reinit": seeds}, [0, 5, None], RESAMPLES)
+    [said] = cautions(sampled("base", [0.6] * 3), {"reinit": seeds}, GUESS, [0, 5, None], RESAMPLES)
     assert (
         "reinit: all seeds score the same (a standard deviation of 0), and not as the base does, at layer 0, the"
         in said
@@ -289,14 +289,20 @@ def test_seeds_that_score_the_same_are_named():
 def test_seeds_that_all_score_as_the_base_does_are_no_warning():
     """As at layer 0 where the rules keep the embedding."""
     seeds = [sampled(f"reinit-seed{seed}", [0.6, 0.3 + 0.01 * seed], noise=0.01) for seed in range(3)]
-    assert cautions(sampled("base", [0.6, 0.6]), {"reinit": seeds}, [0, 5], RESAMPLES) == ()
+    assert cautions(sampled("base", [0.6, 0.6]), {"reinit": seeds}, GUESS, [0, 5], RESAMPLES) == ()
+
+
+def test_seeds_that_all_score_as_guessing_does_are_no_warning():
+    """As where every probe calls all rows by the most frequent class."""
+    seeds = [sampled(f"reinit-seed{seed}", [0.0, 0.3 + 0.01 * seed], noise=0.01) for seed in range(3)]
+    assert cautions(sampled("base", [0.6, 0.6]), {"reinit": seeds}, GUESS, [0, 5], RESAMPLES) == ()
 
 
 def test_few_units_are_said():
     seeds = [sampled(f"reinit-seed{seed}", 0.1 * seed) for seed in range(3)]
     base = sampled("base", 0.6)
-    assert cautions(base, {"reinit": seeds}, [0], RESAMPLES) == ()
-    [said] = cautions(base, {"reinit": seeds}, [0], Resamples(range(9)))
+    assert cautions(base, {"reinit": seeds}, GUESS, [0], RESAMPLES) == ()
+    [said] = cautions(base, {"reinit": seeds}, GUESS, [0], Resamples(range(9)))
     assert said.startswith("the test set has 9 proteins or clusters to resample")
 
 
