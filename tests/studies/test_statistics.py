@@ -290,6 +290,10 @@ def test_seeds_that_all_score_as_the_base_does_are_no_warning():
     """As at layer 0 where the rules keep the embedding."""
     seeds = [sampled(f"reinit-seed{seed}", [0.6, 0.3 + 0.01 * seed], noise=0.01) for seed in range(3)]
     assert cautions(sampled("base", [0.6, 0.6]), {"reinit": seeds}, GUESS, [0, 5], RESAMPLES) == ()
+    # and where that is the best that each of them has
+    best = [replace(seed, values=np.array([0.6, 0.3 + 0.01 * number, 0.6])) for number, seed in enumerate(seeds)]
+    best = [replace(seed, draws=np.vstack([seed.draws, seed.draws[:1]])) for seed in best]
+    assert cautions(sampled("base", [0.6, 0.6, 0.7]), {"reinit": best}, GUESS, [0, 5, None], RESAMPLES) == ()
 
 
 def test_seeds_that_all_score_as_guessing_does_are_no_warning():
