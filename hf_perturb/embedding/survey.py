@@ -74,7 +74,7 @@ def survey(
         for record in read_records(path, findings, tokens):
             look(record, findings)
             length = len(record.sequence)
-            digest.update(f"{record.id}\t{record.sequence}\n".encode())
+            digest.update(_line(record.id, record.sequence))
             total += length
             if length > longest:
                 longest, longest_name = length, record.name
@@ -87,6 +87,18 @@ def survey(
         shards.append(Shard(number, first, records, residues))
         first += records
     return Survey(first, total, longest, longest_name, f"sha256:{digest.hexdigest()}", findings, tuple(shards))
+
+
+def _line(name: str, sequence: str) -> bytes:
+    return f"{name}\t{sequence}\n".encode()
+
+
+def digest_of(ids: Iterable[str], sequences: Iterable[str]) -> str:
+    """Return the digest of a FASTA of these records, as a survey has it."""
+    digest = hashlib.sha256()
+    for name, sequence in zip(ids, sequences, strict=True):
+        digest.update(_line(name, sequence))
+    return f"sha256:{digest.hexdigest()}"
 
 
 def iterate_shards(

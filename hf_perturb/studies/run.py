@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from hf_perturb.embedding.manifest import canonical, differences, read_manifest
 from hf_perturb.embedding.options import EmbedOptions
 from hf_perturb.embedding.run import BASE
+from hf_perturb.embedding.survey import digest_of
 from hf_perturb.errors import FolderExistsError, StudyError
 from hf_perturb.storage.folders import folders_made, lock, nothing_written, replaced_file
 from hf_perturb.studies.dataset import Dataset, read_dataset
@@ -213,6 +214,11 @@ class _Study:
         if options.save_embeddings is not None:
             save_h5(folders, unique, sources[0].layers, self.out / H5)
         plain, said = baselines(dataset, rows, zero)
+        if there is not None and not _are_of(read_manifest(there[BASE]).inputs["fasta"], dataset, unique):
+            said.append(
+                "embeddings: found by the ids of proteins, and their lengths agree; they are of a FASTA with other records,"
+                " in another order or besides, so that it cannot be told whether sequences agree too"
+            )
         # without others, guessing is there all the same: a share is of what lies beyond it
         return [*sources, *(each for each in plain if options.baselines or each.name == GUESS)], said
 
@@ -272,6 +278,11 @@ def _shuffled(base: Source, found: Mapping[Place, Found], seed: int) -> Source:
     # of several folds, the layer that most of them choose
     best = base.layers[max(sorted({*places}), key=places.count)]
     return Source(SHUFFLED, "baseline", (None,), lambda layer: base.features(best), shuffled=seed)
+
+
+def _are_of(fasta: str, dataset: Dataset, unique: Unique) -> bool:
+    """Whether a FASTA, by its digest, is of all proteins of a study, or of all different ones, in their order."""
+    return fasta in (digest_of(each.ids, each.sequences) for each in (dataset, unique))
 
 
 def _degeneracy(entries: Mapping[str, Sequence[Entry]]) -> tuple[Degeneracy, ...]:

@@ -59,6 +59,14 @@ def test_embeddings_of_ones_own_give_the_same_scores(places, tmp_path):
         study(places, tmp_path / "out")
 
 
+def test_sequences_of_embeddings_are_known_where_the_fasta_is_that_of_the_study(places, tmp_path):
+    told = [
+        any(note.startswith("embeddings: found by the ids") for note in study(places, out, embeddings=given).notes)
+        for out, given in ((tmp_path / "same", places / "study" / "embeddings"), (tmp_path / "other", places / "mine"))
+    ]
+    assert told == [False, True]
+
+
 @pytest.mark.parametrize(
     ("change", "options", "said"),
     [
