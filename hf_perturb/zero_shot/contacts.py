@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.metadata import version
@@ -120,6 +120,9 @@ def contacts(
         stamp, told = stamp_of(path), _Listed(network.encoder)
         found = survey(path, ShardLimits(), network.encoder.spelt, told.look)
         run = _Run(asked, dtype, device, path, stamp, Path(fasta).name, found, network.digest(), told.proteins)
+        for name, embedder in embedders.items():  # what is there is refused, or goes, before the first is filled
+            with run.opened(parent / name, embedder):
+                pass
         done = {name: run.fill(parent / name, embedder) for name, embedder in embedders.items()}
     drawn = _draw(parent, [*embedders], told.proteins[: asked.pictures])
     notes = [*network.encoder.notes, *found.findings.lines(), *_notes_of_heads(embedders)]
@@ -220,8 +223,8 @@ class _Run:
     weights: str  # digest of what the network has before it is perturbed
     proteins: list[Protein] = field(repr=False)
 
-    def fill(self, out: Path, embedder: Embedder) -> tuple[str, int]:
-        """Fill a folder; return its fingerprint, and how many maps had to be made."""
+    def opened(self, out: Path, embedder: Embedder) -> AbstractContextManager[Maps]:
+        """Begin a folder, or continue with it."""
         asked = embedder.perturbation
         inputs = {
             "model": {"weights": self.weights, "perturbation": None if asked is None else asked.to_dict()},
@@ -234,7 +237,11 @@ class _Run:
             "fasta": {"name": self.called, "records": self.found.records, "residues": self.found.residues},
             "versions": {name: version(name) for name in ("hf-perturb", "torch", "transformers")},
         }
-        with open_maps(out, inputs, described, self.proteins, self.options.force) as maps:
+        return open_maps(out, inputs, described, self.proteins, self.options.force)
+
+    def fill(self, out: Path, embedder: Embedder) -> tuple[str, int]:
+        """Fill a folder; return its fingerprint, and how many maps had to be made."""
+        with self.opened(out, embedder) as maps:
             missing = {protein.number: protein for protein in maps.missing()}
             if missing:
                 self._write(maps, missing, embedder)

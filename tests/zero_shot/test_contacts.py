@@ -125,6 +125,23 @@ def test_other_maps_are_refused_and_replaced_by_force(model, fasta, tmp_path):
     assert len([*(out / "base").glob("*.npy")]) == 2
 
 
+def test_maps_of_other_sequences_do_not_stay_beside_new_ones(model, fasta, tmp_path):
+    out, other = tmp_path / "out", write_fasta(tmp_path / "other.fasta", draw([30, 1, 12, 30, 57], seed=9))
+    hf_perturb.contacts(model, fasta, out, "resample")
+    (out / "base").rename(tmp_path / "base")
+    with pytest.raises(hf_perturb.EmbeddingsError, match="resample-seed42 holds other contact maps"):
+        hf_perturb.contacts(model, other, out, "resample", progress=lambda *_: pytest.fail("nothing is made for it"))
+
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        hf_perturb.contacts(model, other, out, "resample", force=True, progress=interrupt)
+    for name in ("base", "resample-seed42"):
+        with pytest.raises(hf_perturb.EmbeddingsError, match="not complete"):
+            maps_in(out / name)
+
+
 def test_pictures_of_maps_that_are_replaced_go_with_them(model, fasta, tmp_path):
     pytest.importorskip("matplotlib")
     out = tmp_path / "out"
