@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hf_perturb import loading
 from hf_perturb.checkpoints.any_network import AnyNetwork
 from hf_perturb.checkpoints.checkpoint import Checkpoint
 from hf_perturb.checkpoints.shapes import listed
@@ -27,6 +28,7 @@ from hf_perturb.embedding.options import Choices, with_options
 from hf_perturb.embedding.run import BASE, networks_by_name
 from hf_perturb.embedding.survey import ShardLimits, Survey, iterate_shards, survey
 from hf_perturb.errors import EmbeddingsError, FastaError, FolderExistsError, UnsupportedModuleError
+from hf_perturb.networks.modeling_fair_esm import FairEsmPreTrainedModel
 from hf_perturb.perturbation import Perturbation, select
 from hf_perturb.storage.folders import nothing_written
 from hf_perturb.storage.pictures import import_matplotlib
@@ -343,9 +345,10 @@ def _notes_of_heads(embedders: Mapping[str, Embedder]) -> list[str]:
 
 def _touches_head(embedder: Embedder) -> bool:
     asked = embedder.perturbation or embedder.record
-    if asked is None or not isinstance(embedder.source, Checkpoint):
+    source: Any = embedder.source
+    if asked is None or not isinstance(source, Checkpoint | FairEsmPreTrainedModel):
         return False
-    network = embedder.source.network
+    network = source.network if isinstance(source, Checkpoint) else loading.network_of(source)
     chosen = select(network.table(asked.rules or network.rules), [*network.shapes, *network.language_head], asked)
     return any(_HEAD in name for name in chosen)
 

@@ -74,6 +74,9 @@ def test_a_control_whose_head_is_perturbed_is_told(model, fasta, tmp_path):
     done = hf_perturb.contacts(variant, fasta, tmp_path / "of it")
     assert list(done) == ["reinit-seed42"], "a control that is given is no base"
     assert "reinit-seed42: the contact head" in done["reinit-seed42"].notes[0]
+    at_hand = hf_perturb.FairEsmModel.from_pretrained(variant)
+    here = hf_perturb.contacts(at_hand, fasta, tmp_path / "at hand")
+    assert here["reinit-seed42"].notes == done["reinit-seed42"].notes
 
 
 def test_ids_may_be_anything_and_the_index_has_them(model, tmp_path):
