@@ -9,7 +9,7 @@ from typing import Any
 
 import hf_perturb
 from hf_perturb.cli import output
-from hf_perturb.cli.arguments import BASE, add_long, add_perturbation, add_running, add_tokenizing, count, nonempty
+from hf_perturb.cli.arguments import BASE, add_long, add_perturbation, add_running, add_tokenizing, nonempty
 from hf_perturb.cli.asked import asked_of
 from hf_perturb.embedding.options import POOLS, EmbedOptions
 from hf_perturb.studies.options import METHODS, PROBES, SAVED, SEEDS, StudyOptions

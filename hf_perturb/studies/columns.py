@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from hf_perturb.embedding.tables import ROLES, Row, Table, open_table
 from hf_perturb.errors import StudyError
 from hf_perturb.studies.labels import UNLABELLED
-from hf_perturb.studies.sources import ROLES, Row, Table, open_table
 
 NUMBERED = object()  # an id that is the number of the row
 _REST = ("set", "validation", "cluster")

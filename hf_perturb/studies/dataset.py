@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from hf_perturb.embedding.fasta import Findings, clean, kinds_of
+from hf_perturb.embedding.tables import Table, open_table
 from hf_perturb.errors import StudyError
 from hf_perturb.studies.columns import NUMBERED, Labelled, labels_by_id, own_labels
 from hf_perturb.studies.labels import Values, read_task, read_values
-from hf_perturb.studies.sources import Table, open_table
 from hf_perturb.studies.task import Task
 
 SETS = ("train", "validation", "test")

@@ -99,8 +99,8 @@ def _refuse_alike(rows: Rows, most: int) -> None:
     ):
         if len(np.unique(rows.truth[numbers])) < 2:
             raise StudyError(
-                f"max_residues: of at most {most:,} residues, the {len(numbers):,} {called} ones that were sampled all have"
-                " the same label, and there is nothing to tell apart; give a larger number"
+                f"max_residues: of at most {most:,} residues, the {len(numbers):,} {called} ones that were sampled all"
+                " have the same label, and there is nothing to tell apart; give a larger number"
             )
 
 

@@ -216,8 +216,8 @@ class _Study:
         plain, said = baselines(dataset, rows, zero)
         if there is not None and not _are_of(read_manifest(there[BASE]).inputs["fasta"], dataset, unique):
             said.append(
-                "embeddings: found by the ids of proteins, and their lengths agree; they are of a FASTA with other records,"
-                " in another order or besides, so that it cannot be told whether sequences agree too"
+                "embeddings: found by the ids of proteins, and their lengths agree; they are of a FASTA with other"
+                " records, in another order or besides, so that it cannot be told whether sequences agree too"
             )
         # without others, guessing is there all the same: a share is of what lies beyond it
         return [*sources, *(each for each in plain if options.baselines or each.name == GUESS)], said

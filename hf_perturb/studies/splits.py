@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
+from hf_perturb.embedding.tables import open_table
 from hf_perturb.errors import StudyError
 from hf_perturb.studies.columns import without_header
 from hf_perturb.studies.dataset import SETS, Dataset
-from hf_perturb.studies.sources import open_table
 
 FOLDS = 5
 _ALLOWED = "column, kfold:K, cluster:FILE, cluster:IDENTITY (such as cluster:0.3)"

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
 import os
 import re
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hf_perturb.embedding.fasta import Findings, Record, clean, file_of, read_records
-from hf_perturb.embedding.store import arrow
-from hf_perturb.errors import FastaError
+from hf_perturb.embedding.tables import open_table
+from hf_perturb.errors import FastaError, StudyError
 
 STANDARD = "ACDEFGHIKLMNPQRSTVWY"
 UNCHANGED = "WT"
@@ -338,49 +334,20 @@ def _read_table(path: Path) -> dict[str, list[str]]:
         FastaError: if it cannot be read, has no rows, or rows of several lengths.
     """
     try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-        if magic == b"PAR1":
-            return _read_parquet(path)
-        opened: Any = gzip.open if magic[:2] == b"\x1f\x8b" else open
-        with opened(path, "rt", encoding="utf-8-sig", newline="") as lines:
-            table = list(_rows(path, lines))
-    except OSError as error:
-        raise FastaError(f"{path} cannot be read: {error}; give a CSV, TSV or Parquet of mutants, or all") from error
-    except (UnicodeDecodeError, EOFError, csv.Error) as error:
-        raise FastaError(f"{path} is no CSV, TSV or Parquet: {error}") from error
-    if len(table) < 2:
-        raise FastaError(f"{path} has no rows; allowed: a line with the names of columns, and a line a mutant")
-    header = table[0]
-    if len({*header}) < len(header):
-        raise FastaError(f"{path}: columns: got {', '.join(header)}; allowed: each name once")
-    return {name: list(cells) for name, cells in zip(header, zip(*table[1:], strict=True), strict=True)}
-
-
-def _rows(path: Path, lines: Iterable[str]) -> Iterator[list[str]]:
-    """Give the cells of each line, divided by what divides the first."""
-    numbered = iter(lines)
-    first = next(numbered, "")
-    divider = max("\t,;", key=first.count)
-    width = 0
-    reader = csv.reader(chain([first], numbered), delimiter=divider, strict=True, skipinitialspace=True)
-    for row, cells in enumerate(reader):
-        width = width or len(cells)
-        if cells and len(cells) != width:
-            raise FastaError(f"{path}: row {row} has {len(cells)} cells; allowed: {width}, as its first line has")
-        if cells:
-            yield cells
-
-
-def _read_parquet(path: Path) -> dict[str, list[str]]:
-    pa, parquet = arrow()
-    try:
-        table = parquet.read_table(path)
-    except pa.ArrowException as error:
-        raise FastaError(f"{path} is damaged: {error}") from error
-    if not table.num_rows:
-        raise FastaError(f"{path} has no rows; allowed: a row a mutant")
+        table = open_table(path)
+        if table.kind == "fasta":
+            raise FastaError(f"{path} is a FASTA; give a CSV, TSV or Parquet of mutants, or all")
+        rows = list(table.read(range(len(table.columns))))
+    except StudyError as error:
+        raise FastaError(str(error)) from error
+    if len({*table.columns}) < len(table.columns):
+        raise FastaError(f"{path}: columns: got {', '.join(table.columns)}; allowed: each name once")
+    if wrong := next((row for row in rows if isinstance(row[1], str)), None):
+        raise FastaError(f"{path}: {table.unit} {wrong[0]:,} {wrong[1]}")
+    if not rows:
+        raise FastaError(f"{path} has no rows; allowed: the names of columns, and a row a mutant")
+    cells = zip(*(fields for _, fields in rows), strict=True)
     return {
-        name: ["" if value is None else str(value) for value in column.to_pylist()]
-        for name, column in zip(table.column_names, table.columns, strict=True)
+        name: ["" if cell is None else str(cell) for cell in column]
+        for name, column in zip(table.columns, cells, strict=True)
     }

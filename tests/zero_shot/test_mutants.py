@@ -186,17 +186,18 @@ def test_rows_of_another_protein_are_none_of_a_single_wild_type(tmp_path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("", "has no rows"),
+        ("", "is empty"),
         ("mutant,score\n", "has no rows"),
         ("name,mass\na,1\n", "columns: got name, mass; allowed: one of mutant"),
         ("mutant,mutant\nK2A,K2A\n", "each name once"),
-        ("mutant,score\nK2A,1\nM1A\n", "row 2 has 1 cells; allowed: 2"),
-        ('mutant,name\nK2A,"one\nM1A,two\n', "is no CSV, TSV or Parquet: unexpected end"),
+        ("mutant,score\nK2A,1\nM1A\n", "line 3 has 1 fields, where the header has 2"),
+        ('mutant,name\nK2A,"one\nM1A,two\n', "line 2: unexpected end of data"),
         ("sequence\nMKT<cls>\n", "row 1: the sequence has '<cls>'"),
-        (b"\xff\xfe\x00m", "is no CSV, TSV or Parquet"),
+        (b"\x00\xffm", "is binary"),
+        (">a\nMKT\n", "is a FASTA; give a CSV"),
         (b"\x1f\x8b\x08\x00", "a.csv"),
         (b"PAR1 and no more", "is damaged"),
-        (None, "cannot be read"),
+        (None, "does not exist"),
     ],
 )
 def test_what_is_no_table_is_refused(tmp_path, content, said):
@@ -205,6 +206,12 @@ def test_what_is_no_table_is_refused(tmp_path, content, said):
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(FastaError, match=said):
         read_mutants(path, {"w": WILDTYPE})
+
+
+def test_a_table_as_a_spreadsheet_exports_it_is_read(tmp_path):
+    (tmp_path / "a.csv").write_bytes("sep=;\nmutant;score\nK2A;1.5\n".encode("utf-16"))
+    made, measured = read_mutants(tmp_path / "a.csv", {"w": WILDTYPE})
+    assert (made["w"].names, made["w"].measured.tolist(), measured) == (["K2A"], [1.5], "score")
 
 
 # ---- wild types
