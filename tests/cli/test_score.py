@@ -44,7 +44,7 @@ def test_score_says_how_a_base_and_its_controls_rank(base, capsys):
     [
         ([WILDTYPE, "--mutants", "dms.csv"], 1, "with offset 24 all rows fit (--offset)"),
         (["no.fasta"], 1, "'no.fasta', which is no file and no sequence"),
-        ([WILDTYPE, "--mutants", "none.csv"], 1, "none.csv cannot be read"),
+        ([WILDTYPE, "--mutants", "none.csv"], 1, "none.csv does not exist"),
         ([WILDTYPE, "--seed", "1"], 2, "argument --seed: needs --method"),
         ([WILDTYPE, "--method", "reinit", "--seed", "x"], 2, "seeds: got 'x'"),
         ([WILDTYPE, "--out", "dms.csv", "--force"], 1, "dms.csv holds no scores"),
