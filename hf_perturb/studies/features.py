@@ -39,7 +39,7 @@ class Source:
         features: called with a layer, and gives `(rows, width)`.
         record: what was done to the weights of a control, with their digest.
         digest: of the weights.
-        shuffled: seed by which the labels to train on change places, if they do.
+        shuffled: seeds of the order into which the labels to train on are brought, if they are.
     """
 
     name: str
@@ -48,12 +48,13 @@ class Source:
     features: Callable[[int | None], Features]
     record: Perturbation | None = None
     digest: str | None = None
-    shuffled: int | None = None
+    shuffled: tuple[int, int] | None = None
 
     @property
     def group(self) -> str:
-        """The name without the seed, which all controls of one perturbation share."""
-        return self.name.rpartition("-seed")[0] if self.kind == "control" else self.name
+        """The name without the seed, which all controls of one perturbation share, and all orders of labels."""
+        of_seeds = self.kind == "control" or self.shuffled is not None
+        return self.name.rpartition("-seed")[0] if of_seeds else self.name
 
 
 # ---- the sequences that are embedded

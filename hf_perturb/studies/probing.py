@@ -115,9 +115,9 @@ class Probing:
             np.array([f"{source.name}: {said}" for each in choices for said in each.warnings], np.str_),
         )
 
-    def _shuffled(self, number: int, fold: FoldRows, seed: int) -> NDArray[Any]:
+    def _shuffled(self, number: int, fold: FoldRows, seeds: tuple[int, int]) -> NDArray[Any]:
         """Return the labels, with those of a fold's training rows, and of its validation rows, in another order."""
-        truth, random = self.rows.truth.copy(), np.random.default_rng([seed, number])
+        truth, random = self.rows.truth.copy(), np.random.default_rng([*seeds, number])
         for rows in (fold.train, fold.validation):
             if rows is not None:
                 truth[rows] = truth[random.permutation(rows)]

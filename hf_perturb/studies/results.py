@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from statistics import fmean
 from typing import Any
 
 from hf_perturb.studies.task import Task
@@ -16,7 +17,8 @@ class Score:
     Args:
         network: `base`, a control by the name of its folder, or a baseline.
         kind: `base`, `control` or `baseline`.
-        group: of a control its name without the seed, which those of one perturbation share; else the network.
+        group: of a control its name without the seed, which those of one perturbation share, and of shuffled labels,
+            of which there are several orders; else the network.
         method: of a control, as `rules`, `axis`, `scope`, `seed` and the `digest` of its weights.
         layer: the representation; `None` of a baseline, and of what is chosen where folds choose different ones.
         chosen: whether this is what was best on validation rows, of all layers of the network.
@@ -51,6 +53,16 @@ class Score:
     high: float
     n: int
     validation: float | None
+
+
+def _in_one(scores: Sequence[Score]) -> Score:
+    """Return the mean of scores, with an interval that holds all of theirs."""
+    first, *others = scores
+    if not others:
+        return first
+    low, high = min(score.low for score in scores), max(score.high for score in scores)
+    mean = fmean(score.value for score in scores)
+    return replace(first, network=first.group, value=mean, low=low, high=high, strength=None, validation=None)
 
 
 @dataclass(frozen=True)
@@ -144,9 +156,12 @@ class Results:
 
     @property
     def baselines(self) -> tuple[Score, ...]:
-        """What does without the representations of any layer, guessing first."""
-        found = (score for score in self.scores if score.kind == "baseline" and score.metric == self.metric)
-        return tuple(sorted(found, key=lambda score: score.network != "guess"))
+        """What does without the representations of any layer, guessing first; of shuffled labels all orders in one."""
+        groups: dict[str, list[Score]] = {}
+        for score in self.scores:
+            if score.kind == "baseline" and score.metric == self.metric:
+                groups.setdefault(score.group, []).append(score)
+        return tuple(sorted(map(_in_one, groups.values()), key=lambda score: score.network != "guess"))
 
     @property
     def zero_shot(self) -> tuple[Score, ...]:

@@ -52,6 +52,7 @@ from hf_perturb.variants.matrix import matrix
 STATE, PROBED, H5, PREDICTIONS = "study.json", "probes", "h5", "predictions.parquet"
 FORMAT = "hf_perturb study/1"
 WRITTEN = ("layers.svg", "layers.png", "methods.md", "summary.csv", REPORT, "scores.parquet", PREDICTIONS)
+ORDERS = 5  # of shuffled labels
 _LOCK = ".hf_perturb-lock"
 _TEMPORARY = re.compile(r"\..+\.hf_perturb-[0-9a-f]{8}")
 _SHOWN = 5  # differences that a message names
@@ -168,15 +169,15 @@ class _Study:
     def _probed(
         self, sources: list[Source], dataset: Dataset, rows: Rows, probe: Probe, metric: str, key: str
     ) -> dict[Place, Found]:
-        """Probe all sources, and the base once more with shuffled labels, which is added to them."""
+        """Probe all sources, and the base's best layer with shuffled labels, which is added to them."""
         with nothing_written(self.out / PROBED):
             (self.out / PROBED).mkdir(exist_ok=True)
         lengths = np.array([len(sequence) for sequence in dataset.sequences])
         probing = Probing(rows, lengths, dataset.task, probe, metric, self.out / PROBED, key)
         found = probing.run(sources, self._progress("probing"))
         if self.options.baselines:
-            sources.append(_shuffled(sources[0], found, self.options.seed))
-            found |= probing.run(sources[-1:], lambda done, total: None)
+            sources += (shuffled := _shuffled(sources[0], found, self.options.seed))
+            found |= probing.run(shuffled, lambda done, total: None)
         return found
 
     def _about(self, inputs: dict[str, Any], dataset: Dataset, split: Split, rows: Rows) -> dict[str, Any]:
@@ -272,12 +273,15 @@ def _metrics(options: StudyOptions, kind: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*options.metrics, MAIN[kind], *allowed]))
 
 
-def _shuffled(base: Source, found: Mapping[Place, Found], seed: int) -> Source:
-    """Return the base's best layer, to be trained on labels that have changed places."""
+def _shuffled(base: Source, found: Mapping[Place, Found], seed: int) -> list[Source]:
+    """Return the base's best layer, to be trained on labels in other orders; where a single one leads is chance."""
     places = best_layers([found[base.name, layer] for layer in base.layers])
     # of several folds, the layer that most of them choose
     best = base.layers[max(sorted({*places}), key=places.count)]
-    return Source(SHUFFLED, "baseline", (None,), lambda layer: base.features(best), shuffled=seed)
+    return [
+        Source(f"{SHUFFLED}-seed{n}", "baseline", (None,), lambda layer: base.features(best), shuffled=(seed, n))
+        for n in range(ORDERS)
+    ]
 
 
 def _are_of(fasta: str, dataset: Dataset, unique: Unique) -> bool:

@@ -179,12 +179,22 @@ def test_labels_are_shuffled_of_training_rows_and_for_the_best_layer_of_the_base
     [fold] = make_split(data).folds
     model, tokenizer = (kind.from_pretrained(places / "esm2") for kind in (AutoModel, AutoTokenizer))
     x = means(plain_states(model.eval(), tokenizer, data.sequences))[results.base.layer]
-    truth, random = data.values.copy(), np.random.default_rng([0, 0])
-    for rows in (fold.train, fold.validation):
-        truth[rows] = truth[random.permutation(rows)]
-    expected = chosen("regression", "spearman", x, truth, fold)[2]
-    ours = [row["prediction"] for row in predictions(out) if row["network"] == "shuffled labels"]
-    np.testing.assert_allclose(ours, expected, atol=1e-6)
+    values, every = [], [score for score in results.scores if score.group == "shuffled labels"]
+    for number in range(5):
+        truth, random = data.values.copy(), np.random.default_rng([0, number, 0])
+        for rows in (fold.train, fold.validation):
+            truth[rows] = truth[random.permutation(rows)]
+        expected = chosen("regression", "spearman", x, truth, fold)[2]
+        name = f"shuffled labels-seed{number}"
+        ours = [row["prediction"] for row in predictions(out) if row["network"] == name]
+        np.testing.assert_allclose(ours, expected, atol=1e-6)
+        values.append(EXPECTED["spearman"](data.values[fold.test], expected))
+    # a single order leads anywhere: what is told is their mean, and all where they lead
+    [told] = [score for score in results.baselines if score.network == "shuffled labels"]
+    assert told.value == pytest.approx(np.mean(values), abs=1e-6)
+    assert told.low <= min(values) < max(values) <= told.high
+    ends = [(score.low, score.high) for score in every if score.metric == "spearman"]
+    assert (told.low, told.high) == (min(low for low, _ in ends), max(high for _, high in ends))
 
 
 def test_labels_of_test_proteins_change_their_scores_alone(places, regression, tmp_path):

@@ -163,7 +163,7 @@ def test_two_at_once_are_told(places, tmp_path):
 
 
 KINDS = [
-    *("study.json", "sequences.fasta", "_manifest.json", "shard-.*", "base-2.npz", "shuffled-labels-all.npz"),
+    *("study.json", "sequences.fasta", "_manifest.json", "shard-.*", "base-2.npz", "shuffled-labels-seed4-all.npz"),
     *("predictions.parquet", "layers.png", "scores.parquet", "report.json"),
 ]
 
