@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
@@ -10,6 +11,7 @@ from hf_perturb.cards.templates import templates
 from hf_perturb.studies.metrics import METRICS
 from hf_perturb.studies.results import Contrast, Results, Score
 
+MANY = 6  # controls that are told apart one by one, in words and by bands; of more, the extremes are named
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 # of a method: what its networks are called, and where what the probe finds in them is
 _NETWORKS = {
@@ -19,38 +21,27 @@ _NETWORKS = {
 }
 _EMBEDDING = "representation 0"  # as a baseline
 _FINE = 0.02  # how wide an interval is of which two decimals would leave nothing
-
-
-def is_as_good(contrast: Contrast) -> bool:
-    """Whether a base cannot be told from a control, or is worse."""
-    return contrast.difference_low <= 0
+_LEVEL = 0.05  # of p, corrected, from which on two networks are not told apart
+_MOST = 999  # percent; a larger share says no more than that it is large
+_BEYOND_GUESSING = "of what the probe finds beyond guessing"
 
 
 def last_line(results: Results) -> str:
-    """Return what was found, in a sentence that says no more than its numbers do."""
+    """Return what was found, in a sentence that says no more than its numbers do.
+
+    A control is better than its base, or not told apart from it, by Holm's p at 0.05 and the sign of the difference.
+    Baselines have no p: they are told apart from the base where the two intervals of 95% have nothing in common.
+    """
     number, base, baseline = Numbers(results), results.base, _strongest(results)
-    first = (
-        f"{_where(base)} {METRICS[results.metric].title} {number(base.value)} {number.interval(base.low, base.high)}"
-    )
+    reached = f"{number(base.value)} {number.interval(base.low, base.high)}"
     best = [found for group in results.groups if (found := results.contrast(group)) is not None]
-    shares = [found for found in best if found.share is not None]
-    if base.low <= results.guess or (best and not shares):
-        against = "worse than" if base.high < results.guess else "not told apart from"
-        first += f", {against} guessing ({number(results.guess)})"
-        first += "" if shares or not best else ", so that no share is given"
-    parts = [_control(results, found, number) for found in best]
-    if len(best) > 1 and shares:  # each with its own
-        of = dict.fromkeys((found.group for found in shares), "of it")
-        of[shares[0].group] = "of what the probe finds beyond guessing"
-        ends = [f", {percent(found)} {of[found.group]}" if found.group in of else "" for found in best]
-        parts = [f"{part}{end}" for part, end in zip(parts, ends, strict=True)]
+    first = f"{_where(base)} {METRICS[results.metric].title} {reached}{_beside_guessing(results, best, number)}"
+    parts = [first, *_controls(results, best, number)]
     if baseline is not None:
-        name = "the embedding" if baseline.network == _EMBEDDING else baseline.network
-        less = "" if baseline.value < base.value else ", no less than the base"
-        parts.append(f"{name} alone {number(baseline.value)}{less}")
-    said = "; ".join([first, *parts])
-    if len(best) == 1 and shares:
-        said += f": {percent(best[0])} of what the probe finds beyond guessing is there {_left(results, best[0])}"
+        parts.append(f"{baseline.network} alone {number(baseline.value)}{_beside_base(baseline, base)}")
+    said = "; ".join(parts)
+    if len(best) == 1 and best[0].share is not None:
+        said += f": {percent(best[0])} {_BEYOND_GUESSING} is there {_left(results, best[0])}"
     return f"{said}."
 
 
@@ -69,6 +60,10 @@ class Numbers:
         """Write an interval."""
         return f"[{self(low)}, {self(high)}]"
 
+    def ends(self, low: float | None, high: float | None) -> str:
+        """Write an interval, if there is one."""
+        return "" if low is None or high is None else self.interval(low, high)
+
     def spread(self, mean: float, sd: float | None) -> str:
         """Write a mean over seeds, with how they differ if there are several."""
         return self(mean) if sd is None else f"{self(mean)} ± {self(sd)}"
@@ -78,8 +73,67 @@ def percent(contrast: Contrast) -> str:
     """Write the share that is there without what was learned, with its interval."""
     if contrast.share is None or contrast.share_low is None or contrast.share_high is None:
         return ""
-    share, low, high = (round(100 * each) for each in (contrast.share, contrast.share_low, contrast.share_high))
+    share, low, high = map(_rounded, (contrast.share, contrast.share_low, contrast.share_high))
     return f"{share}% [{low}, {high}]"
+
+
+def _rounded(share: float) -> str:
+    """Write a share in percent, without the sign."""
+    if abs(100 * share) >= _MOST + 0.5:  # an end may be infinite
+        return f">{_MOST}" if share > 0 else f"<-{_MOST}"
+    return f"{round(100 * share)}"
+
+
+@dataclass(frozen=True)
+class Unprobed:
+    """What the base, or the seeds of a control, predict without a probe.
+
+    Args:
+        group: `base`, or the name of the control.
+        probe: what is in place of one.
+        metric: by which it is scored.
+        values: of each seed.
+        low: where the interval of a single network begins; `None` of several.
+        high: where it ends.
+    """
+
+    group: str
+    probe: str
+    metric: str
+    values: tuple[float, ...]
+    low: float | None
+    high: float | None
+
+    @property
+    def name(self) -> str:
+        """What it is called beside what was probed."""
+        return f"{self.group}, {self.probe}"
+
+    @property
+    def mean(self) -> float:
+        """The mean over seeds."""
+        return fmean(self.values)
+
+    @property
+    def sd(self) -> float | None:
+        """How the seeds differ, if there are several."""
+        return stdev(self.values) if self.values[1:] else None
+
+
+def unprobed(results: Results) -> list[Unprobed]:
+    """Return what was predicted without a probe, the base first, whatever the metric."""
+    groups: dict[tuple[str, str, str], list[Score]] = {}
+    for score in results.scores:
+        if score.kind != "baseline" and score.layer is None and not score.chosen:
+            groups.setdefault((score.group, score.probe, score.metric), []).append(score)
+    return [
+        Unprobed(
+            *name,
+            tuple(each.value for each in found),
+            *((found[0].low, found[0].high) if len(found) == 1 else (None, None)),
+        )
+        for name, found in groups.items()
+    ]
 
 
 def _where(base: Score) -> str:
@@ -88,23 +142,57 @@ def _where(base: Score) -> str:
     return f"Layer {base.layer}{' (the embedding)' if base.layer == 0 else ''} reaches"
 
 
+def _beside_guessing(results: Results, best: Sequence[Contrast], number: Numbers) -> str:
+    """Say where the base is not above guessing: where there is no share, or, without controls, by its interval."""
+    base = results.base
+    if any(found.share is not None for found in best) or (not best and base.low > results.guess):
+        return ""
+    against = "worse than" if base.high < results.guess else "not told apart from"
+    return f", {against} guessing ({number(results.guess)})" + (", so that no share is given" if best else "")
+
+
+def _beside_base(baseline: Score, base: Score) -> str:
+    """Say where a baseline is not below the base, as far as the intervals of both tell."""
+    if baseline.high < base.low:
+        return ""
+    return ", better than the base" if baseline.low > base.high else ", not told apart from the base by their intervals"
+
+
+def _controls(results: Results, best: Sequence[Contrast], number: Numbers) -> list[str]:
+    """Say what each control reaches; of many, what the highest and the lowest do."""
+    ordered = sorted(best, key=lambda found: found.mean, reverse=True)
+    named = [ordered[0], ordered[-1]] if len(best) > MANY else best
+    parts = [_control(results, found, number) for found in named]
+    if len(best) > 1:  # each with its own share
+        of = _BEYOND_GUESSING
+        for place, found in enumerate(named):
+            if found.share is not None:
+                parts[place] += f", {percent(found)} {of}"
+                of = "of it"
+    if len(best) > MANY:
+        return [f"of {len(best):,} controls the highest: {parts[0]}", f"the lowest: {parts[1]}"]
+    return parts
+
+
 def _control(results: Results, contrast: Contrast, number: Numbers) -> str:
     """Say what the networks of one control reach."""
     method, rest = _parts(results, contrast.group)
     count = _NUMBERS[contrast.seeds] if contrast.seeds < len(_NUMBERS) else f"{contrast.seeds:,}"
     networks = _NETWORKS[method][0].format(s="" if contrast.seeds == 1 else "s")
     end = ""
-    if is_as_good(contrast):
-        end = ", better than the base" if contrast.difference_high < 0 else ", not told apart from the base"
+    if contrast.p_holm >= _LEVEL:
+        end = ", not told apart from the base"
+    elif contrast.difference < 0:
+        end = ", better than the base"
     reached = number.spread(contrast.mean, contrast.sd)
     if contrast.sd is None:
         reached += f" {number.interval(contrast.low, contrast.high)}"
-    where = " at the embedding" if _is_embedding(results, contrast) else ""
+    where = " at representation 0" if _is_first(results, contrast) else ""
     return f"{count} {networks}{rest} {reached}{where}{end}"
 
 
-def _is_embedding(results: Results, contrast: Contrast) -> bool:
-    """Whether all seeds of a control are at their best where little or nothing of them was perturbed."""
+def _is_first(results: Results, contrast: Contrast) -> bool:
+    """Whether all seeds of a control are at their best where no block came before."""
     return results.layers != (0,) and {score.layer for score in results.seeds_of(contrast.group)} == {0}
 
 
@@ -124,8 +212,8 @@ def _strongest(results: Results) -> Score | None:
 
 def _left(results: Results, contrast: Contrast) -> str:
     method, rest = _parts(results, contrast.group)
-    if _is_embedding(results, contrast):
-        return "in the embedding"
+    if _is_first(results, contrast):  # how much of it was perturbed depends on the network
+        return "at representation 0"
     # what keeps layers, or draws by trained statistics, is not without training
     scoped = any(score.scope for score in results.seeds_of(contrast.group))
     where = "without training" if method == "reinit" and not scoped else _NETWORKS[method][1]
@@ -151,13 +239,9 @@ def summary_table(results: Results) -> list[dict[str, str]]:
         cells = row(group, number.spread(found.mean, found.sd), number.interval(found.low, found.high), layers)
         difference = f"{number(found.difference)} {number.interval(found.difference_low, found.difference_high)}"
         rows.append({**cells, "base less it": difference, "p (Holm)": f"{found.p_holm:.2g}", "share": percent(found)})
-    unprobed: dict[str, list[Score]] = {}
-    for score in results.zero_shot:
-        unprobed.setdefault(f"{score.group}, {score.probe}", []).append(score)
-    for name, scores in unprobed.items():
-        values = [score.value for score in scores]
-        spread = number.spread(fmean(values), stdev(values) if values[1:] else None)
-        rows.append(row(name, spread, "" if values[1:] else number.interval(scores[0].low, scores[0].high)))
+    for each in unprobed(results):
+        if each.metric == results.metric:
+            rows.append(row(each.name, number.spread(each.mean, each.sd), number.ends(each.low, each.high)))
     plain = results.baselines
     return [*rows, *(row(each.network, number(each.value), number.interval(each.low, each.high)) for each in plain)]
 
@@ -167,4 +251,6 @@ def methods(results: Results) -> str:
     facts: dict[str, Any] = {**results.about, "results": results, "task": results.task}
     facts["metrics"] = [METRICS[name].title for name in dict.fromkeys(score.metric for score in results.scores)]
     facts["title"], facts["words"] = METRICS[results.metric].title, last_line(results)
+    facts["unprobed"] = [(each, METRICS[each.metric].title) for each in unprobed(results)]
+    facts["number"] = Numbers(results)
     return templates().get_template("study_methods.md").render(facts) + "\n"

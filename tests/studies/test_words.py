@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 
 import pytest
-from support.study_results import BINARY, CLASSES, SIX, contrast, results, score
+from support.study_results import BINARY, CLASSES, SIX, contrast, results, score, with_zero_shot
 
 from hf_perturb.cli.output import print_table
 from hf_perturb.studies.words import last_line, methods, summary_table
@@ -65,11 +65,17 @@ def test_a_share_that_one_control_lacks_is_left_out_of_its_part_alone():
 
 
 @pytest.mark.parametrize(
-    ("control", "end"),
-    [(0.52, ", not told apart from the base"), (0.6, ", better than the base"), (0.4, "")],
+    ("control", "p", "end"),
+    [
+        (0.52, 0.05, ", not told apart from the base"),
+        (0.4, 0.59, ", not told apart from the base"),
+        (0.6, 0.049, ", better than the base"),
+        (0.4, 0.049, ""),
+    ],
 )
-def test_a_control_that_is_as_good_as_the_base_is_said(control, end):
-    said = last_line(results(5, base=0.5, control=control, simple={}))
+def test_a_control_is_told_apart_from_the_base_by_its_corrected_p(control, p, end):
+    made = results(5, base=0.5, control=control, simple={})
+    said = last_line(replace(made, contrasts=tuple(replace(each, p_holm=p) for each in made.contrasts)))
     share = round(control / 0.5 * 100)
     assert f"{control:.2f} ± 0.02{end}: {share}% [{share - 8}, {share + 8}] of what" in said
 
@@ -78,8 +84,11 @@ def test_a_control_that_is_as_good_as_the_base_is_said(control, end):
     ("simple", "end"),
     [
         ({"length": 0.36, "composition": 0.35}, "; length alone 0.36:"),
-        ({"representation 0": 0.36, "composition": 0.35}, "; the embedding alone 0.36:"),
-        ({"composition": 0.7}, "; composition alone 0.70, no less than the base:"),
+        ({"representation 0": 0.36, "composition": 0.35}, "; representation 0 alone 0.36:"),
+        ({"composition": 0.7}, "; composition alone 0.70, better than the base:"),
+        ({"composition": 0.68}, "; composition alone 0.68, not told apart from the base by their intervals:"),
+        ({"composition": 0.54}, "; composition alone 0.54, not told apart from the base by their intervals:"),
+        ({"composition": 0.52}, "; composition alone 0.52:"),
         ({"shuffled labels": 0.5}, "networks 0.38 ± 0.02:"),
         ({}, "networks 0.38 ± 0.02:"),
     ],
@@ -98,9 +107,37 @@ def test_a_control_that_is_best_where_nothing_came_before_is_said():
     made = results(5, simple=ALONE)
     chosen = tuple(replace(each, chosen=each.layer == (3 if each.kind == "base" else 0)) for each in made.scores)
     assert last_line(replace(made, scores=chosen)).endswith(
-        "networks 0.38 ± 0.02 at the embedding; composition alone 0.35:"
-        " 62% [54, 70] of what the probe finds beyond guessing is there in the embedding."
+        "networks 0.38 ± 0.02 at representation 0; composition alone 0.35:"
+        " 62% [54, 70] of what the probe finds beyond guessing is there at representation 0."
     )
+
+
+def test_of_many_controls_it_names_the_extremes():
+    many = tuple(f"resample-all-top{depth}" for depth in range(1, 8))
+    said = last_line(results(5, many, 3, simple=ALONE))
+    assert said == (
+        "Layer 3 reaches Spearman 0.61 [0.57, 0.65]; of 7 controls the highest: three networks with shuffled weights"
+        " (all-top1) 0.38 ± 0.02, 62% [54, 70] of what the probe finds beyond guessing; the lowest: three networks with"
+        " shuffled weights (all-top7) 0.14 ± 0.02, 23% [15, 31] of it; composition alone 0.35."
+    )
+    assert "of 6 controls" not in last_line(results(5, many[:6], 3, simple=ALONE))
+    assert "(all-top5) 0.22 ± 0.02, 36%" in last_line(results(5, many[:6], 3, simple=ALONE))
+
+
+@pytest.mark.parametrize(
+    ("low", "share", "high", "said"),
+    [
+        (0.22, 1.17, 28.27, "117% [22, >999]"),
+        (-12.0, 0.5, 9.994, "50% [<-999, 999]"),
+        (0.5, 9.996, 9.996, ">999% [50, >999]"),
+    ],
+)
+def test_a_share_that_says_nothing_is_cut_in_words_and_table(low, share, high, said):
+    made = results(5)
+    wide = {"share": share, "share_low": low, "share_high": high}
+    made = replace(made, contrasts=tuple(replace(each, **wide) for each in made.contrasts))
+    assert f": {said} of what the probe finds" in last_line(made)
+    assert summary_table(made)[1]["share"] == said
 
 
 def test_of_folds_it_names_no_layer():
@@ -151,10 +188,8 @@ def test_the_table_names_the_layers_that_seeds_chose():
 
 
 def test_the_table_says_what_scored_without_a_probe():
-    made = results(3, ("reinit",), 2)
-    values = {"base": 0.45, "reinit-seed0": 0.02, "reinit-seed1": 0.04}
-    more = [score(name, value, probe="masked marginals") for name, value in values.items()]
-    rows = {row["network"]: row for row in summary_table(replace(made, scores=(*made.scores, *more)))}
+    made = with_zero_shot(results(3, ("reinit",), 2), base=0.45, reinit=0.02)
+    rows = {row["network"]: row for row in summary_table(made)}
     found = rows["base, masked marginals"]
     assert (found["Spearman"], found["95%"], found["layer"]) == ("0.45", "[0.41, 0.49]", "")
     assert (rows["reinit, masked marginals"]["Spearman"], rows["base"]["Spearman"]) == ("0.03 ± 0.01", "0.61")
@@ -169,7 +204,12 @@ def test_methods_say_what_one_needs_to_do_it_again():
     for part in (
         *("`demo` (sha256:base)", "hf_perturb 0.1.0", "`two_vs_rest.csv` (sha256:abc)", "train", "1,899 proteins"),
         *("`reinit` (weights drawn anew, rules `documented`; seeds 0-2);", "scope `top:4`; seeds 0-2)."),
-        *("layer (0-4; 0 is the embedding), a ridge probe", "of 4, from 100000 to 0.1", "2,000 bootstrap", "Holm"),
+        *(
+            "layer (0-4; 0 is the embedding), a ridge probe",
+            "strength of its penalty (of 4, from 100000 to 0.1) and the layer were",
+            "2,000 bootstrap",
+            "Holm",
+        ),
         *("- 3 rows were left out\n", "- the test set is small\n", "| `gaussian-seed2` | sha256:gaussian-seed2 |"),
         *(f"**Result.** {last_line(made)}", "scikit-learn 1.5.0.", "of 1,745 test proteins", "the validation rows"),
     ):
@@ -187,6 +227,31 @@ def test_methods_of_residues_and_folds():
     ):
         assert part in said, part
     assert "validation rows" not in said
+
+
+def test_methods_say_what_was_predicted_without_a_probe_whatever_the_metric():
+    made = with_zero_shot(results(3, ("reinit", "resample"), 2), base=0.45, reinit=0.02)
+    by_r2 = results(3, ("reinit", "resample"), 2, metric="r2")
+    for each in (made, replace(by_r2, scores=(*by_r2.scores, *(one for one in made.scores if "masked" in one.probe)))):
+        said = methods(each)
+        assert "Masked marginals were scored on the same test rows with no probe" in said
+        assert "Spearman: base 0.45 [0.41, 0.49], `reinit` 0.03 ± 0.01, `resample` 0.11 ± 0.01.\n" in said
+        assert not re.search(r"\n{3}|  | \n| [,.;:]|None|\{", said)
+    assert "Masked marginals" not in methods(results(3))
+
+
+def test_methods_explain_what_is_there_alone():
+    one, several = methods(results(1, seeds=1)), methods(results(5, seeds=2))
+    assert "seed 0)." in one
+    assert "±" not in one
+    assert "penalty (of 4, from 100000 to 0.1) was chosen by" in one
+    assert "± is the standard deviation over these." in several
+    made = results(5)
+    made.about["options"]["probe"] = "knn"
+    said = methods(made)
+    assert "a k-nearest-neighbours probe was fitted" in said
+    assert "The number of neighbours (of 4, from" in said
+    assert "penalty" not in said
 
 
 def test_methods_without_controls():

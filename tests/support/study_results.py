@@ -44,6 +44,17 @@ def score(network: str, value: float, layer: int | None = None, **fields: Any) -
     return Score(network=network, layer=layer, value=value, **given)
 
 
+def with_zero_shot(made: Results, **values: float) -> Results:
+    """Add what networks predict without a probe: of the base, and of the seeds of controls, each a little more."""
+    networks = dict.fromkeys(each.network for each in made.scores if each.kind != "baseline")
+    more = []
+    for network in networks:
+        group, _, seed = network.partition("-seed")
+        value = values.get(group.replace("-", "_"), 0.1) + 0.02 * int(seed or 0)
+        more.append(score(network, value, probe="masked marginals"))
+    return replace(made, scores=(*made.scores, *more))
+
+
 def record(one: Score) -> dict[str, Any] | None:
     """Return what was done to the weights of a control."""
     if one.kind != "control":
