@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from hf_perturb.storage.pictures import STYLE, import_matplotlib, shortened, write_picture
 from hf_perturb.studies.metrics import METRICS
 from hf_perturb.studies.results import Results, Score
-from hf_perturb.studies.words import Numbers
+from hf_perturb.studies.words import MANY, Numbers, unprobed
 
 _NAME = "layers"
 _WIDTH, _HEIGHT, _ROW = 7.0, 3.2, 0.17  # inches: the width of two columns of print, axes, and a line of text
@@ -24,9 +25,11 @@ _MARKERS = ("s", "^", "D", "v", "P", "X", "<")
 _DASHES = ((0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)))
 _GREY = "0.35"
 _GUESS, _BASELINE = (0, (1, 2)), (0, (6, 3))
-_BAND, _FAINT, _MANY = 0.17, 0.09, 4  # how opaque bands are, and of how many networks there are too many for that
+_BAND, _FAINT, _SEVERAL = 0.17, 0.09, 4  # how opaque bands are, and of how many networks there are too many for that
 _STEPS, _TICKS = (1, 2, 5, 10, 20), 18  # layers between ticks, and most of these
 _DEEP = 1.5  # how far below the best R² an axis goes: there is no worst one
+_RANGES = {"r2": (-math.inf, 1.0), "spearman": (-1.0, 1.0), "mcc": (-1.0, 1.0)}  # of metrics not from 0 to 1
+_COLUMNS, _LETTERS, _BRIEF = 5, 85, 18  # most: columns of a legend, letters of a line of a title and beside a line
 _AWAY, _LINE = 12, 9.5  # points from the axes to a label, and from a label to the next
 
 
@@ -39,6 +42,17 @@ class _Point:
     low: float
     high: float
     chosen: bool
+
+
+@dataclass(frozen=True)
+class _Other:
+    """A score of no layer: a baseline, or what base or controls predict without a probe."""
+
+    name: str
+    value: float
+    low: float | None
+    high: float | None
+    network: str | None = None  # whose it is: `base`, or the name of a control
 
 
 def draw(results: Results, out: Path) -> None:
@@ -66,7 +80,8 @@ def _title(results: Results) -> str:
     rows = "residues" if results.task.level == "residue" else "proteins"
     where = f", layer {results.layers[0]}" if len(results.layers) == 1 else ""
     names = f"{shortened(about['name'])}, {shortened(about['target'])}"
-    return f"{names}: {METRICS[results.metric].title} on {results.base.n:,} test {rows}{where}"
+    title = f"{names}: {METRICS[results.metric].title} on {results.base.n:,} test {rows}{where}"
+    return textwrap.fill(title, _LETTERS, break_on_hyphens=False)
 
 
 def _styles(results: Results) -> dict[str, dict[str, Any]]:
@@ -79,18 +94,23 @@ def _styles(results: Results) -> dict[str, dict[str, Any]]:
 
 
 def _label(results: Results, name: str) -> str:
-    seeds = len(results.seeds_of(name))
-    return shortened(name) if not seeds else f"{shortened(name)} ({seeds} seed{'s' if seeds > 1 else ''})"
+    seeds = results.seeds_of(name)
+    if len({*map(shortened, results.groups)}) == len(results.groups):  # what is left out may be all that differs
+        name = shortened(name)
+    if not seeds:
+        return name
+    return f"{name} ({f'{len(seeds)} seeds' if len(seeds) > 1 else f'seed {seeds[0].seed}'})"
 
 
-def _others(results: Results) -> list[Score]:
-    """Return the baselines, and what the base predicts without a probe."""
-    return [*results.baselines, *(score for score in results.zero_shot if score.kind == "base")]
-
-
-def _named(score: Score) -> str:
-    """Name a baseline, or what a base predicts without a probe."""
-    return score.network if score.kind == "baseline" else f"{score.probe}, no probe"
+def _others(results: Results) -> list[_Other]:
+    """Return the baselines, and what is predicted without a probe; of many controls, by the base alone."""
+    shown = {"base", *(results.groups if len(results.groups) <= MANY else ())}
+    found = [_Other(score.network, score.value, score.low, score.high) for score in results.baselines]
+    for each in unprobed(results):
+        if each.metric == results.metric and each.group in shown:
+            group = each.group if len(each.group) <= _BRIEF else f"{each.group[:9]}…{each.group[-8:]}"
+            found.append(_Other(f"{group}, {each.probe}", each.mean, each.low, each.high, each.group))
+    return found
 
 
 def _signed(number: str) -> str:
@@ -106,6 +126,11 @@ def _empty() -> tuple[Any, Any]:
     return figure, axes
 
 
+def _range(results: Results) -> tuple[float, float]:
+    """Return what the metric can be."""
+    return _RANGES.get(results.metric, (0.0, 1.0))
+
+
 # ---- score by layer
 
 
@@ -113,31 +138,49 @@ def _by_layer(results: Results) -> Any:
     styles, lines = _styles(results), _others(results)
     figure, axes = _empty()
     size = 4.0 if len(results.layers) <= 20 else 3.0
-    curves = {name: _curve(results, name) for name in styles}
-    for number, name in enumerate(styles):
-        look = {**styles[name], "ms": size, "zorder": 4 + len(styles) - number}
-        _draw_curve(axes, curves[name], look, _FAINT if len(styles) > _MANY and name != "base" else _BAND)
-        _draw_best(axes, curves[name], look, _fold_place(results, (number + 0.5) / len(styles)))
+    by_fold = any(score.chosen and score.layer is None for name in styles for score in _chosen(results, name))
+    curves = {name: _curve(results, name, by_fold) for name in styles}
+    banded = [name for name in styles if name == "base" or len(results.groups) <= MANY]
+    for name in styles.keys() - banded:
+        curves[name] = [replace(point, low=point.value, high=point.value) for point in curves[name]]
     _scale(axes, results, [each for curve in curves.values() for each in curve], lines)
-    for score in lines:
-        dashes = _GUESS if score.network == "guess" else _BASELINE
-        axes.axhline(score.value, color=_GREY, lw=0.8, ls=dashes, zorder=1)
-    _ticks(axes, results, any(point.layer is None for curve in curves.values() for point in curve))
+    for number, (name, curve) in enumerate(curves.items()):
+        look = {**styles[name], "ms": size, "zorder": 4 + len(styles) - number}
+        if name in banded:
+            _draw_band(axes, curve, look, _FAINT if len(styles) > _SEVERAL and name != "base" else _BAND)
+        _draw_curve(axes, curve, look)
+        _draw_best(axes, curve, look, _fold_place(results, (number + 0.5) / len(styles)))
+    for line in lines:
+        axes.axhline(line.value, color=_GREY, lw=0.8, ls=_GUESS if line.name == "guess" else _BASELINE, zorder=1)
+        if line.network is not None:
+            look = {**styles[line.network], "ms": size, "mfc": "white", "mew": 0.8, "clip_on": False}
+            axes.plot(1, line.value, **look, transform=axes.get_yaxis_transform())
+    _ticks(axes, results, by_fold)
     rows = _legend(figure, results, styles, size)
     figure.set_size_inches(_WIDTH, _HEIGHT + _ROW * rows)
     _name_lines(figure, axes, results, lines)
     return figure
 
 
-def _curve(results: Results, name: str) -> list[_Point]:
-    """Return the scores of the base or a control by layer; where folds chose, what they chose comes last."""
+def _chosen(results: Results, name: str) -> Sequence[Score]:
+    """Return what base or seeds of a control reach at what was best for each on validation rows."""
+    return [results.base] if name == "base" else results.seeds_of(name)
+
+
+def _curve(results: Results, name: str, by_fold: bool) -> list[_Point]:
+    """Return the scores of the base or a control by layer; last, if folds chose, those at what they chose."""
+    chosen = {score.layer for score in _chosen(results, name)}
     if name == "base":
-        found = [score for score in results.of(name) if score.layer is not None or score.chosen]
-        return [_Point(score.layer, score.value, score.low, score.high, score.chosen) for score in found]
-    chosen = {score.layer for score in results.seeds_of(name)}
-    places = (*results.layers, *([None] if None in chosen else []))
+        found = [score for score in results.of(name) if score.layer is not None]
+        points = [_Point(score.layer, score.value, score.low, score.high, score.chosen) for score in found]
+        best = results.base
+        return [*points, *([_Point(None, best.value, best.low, best.high, True)] if by_fold else [])]
+    places = (*results.layers, *([None] if by_fold else []))
     contrasts = [each for layer in places if (each := results.contrast(name, layer)) is not None]
-    return [_Point(each.layer, each.mean, each.low, each.high, each.layer in chosen) for each in contrasts]
+    return [
+        _Point(each.layer, each.mean, each.low, each.high, each.layer is None or each.layer in chosen)
+        for each in contrasts
+    ]
 
 
 def _fold_place(results: Results, share: float) -> float:
@@ -146,13 +189,17 @@ def _fold_place(results: Results, share: float) -> float:
     return last + (last - first) * (0.06 + 0.07 * share)
 
 
-def _draw_curve(axes: Any, curve: Sequence[_Point], style: dict[str, Any], alpha: float) -> None:
-    """Draw a line with its band."""
+def _draw_band(axes: Any, curve: Sequence[_Point], style: dict[str, Any], alpha: float) -> None:
     line = [point for point in curve if point.layer is not None]
-    layers = [point.layer for point in line]
     look = {"color": style["color"], "alpha": alpha, "lw": 0, "zorder": 2}
-    axes.fill_between(layers, [point.low for point in line], [point.high for point in line], **look)
-    axes.plot(layers, [point.value for point in line], **{**style, "mfc": "white", "mew": 0.8})
+    lows, highs = [point.low for point in line], [point.high for point in line]
+    axes.fill_between([point.layer for point in line], lows, highs, **look)
+
+
+def _draw_curve(axes: Any, curve: Sequence[_Point], style: dict[str, Any]) -> None:
+    line = [point for point in curve if point.layer is not None]
+    values = [point.value for point in line]
+    axes.plot([point.layer for point in line], values, **{**style, "mfc": "white", "mew": 0.8}, **_whole(axes, values))
 
 
 def _draw_best(axes: Any, curve: Sequence[_Point], style: dict[str, Any], place: float) -> None:
@@ -162,19 +209,27 @@ def _draw_best(axes: Any, curve: Sequence[_Point], style: dict[str, Any], place:
             x = place if point.layer is None else point.layer
             if point.layer is None:
                 axes.plot([x, x], [point.low, point.high], color=style["color"], lw=1.2, zorder=3)
-            axes.plot(x, point.value, **{**style, "ms": 1.9 * style["ms"], "ls": "none", "mec": "white", "mew": 0.5})
+            look = {**style, "ms": 1.9 * style["ms"], "ls": "none", "mec": "white", "mew": 0.5}
+            axes.plot(x, point.value, **look, **_whole(axes, [point.value]))
 
 
-def _scale(axes: Any, results: Results, points: Sequence[_Point], lines: Sequence[Score]) -> None:
+def _whole(axes: Any, values: Sequence[float]) -> dict[str, bool]:
+    """Let markers at the end of an axis stand out of it, unless there are some beyond it."""
+    return {"clip_on": min(values) < axes.get_ylim()[0]}
+
+
+def _scale(axes: Any, results: Results, points: Sequence[_Point], lines: Sequence[_Other]) -> None:
     """Choose an axis on which all can be seen but an R² that is far too low, and say if a curve leaves it."""
-    lows = [*(point.low for point in points), *(score.value for score in lines)]
-    high = max([*(point.high for point in points), *(score.value for score in lines)])
-    deepest = high - _DEEP if results.metric == "r2" else -math.inf
-    low = min(value for value in [high, *lows] if value >= deepest)
+    least, most = _range(results)
+    ends = [*(each for point in points for each in (point.low, point.high)), *(line.value for line in lines)]
+    ends = [min(max(end, least), most) for end in ends]
+    high = max(ends)
+    low = min(end for end in ends if results.metric != "r2" or end >= high - _DEEP)
     margin = 0.04 * (high - low or 1.0)
-    axes.set_ylim(low - margin, high + margin)
-    is_cut = any(point.low < low for point in points)
-    said = f" (below {_signed(f'{low - margin:.2f}')}: not shown)" if is_cut else ""
+    bottom, top = max(low - margin, least), min(high + margin, most)
+    axes.set_ylim(bottom, top)
+    is_cut = any(max(point.low, least) < bottom for point in points)
+    said = f" (below {_signed(f'{bottom:.2f}')}: not shown)" if is_cut else ""
     axes.set_ylabel(f"{METRICS[results.metric].title}{said}")
 
 
@@ -191,7 +246,7 @@ def _ticks(axes: Any, results: Results, by_fold: bool) -> None:
     axes.set_xticks([at for at, _ in ticks], [name for _, name in ticks])
     edge = 0.02 * (layers[-1] - layers[0])
     axes.set_xlim(layers[0] - edge, edge + (_fold_place(results, 1) if by_fold else layers[-1]))
-    axes.set_xlabel("representation (0: the embedding)")
+    axes.set_xlabel("representation" + (" (0: the embedding)" if 0 in layers else ""))
 
 
 def _legend(figure: Any, results: Results, styles: dict[str, dict[str, Any]], size: float) -> int:
@@ -205,19 +260,23 @@ def _legend(figure: Any, results: Results, styles: dict[str, dict[str, Any]], si
         for name, style in zip(names, styles.values(), strict=True)
     ]
     handles.append(Line2D([], [], marker="o", ls="none", color=_GREY, ms=1.9 * size, label="best on validation"))
-    handles.append(Patch(color="0.85", label="95% interval"))
-    longest = max(map(len, names))
-    rows = math.ceil(len(handles) / (4 if longest <= 24 else 3 if longest <= 36 else 2))
-    columns = math.ceil(len(handles) / rows)
+    of = " of the base" if len(results.groups) > MANY else ""
+    handles.append(Patch(color="0.85", label=f"95% interval{of}"))
     place = {"loc": "outside upper left", "frameon": False, "handlelength": 3.2, "columnspacing": 1.5}
     title = {"title": _title(results), "title_fontsize": _TITLE, "alignment": "left"}
-    legend = figure.legend(handles=handles, ncols=columns, **place, **title)
-    for text in (legend.get_title(), *legend.get_texts()):
-        text.set_parse_math(False)  # a dollar in a name is a dollar
-    return rows
+    figure.set_size_inches(_WIDTH, _HEIGHT)
+    for most in range(min(_COLUMNS, len(handles)), 0, -1):
+        rows = math.ceil(len(handles) / most)
+        legend = figure.legend(handles=handles, ncols=math.ceil(len(handles) / rows), **place, **title)
+        for text in (legend.get_title(), *legend.get_texts()):
+            text.set_parse_math(False)  # a dollar in a name is a dollar
+        if legend.get_window_extent().width <= figure.bbox.width or most == 1:
+            break
+        legend.remove()
+    return rows + _title(results).count("\n")
 
 
-def _name_lines(figure: Any, axes: Any, results: Results, lines: Sequence[Score]) -> None:
+def _name_lines(figure: Any, axes: Any, results: Results, lines: Sequence[_Other]) -> None:
     """Write the names of baselines right of their lines, apart from each other."""
     number = Numbers(results)
     figure.draw_without_rendering()  # how high the axes are is known when they are laid out
@@ -229,7 +288,7 @@ def _name_lines(figure: Any, axes: Any, results: Results, lines: Sequence[Score]
     leader = {"arrowstyle": "-", "lw": 0.5, "color": "0.5", "shrinkA": 1, "shrinkB": 0, "relpos": (0, 0.5)}
     for score, value, here, there in zip(lines, shown, at, _apart(at, _LINE, height), strict=True):
         axes.annotate(
-            f"{_signed(number(score.value))}  {_named(score)}{' ↓' if value > score.value else ''}",
+            f"{_signed(number(score.value))}  {score.name}{' ↓' if value > score.value else ''}",
             xy=(1, value),
             xycoords=axes.get_yaxis_transform(),
             xytext=(_AWAY, there - here),
@@ -254,25 +313,34 @@ def _apart(wanted: Sequence[float], gap: float, top: float) -> list[float]:
 def _of_one_layer(results: Results) -> Any:
     """Draw a row for each network: its score with its interval, those of the seeds of a control, and the numbers."""
     number, styles = Numbers(results), _styles(results)
-    others = sorted(_others(results), key=lambda score: -score.value)
     grey = {"marker": "o", "color": _GREY, "ms": 4, "mfc": "white"}
-    rows = [(_label(results, name), _curve(results, name)[-1], {**look, "ms": 5}) for name, look in styles.items()]
-    rows += [(_named(each), _Point(None, each.value, each.low, each.high, False), grey) for each in others]
+    rows: list[tuple[str, _Point | _Other, dict[str, Any]]] = [
+        (_label(results, name), _curve(results, name, by_fold=False)[-1], {**look, "ms": 5})
+        for name, look in styles.items()
+    ]
+    for other in sorted(_others(results), key=lambda other: -other.value):
+        look = grey if other.network is None else {**styles[other.network], "ms": 4, "mfc": "white"}
+        rows.append((other.name, other, look))
     figure, axes = _empty()
-    figure.set_size_inches(_WIDTH, 0.85 + 1.4 * _ROW * len(rows))
+    figure.set_size_inches(_WIDTH, 0.85 + 1.4 * _ROW * len(rows) + _ROW * _title(results).count("\n"))
     axes.spines["left"].set_visible(False)
     figure.suptitle(_title(results), x=0.01, ha="left", fontsize=_TITLE, parse_math=False)
     for row, (_, point, look) in enumerate(rows):
-        axes.plot([point.low, point.high], [row, row], color=look["color"], lw=1.2)
-        axes.plot(point.value, row, **{**look, "ls": "none"})
-        said = _signed(f"{number(point.value)} {number.interval(point.low, point.high)}")
-        axes.annotate(said, (1, row), (8, 0), axes.get_yaxis_transform(), "offset points", va="center")
+        said = number(point.value)
+        if point.low is not None and point.high is not None:
+            axes.plot([point.low, point.high], [row, row], color=look["color"], lw=1.2)
+            said += f" {number.interval(point.low, point.high)}"
+        axes.plot(point.value, row, **{**look, "ls": "none"}, clip_on=False)
+        axes.annotate(_signed(said), (1, row), (8, 0), axes.get_yaxis_transform(), "offset points", va="center")
     for row, group in enumerate(results.groups, 1):
         seeds = [score.value for score in results.seeds_of(group)]
         axes.plot(seeds, [row + 0.3] * len(seeds), marker=".", ms=3, mew=0, ls="none", color=styles[group]["color"])
     axes.axvline(results.guess, color=_GREY, lw=0.8, ls=_GUESS, zorder=1)
     axes.set_yticks(range(len(rows)), [name for name, _, _ in rows], parse_math=False)
     axes.set_ylim(len(rows) - 0.5, -0.5)
+    least, most = _range(results)
+    low, high = axes.get_xlim()
+    axes.set_xlim(max(low, least), min(high, most))
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel(f"{METRICS[results.metric].title}, with 95% intervals and a dot for each seed")
     return figure

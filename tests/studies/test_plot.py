@@ -8,10 +8,11 @@ from itertools import combinations
 from xml.etree import ElementTree
 
 import pytest
-from support.study_results import BINARY, CLASSES, SIX, results, score
+from support.study_results import BINARY, CLASSES, SIX, results, with_zero_shot
 
 from hf_perturb.storage import pictures
 from hf_perturb.studies import plot as plots
+from hf_perturb.studies.metrics import METRICS
 from hf_perturb.studies.plot import draw
 
 matplotlib = pytest.importorskip("matplotlib")
@@ -23,9 +24,12 @@ MINUS = "\N{MINUS SIGN}"
 LOW = {"length": -0.3, "composition": -0.2, "one-hot": -0.201}
 
 
-def unprobed():
-    made = results(17)
-    return replace(made, scores=(*made.scores, score("base", 0.61, probe="masked marginals")))
+CASCADE = tuple(f"resample-all-top{depth}" for depth in range(1, 17))
+
+
+def named_at_length(made):
+    made.about["data"] |= {"name": "variants_of_the_protein_" * 3, "target": "measured_fitness_" * 4}
+    return made
 
 
 def sparse():
@@ -54,7 +58,14 @@ CASES = {
     "no controls": lambda: results(17, (), simple={}),
     "far too low": lambda: results(17, metric="r2", control=-4.0, simple={"one-hot": -7.3, "length": 0.1}),
     "all the same": lambda: results(3, (), base=0.3, guess=0.3, simple={}),
-    "unprobed": unprobed,
+    "unprobed": lambda: with_zero_shot(results(17), base=0.61),
+    "unprobed, six controls": lambda: with_zero_shot(results(17, SIX, 2)),
+    "unprobed, long": lambda: with_zero_shot(results(17, LONG, 1)),
+    "unprobed, one": lambda: with_zero_shot(results(1, LONG, 2)),
+    "cascade": lambda: named_at_length(results(9, CASCADE, 3)),
+    "cascade, folds": lambda: results(9, CASCADE, 3, by_fold=True),
+    "cascade, one": lambda: named_at_length(with_zero_shot(results(1, CASCADE, 3))),
+    "cascade, long": lambda: results(5, tuple(f"{LONG[0]}-and-{name}" for name in "abcdefgh"), 2),
 }
 
 
@@ -107,7 +118,7 @@ def test_axes_keep_most_of_the_picture(case):
     _, figure = case
     axes, whole = figure.axes[0].get_window_extent(), figure.bbox
     assert axes.width > 0.35 * whole.width
-    assert axes.height > 0.55 * whole.height
+    assert axes.height > min(0.55 * whole.height, 2.1 * figure.dpi)
 
 
 def test_networks_differ_by_marker_dash_or_both(case):
@@ -140,15 +151,90 @@ def test_curves_are_the_scores_with_what_was_chosen_marked():
     assert sorted(dashed) == sorted(score.value for score in made.baselines)
 
 
-def test_what_folds_chose_is_right_of_the_layers():
-    made = results(17, ("reinit", "resample"), 3, by_fold=True)
+def axes_of(made):
     with matplotlib.rc_context(pictures.STYLE):
-        axes = plots._figure(made).axes[0]
-    marks = [line for line in axes.lines if len(line.get_xdata()) == 1]
-    assert [mark.get_ydata()[0] for mark in marks] == pytest.approx([0.61, 0.38, 0.34])
-    assert min(mark.get_xdata()[0] for mark in marks) > 16
-    assert max(mark.get_xdata()[0] for mark in marks) < axes.get_xlim()[1]
+        return plots._figure(made).axes[0]
+
+
+def agreed(made, group):
+    """Results in which the folds of one network all chose the second layer."""
+    mine = [each for each in made.scores if each.group == group]
+    moved = {each: replace(each, chosen=each.layer == 1) for each in mine if each.layer is not None}
+    return replace(
+        made, scores=tuple(moved.get(each, each) for each in made.scores if each in moved or each not in mine)
+    )
+
+
+@pytest.mark.parametrize("group", [None, "base", "reinit"])
+def test_what_folds_chose_is_right_of_the_layers_around_its_tick(group):
+    made = results(17, ("reinit", "resample"), 3, by_fold=True)
+    made = made if group is None else agreed(made, group)
+    axes = axes_of(made)
+    marks = [line for line in axes.lines if len(line.get_xdata()) == 1 and line.get_xdata()[0] > 16]
+    means = [made.contrast(name).mean for name in made.groups]
+    assert [mark.get_ydata()[0] for mark in marks] == pytest.approx([made.base.value, *means])
+    places = [mark.get_xdata()[0] for mark in marks]
+    assert max(places) < axes.get_xlim()[1]
     assert axes.get_xticklabels()[-1].get_text() == "best,\nby fold"
+    assert axes.get_xticks()[-1] == pytest.approx((places[0] + places[-1]) / 2)
+    # where they all agree, the layer is marked too
+    filled = [line.get_xdata()[0] for line in axes.lines if len(line.get_xdata()) == 1 and line.get_xdata()[0] <= 16]
+    assert filled == ([] if group is None else [1])
+
+
+@pytest.mark.parametrize("controls", [6, 7])
+def test_more_than_six_controls_are_lines_without_bands(controls):
+    made = results(5, CASCADE[:controls], 2, by_fold=True)
+    axes = axes_of(made)
+    curves = [line for line in axes.lines if len(line.get_xdata()) == 5]
+    assert len(curves) == 1 + controls
+    assert len(axes.collections) == (1 + controls if controls == 6 else 1)
+    legend = [text.get_text() for text in axes.figure.legends[0].get_texts()]
+    assert legend[-1] == ("95% interval" if controls == 6 else "95% interval of the base")
+    bars = [line.get_ydata() for line in axes.lines if len(line.get_xdata()) == 2 and line.get_xdata()[0] > 4]
+    assert sum(low < high for low, high in bars) == (1 + controls if controls == 6 else 1)
+
+
+@pytest.mark.parametrize(
+    ("metric", "base", "ends"),
+    [
+        ("spearman", 0.99, (-1, 1)),
+        ("auroc", 0.99, (0, 1)),
+        ("ndcg", 0.99, (0, 1)),
+        ("mcc", 0.99, (-1, 1)),
+        ("r2", 0.99, (None, 1)),
+    ],
+)
+@pytest.mark.parametrize("layers", [1, 5])
+def test_an_axis_ends_where_the_metric_does(metric, base, ends, layers):
+    made = results(layers, metric=metric, base=base, control=0.01, simple={})
+    wide = tuple(replace(each, low=each.mean - 2, high=each.mean + 2) for each in made.contrasts)
+    axes = axes_of(replace(made, contrasts=wide))
+    low, high = axes.get_xlim() if layers == 1 else axes.get_ylim()
+    assert high == ends[1]
+    assert low == ends[0] if ends[0] is not None else low < 0
+    if layers > 1:
+        assert axes.get_ylabel() == METRICS[metric].title if metric != "r2" else "below" in axes.get_ylabel()
+
+
+def test_masked_marginals_are_shown_with_whose_they_are():
+    made = with_zero_shot(results(5, ("reinit", "resample"), 2), base=0.45, reinit=0.02, resample=0.2)
+    axes = axes_of(made)
+    named = [text.get_text() for text in axes.texts]
+    for text in ("0.45  base, masked marginals", "0.03  reinit, masked marginals", "0.21  resample, masked marginals"):
+        assert text in named
+    marks = [line for line in axes.lines if list(line.get_xdata()) == [1] and not line.get_clip_on()]
+    styles = plots._styles(made)
+    found = [line for line in marks if line.get_transform() == axes.get_yaxis_transform()]
+    assert [line.get_marker() for line in found] == [styles[name]["marker"] for name in ("base", "reinit", "resample")]
+    many = axes_of(with_zero_shot(results(5, CASCADE, 1), base=0.45))
+    assert [text.get_text() for text in many.texts if "masked" in text.get_text()] == ["0.45  base, masked marginals"]
+
+
+def test_names_that_differ_in_the_middle_are_told_apart():
+    names = tuple(f"reinit-transformers-layers3-{depth}-attention-also-embeddings" for depth in (4, 5))
+    legend = axes_of(results(5, names, 2)).figure.legends[0]
+    assert [text.get_text() for text in legend.get_texts()][1:3] == [f"{name} (2 seeds)" for name in names]
 
 
 def test_labels_of_baselines_are_beside_their_lines():
@@ -211,6 +297,6 @@ def test_a_picture_of_one_layer_has_a_row_for_each_network(tmp_path, monkeypatch
     said = said_in(tmp_path, made, monkeypatch)
     for text in (
         *("two_vs_rest.csv, target: MCC on 1,745 test residues, layer 0", "base", "0.61 [0.57, 0.65]"),
-        *("reinit (1 seed)", "0.38 [0.33, 0.43]", "length", "-0.30 [-0.34, -0.26]".replace("-", MINUS), "guess"),
+        *("reinit (seed 0)", "0.38 [0.33, 0.43]", "length", "-0.30 [-0.34, -0.26]".replace("-", MINUS), "guess"),
     ):
         assert text in said, text
