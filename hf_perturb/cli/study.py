@@ -95,7 +95,7 @@ def _add_probes(group: Any) -> None:
 
 def run_study(options: argparse.Namespace) -> None:
     """Study a base, and print what was found: the last line in words."""
-    from hf_perturb.studies.run import WRITTEN
+    from hf_perturb.studies.folder import WRITTEN
     from hf_perturb.studies.tables import report_of
     from hf_perturb.studies.words import last_line, summary_table
 

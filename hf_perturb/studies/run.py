@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,18 +13,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_perturb.embedding.manifest import canonical, differences, read_manifest
+from hf_perturb.embedding.manifest import read_manifest
 from hf_perturb.embedding.options import EmbedOptions
 from hf_perturb.embedding.run import BASE
 from hf_perturb.embedding.survey import digest_of
-from hf_perturb.errors import FolderExistsError, StudyError
-from hf_perturb.storage.folders import folders_made, lock, nothing_written, replaced_file
+from hf_perturb.errors import StudyError
+from hf_perturb.storage.folders import nothing_written
 from hf_perturb.studies.dataset import Dataset, read_dataset
 from hf_perturb.studies.evaluate import Entry, Evaluation, entries_of
 from hf_perturb.studies.features import GUESS, SHUFFLED, Source, Unique, baselines
+from hf_perturb.studies.folder import H5, PREDICTIONS, PROBED, WRITTEN, held
 from hf_perturb.studies.metrics import MAIN, METRICS, METRICS_OF
 from hf_perturb.studies.networks import (
-    FASTA,
     Controls,
     Networks,
     embed_networks,
@@ -46,16 +43,10 @@ from hf_perturb.studies.results import Degeneracy, Results
 from hf_perturb.studies.rows import Rows, rows_of, units_of
 from hf_perturb.studies.splits import Split, make_split
 from hf_perturb.studies.statistics import Resamples, Sampled, cautions, contrasts
-from hf_perturb.studies.tables import REPORT, read_report, write_tables
+from hf_perturb.studies.tables import read_report, write_tables
 from hf_perturb.variants.matrix import matrix
 
-STATE, PROBED, H5, PREDICTIONS = "study.json", "probes", "h5", "predictions.parquet"
-FORMAT = "hf_perturb study/1"
-WRITTEN = ("layers.svg", "layers.png", "methods.md", "summary.csv", REPORT, "scores.parquet", PREDICTIONS)
 ORDERS = 5  # of shuffled labels
-_LOCK = ".hf_perturb-lock"
-_TEMPORARY = re.compile(r"\..+\.hf_perturb-[0-9a-f]{8}")
-_SHOWN = 5  # differences that a message names
 _OF_DATA = ("target", "labels", "mask", "task", "skip_bad")
 _VERSIONS = ("hf-perturb", "torch", "transformers", "scikit-learn", "numpy", "scipy")
 
@@ -117,7 +108,7 @@ class _Study:
         there = None if given is None else find_embeddings(networks, Path(given), self.embedding)
         inputs = self._inputs(dataset, split, networks, probe, metrics)
         inputs |= {"zero_shot": wildtype, "embeddings": there and read_manifest(there[BASE]).fingerprint}
-        with _held(self.out, inputs, options.force) as key:
+        with held(self.out, inputs, options.force) as key:
             if all((self.out / name).exists() for name in WRITTEN):
                 shutil.rmtree(self.out / PROBED, ignore_errors=True)
                 return read_report(self.out)
@@ -150,17 +141,17 @@ class _Study:
             if (source := rows[0].source).kind == "control":
                 controls.setdefault(source.group, []).append(sampled[source.name])
         layers = [entry.layer for entry in evaluation.entries[BASE] if entry.layer is not None]
-        held, least = [*layers, None], METRICS[evaluation.metrics[0]].least
+        every, least = [*layers, None], METRICS[evaluation.metrics[0]].least
         return Results(
             about=about,
             task=evaluation.dataset.task,
             metric=evaluation.metrics[0],
             scores=(*scores, *evaluation.zero_shot(predicted)),
-            contrasts=contrasts(sampled[BASE], controls, sampled[GUESS], held, evaluation.resamples, least),
+            contrasts=contrasts(sampled[BASE], controls, sampled[GUESS], every, evaluation.resamples, least),
             degeneracy=_degeneracy(evaluation.entries),
             warnings=(
                 *evaluation.split.warnings,
-                *cautions(sampled[BASE], controls, sampled[GUESS], held, evaluation.resamples),
+                *cautions(sampled[BASE], controls, sampled[GUESS], every, evaluation.resamples),
                 *_cautions_of_probes(evaluation.entries, evaluation.probe),
             ),
             notes=notes,
@@ -182,10 +173,10 @@ class _Study:
 
     def _about(self, inputs: dict[str, Any], dataset: Dataset, split: Split, rows: Rows) -> dict[str, Any]:
         """Return what was studied, and how, as JSON."""
-        first, held = split.folds[0], rows.folds[0]
+        first, first_rows = split.folds[0], rows.folds[0]
         sets = {}
         for name in ("train", "validation", "test"):
-            proteins, numbers = getattr(first, name), getattr(held, name)
+            proteins, numbers = getattr(first, name), getattr(first_rows, name)
             if proteins is not None:
                 sets[name] = {"proteins": len(proteins), "rows": len(numbers)}
         return {
@@ -309,91 +300,3 @@ def _cautions_of_probes(entries: Mapping[str, Sequence[Entry]], probe: Probe) ->
     yield from dict.fromkeys(
         said for rows in entries.values() for entry in rows for said in entry.found.warnings.tolist()
     )
-
-
-def _differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
-    """Say which of what decides a study differs from what is asked for."""
-    said = differences(*(_in_short(inputs) for inputs in (there, asked)))
-    more = len(said) - _SHOWN
-    return "; ".join(said[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")
-
-
-def _in_short(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    # the digest of a network says what its record does
-    return {**inputs, "networks": {name: each["digest"] for name, each in inputs["networks"].items()}}
-
-
-def _state_of(out: Path) -> dict[str, Any] | None:
-    """Read what a folder is a study of; `None` if there is nothing in it, or no such folder.
-
-    Raises:
-        FolderExistsError: if it holds something, and no study, or one that this release cannot continue.
-    """
-    if out.exists() and not out.is_dir():
-        raise FolderExistsError(f"{out} is no folder; choose another name for the folder of the study")
-    # leftovers of killed runs are nobody's
-    names = sorted(path.name for path in out.iterdir() if not _is_left(path)) if out.exists() else []
-    if STATE not in names:
-        if names:
-            raise FolderExistsError(
-                f"{out} holds {names[0]} and is no study, so nothing in it is replaced; choose another"
-            )
-        return None
-    try:
-        found: dict[str, Any] = json.loads((out / STATE).read_text(encoding="utf-8"))
-        if found["format"] == FORMAT and found["fingerprint"] == _key(found["inputs"]):
-            return found
-        why = f"the format is {found['format']!r}, not {FORMAT!r}" if found["format"] != FORMAT else "it was edited"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        why = f"{type(error).__name__}: {error}"
-    raise FolderExistsError(f"{out / STATE} is not that of a study, or damaged ({why}); choose another folder")
-
-
-def _is_left(path: Path) -> bool:
-    return path.name == _LOCK or _TEMPORARY.fullmatch(path.name) is not None
-
-
-def _key(inputs: Mapping[str, Any]) -> str:
-    return "sha256:" + hashlib.sha256(canonical(inputs).encode()).hexdigest()
-
-
-@contextmanager
-def _held(out: Path, inputs: Mapping[str, Any], force: bool) -> Iterator[str]:
-    """Hold the folder of a study, and give the digest of what decides it.
-
-    Raises:
-        FolderLockedError: if another process holds it.
-        FolderExistsError: if it holds something else, or another study and not `force`.
-        CheckpointError: if it cannot be written.
-    """
-    key = _key(inputs)
-    _state_of(out)
-    with ExitStack() as held:
-        held.enter_context(folders_made(out))
-        if held.enter_context(lock(out, out / _LOCK)):  # else it may be another's, who is at it
-            for path in out.iterdir():
-                if _is_left(path) and path.name != _LOCK:
-                    path.unlink(missing_ok=True)
-        there = _state_of(out)
-        if there is not None and there["fingerprint"] != key:
-            if not force:
-                said = _differences(there["inputs"], inputs)
-                raise FolderExistsError(
-                    f"{out} holds another study: {said}; choose another folder, or replace it with --force"
-                )
-            for name in (PROBED, H5):
-                shutil.rmtree(out / name, ignore_errors=True)
-            for name in WRITTEN:
-                (out / name).unlink(missing_ok=True)
-        if there is None or there["fingerprint"] != key:
-            content = {"format": FORMAT, "fingerprint": key, "inputs": inputs}
-            with nothing_written(out / STATE), replaced_file(out / STATE) as file:
-                file.write((json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
-        try:
-            yield key
-        except BaseException:
-            # nothing was done, as of a layer that is not there: the right command is not to be refused for it
-            if there is None and {path.name for path in out.iterdir()} <= {STATE, FASTA, _LOCK}:
-                for name in (STATE, FASTA):
-                    (out / name).unlink(missing_ok=True)
-            raise

@@ -19,7 +19,7 @@ from support.studies import snapshot, times, write_base, write_regression
 import hf_perturb
 from hf_perturb.errors import FolderExistsError, FolderLockedError, HfPerturbError
 from hf_perturb.storage.folders import lock
-from hf_perturb.studies.run import WRITTEN
+from hf_perturb.studies.folder import WRITTEN
 
 CONTROLS = ({"method": "reinit", "seed": 0}, {"method": "reinit", "seed": 1})
 OPTIONS = {"layers": [0, 2], "resamples": 100}
