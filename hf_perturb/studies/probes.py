@@ -99,7 +99,7 @@ class Probe(Protocol):
 
     @property
     def patience(self) -> int:
-        """How many strengths in a row may be no better than the best before them, until no weaker one is tried."""
+        """How many strengths in a row may rank rows no better than the best before, until no weaker one is tried."""
 
     def fit(self, x: Array, y: Array, classes: int = 0) -> Fitted:
         """Fit all strengths, at once or as they are asked for.
@@ -164,7 +164,7 @@ class Logistic:
     """Multinomial logistic regression with an L2 penalty, by L-BFGS; the strengths are 1/C of scikit-learn's.
 
     The strongest leaves little but the direction in which the means of classes differ. The weaker ones are for some
-    hundred rows, and take longest, so that none is tried once two in a row were no better.
+    hundred rows, and take longest, so that none is tried once two in a row ranked rows no better.
     """
 
     strengths: tuple[float, ...] = tuple(10.0**power for power in range(5, -3, -1))
@@ -310,7 +310,9 @@ def choose(
     fits = [probe.fit(rows(train), y[train], classes) for train, _ in parts]
     paths = zip(*(fit.path(rows(out)) for fit, (_, out) in zip(fits, parts, strict=True)), strict=True)
     seen = [y[train] for train, _ in parts]
-    curve = _curve(metric, y[held], (np.concatenate(level(each, seen, task)) for each in paths), probe.patience)
+    # at strong penalties all rows are said to be of the most frequent class, which many weaker ones may not change
+    patience = probe.patience if metric in ("auroc", "spearman") else len(probe.strengths)
+    curve = _curve(metric, y[held], (np.concatenate(level(each, seen, task)) for each in paths), patience)
     best = int(np.argmax(curve))
     if fold.validation is None:
         fits.append(probe.fit(rows(fold.train), y[fold.train], classes))

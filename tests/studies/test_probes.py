@@ -185,7 +185,7 @@ def test_inner_folds_are_scored_together_and_all_training_rows_fitted(kind):
 def test_no_weaker_logistic_probe_is_fitted_once_two_in_a_row_were_no_better():
     x, y = noisy()
     y = np.digitize(y, [-1, 3])
-    found = choose(Logistic(), x, y, fold(np.arange(200), np.arange(200, 300)), "mcc", CLASSES)
+    found = choose(Logistic(), x, y, fold(np.arange(200), np.arange(200, 300)), "auroc", CLASSES)
     assert len(found.curve) == found.strength + 3 < len(Logistic().strengths)
     # of what costs nothing all are
     assert len(choose(Ridge(), x, y, fold(np.arange(200), np.arange(200, 300)), "r2", NUMBERS).curve) == 7
@@ -203,6 +203,16 @@ def test_what_finds_nothing_does_not_rank_inner_folds(kind, metric, nothing):
     # a column of noise is no better, and no worse for the strongest penalty
     column = np.random.default_rng(1).normal(size=(60, 1))
     assert choose(probe, column, y, rows, metric, task).curve[0] == pytest.approx(nothing, abs=0.2)
+
+
+@pytest.mark.parametrize("metric", ["mcc", "balanced_accuracy", "macro_f1"])
+def test_rare_classes_are_waited_for(metric):
+    x = np.random.default_rng(0).normal(size=(600, 5))
+    y = (x.sum(axis=1) > 3.5).astype(int)
+    rows = fold(np.arange(400), np.arange(400, 600))
+    found = choose(Logistic(), x, y, rows, metric, Task("binary", "protein", ("a", "b")))
+    assert found.curve[0] == found.curve[1] == found.curve[2]  # all are said to be common
+    assert found.score > found.curve[0] + 0.1
 
 
 def test_of_equal_strengths_the_strongest_penalty_is_taken():

@@ -50,7 +50,7 @@ def together(kind, said, seen):
         )
     shares = [np.array([(y == number).mean() for number in range(said[0].shape[1])]) for y in seen]
     moved = np.concatenate([each * np.mean(shares, axis=0) / own for each, own in zip(said, shares, strict=True)])
-    return moved / moved.sum(axis=1, keepdims=True)
+    return np.round(moved / moved.sum(axis=1, keepdims=True), 12)  # of equal ones the first is said
 
 
 def chosen(kind, metric, x, y, fold):
