@@ -27,8 +27,8 @@ _GREY = "0.35"
 _GUESS, _BASELINE = (0, (1, 2)), (0, (6, 3))
 _BAND, _FAINT, _SEVERAL = 0.17, 0.09, 4  # how opaque bands are, and of how many networks there are too many for that
 _STEPS, _TICKS = (1, 2, 5, 10, 20), 18  # layers between ticks, and most of these
+_MOST = 1.0  # of every metric
 _DEEP = 1.5  # how far below the best R² an axis goes: there is no worst one
-_RANGES = {"r2": (-math.inf, 1.0), "spearman": (-1.0, 1.0), "mcc": (-1.0, 1.0)}  # of metrics not from 0 to 1
 _COLUMNS, _LETTERS, _BRIEF = 5, 85, 18  # most: columns of a legend, letters of a line of a title and beside a line
 _AWAY, _LINE = 12, 9.5  # points from the axes to a label, and from a label to the next
 
@@ -126,11 +126,6 @@ def _empty() -> tuple[Any, Any]:
     return figure, axes
 
 
-def _range(results: Results) -> tuple[float, float]:
-    """Return what the metric can be."""
-    return _RANGES.get(results.metric, (0.0, 1.0))
-
-
 # ---- score by layer
 
 
@@ -138,7 +133,7 @@ def _by_layer(results: Results) -> Any:
     styles, lines = _styles(results), _others(results)
     figure, axes = _empty()
     size = 4.0 if len(results.layers) <= 20 else 3.0
-    by_fold = any(score.chosen and score.layer is None for name in styles for score in _chosen(results, name))
+    by_fold = any(score.layer is None for name in styles for score in _chosen(results, name))
     curves = {name: _curve(results, name, by_fold) for name in styles}
     banded = [name for name in styles if name == "base" or len(results.groups) <= MANY]
     for name in styles.keys() - banded:
@@ -220,13 +215,13 @@ def _whole(axes: Any, values: Sequence[float]) -> dict[str, bool]:
 
 def _scale(axes: Any, results: Results, points: Sequence[_Point], lines: Sequence[_Other]) -> None:
     """Choose an axis on which all can be seen but an R² that is far too low, and say if a curve leaves it."""
-    least, most = _range(results)
+    least = METRICS[results.metric].least
     ends = [*(each for point in points for each in (point.low, point.high)), *(line.value for line in lines)]
-    ends = [min(max(end, least), most) for end in ends]
+    ends = [min(max(end, least), _MOST) for end in ends]
     high = max(ends)
     low = min(end for end in ends if results.metric != "r2" or end >= high - _DEEP)
     margin = 0.04 * (high - low or 1.0)
-    bottom, top = max(low - margin, least), min(high + margin, most)
+    bottom, top = max(low - margin, least), min(high + margin, _MOST)
     axes.set_ylim(bottom, top)
     is_cut = any(max(point.low, least) < bottom for point in points)
     said = f" (below {_signed(f'{bottom:.2f}')}: not shown)" if is_cut else ""
@@ -338,9 +333,8 @@ def _of_one_layer(results: Results) -> Any:
     axes.axvline(results.guess, color=_GREY, lw=0.8, ls=_GUESS, zorder=1)
     axes.set_yticks(range(len(rows)), [name for name, _, _ in rows], parse_math=False)
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    least, most = _range(results)
     low, high = axes.get_xlim()
-    axes.set_xlim(max(low, least), min(high, most))
+    axes.set_xlim(max(low, METRICS[results.metric].least), min(high, _MOST))
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel(f"{METRICS[results.metric].title}, with 95% intervals and a dot for each seed")
     return figure
