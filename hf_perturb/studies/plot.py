@@ -28,6 +28,7 @@ _GUESS, _BASELINE = (0, (1, 2)), (0, (6, 3))
 _BAND, _FAINT, _SEVERAL = 0.17, 0.09, 4  # how opaque bands are, and of how many networks there are too many for that
 _STEPS, _TICKS = (1, 2, 5, 10, 20), 18  # layers between ticks, and most of these
 _MOST = 1.0  # of every metric
+_ROUNDING = 1e-9
 _DEEP = 1.5  # how far below the best R² an axis goes: there is no worst one
 _COLUMNS, _LETTERS, _BRIEF = 5, 85, 18  # most: columns of a legend, letters of a line of a title and beside a line
 _AWAY, _LINE = 12, 9.5  # points from the axes to a label, and from a label to the next
@@ -210,7 +211,12 @@ def _draw_best(axes: Any, curve: Sequence[_Point], style: dict[str, Any], place:
 
 def _whole(axes: Any, values: Sequence[float]) -> dict[str, bool]:
     """Let markers at the end of an axis stand out of it, unless there are some beyond it."""
-    return {"clip_on": min(values) < axes.get_ylim()[0]}
+    return {"clip_on": _is_below(axes, min(values))}
+
+
+def _is_below(axes: Any, value: float) -> bool:
+    """Whether a score is below an axis, by more than rounding: a Spearman may be a little less than -1."""
+    return bool(value < axes.get_ylim()[0] - _ROUNDING)
 
 
 def _scale(axes: Any, results: Results, points: Sequence[_Point], lines: Sequence[_Other]) -> None:
@@ -283,7 +289,7 @@ def _name_lines(figure: Any, axes: Any, results: Results, lines: Sequence[_Other
     leader = {"arrowstyle": "-", "lw": 0.5, "color": "0.5", "shrinkA": 1, "shrinkB": 0, "relpos": (0, 0.5)}
     for score, value, here, there in zip(lines, shown, at, _apart(at, _LINE, height), strict=True):
         axes.annotate(
-            f"{_signed(number(score.value))}  {score.name}{' ↓' if value > score.value else ''}",
+            f"{_signed(number(score.value))}  {score.name}{' ↓' if _is_below(axes, score.value) else ''}",
             xy=(1, value),
             xycoords=axes.get_yaxis_transform(),
             xytext=(_AWAY, there - here),

@@ -217,6 +217,12 @@ def test_an_axis_ends_where_the_metric_does(metric, base, ends, layers):
         assert axes.get_ylabel() == METRICS[metric].title if metric != "r2" else "below" in axes.get_ylabel()
 
 
+def test_a_score_at_the_end_of_an_axis_is_not_below_it():
+    axes = axes_of(results(5, base=0.9, simple={"length": -1 - 1e-15}))
+    assert axes.get_ylim()[0] == -1
+    assert f"{MINUS}1.00  length" in [text.get_text() for text in axes.texts]
+
+
 def test_masked_marginals_are_shown_with_whose_they_are():
     made = with_zero_shot(results(5, ("reinit", "resample"), 2), base=0.45, reinit=0.02, resample=0.2)
     axes = axes_of(made)
