@@ -13,6 +13,11 @@ from hf_perturb.errors import PerturbationError
 Item = TypeVar("Item")
 
 
+def processors() -> int:
+    """Return how many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def for_each(work: Callable[[Item], object], items: Iterable[Item], jobs: int | None = None) -> None:
     """Call `work` on every item, several at a time; the first error stops what has not begun.
 
@@ -24,8 +29,7 @@ def for_each(work: Callable[[Item], object], items: Iterable[Item], jobs: int | 
     Raises:
         PerturbationError: if that is none.
     """
-    if jobs is None:
-        jobs = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    jobs = processors() if jobs is None else jobs
     if jobs < 1:
         raise PerturbationError(f"jobs: got {jobs}; allowed: 1 or more")
     left, taking, stopped, end = iter(items), Lock(), Event(), object()

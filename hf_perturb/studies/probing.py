@@ -12,13 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from hf_perturb.perturbation.parallel import for_each
+from hf_perturb.perturbation.parallel import for_each, processors
 from hf_perturb.storage.folders import nothing_written, replaced_file
 from hf_perturb.studies.features import GUESS, Source
 from hf_perturb.studies.probes import DEFAULT, PROBES, Probe, choose, level
 from hf_perturb.studies.rows import FoldRows, Rows
 from hf_perturb.studies.statistics import degeneracy
 from hf_perturb.studies.task import Task
+
+_AT_ONCE = 4  # layers, each with its features in float64 and as much again
 
 Place = tuple[str, int | None]  # name of a source, and layer
 
@@ -67,7 +69,7 @@ class Probing:
     key: str
 
     def run(self, sources: Sequence[Source], progress: Callable[[int, int], object]) -> dict[Place, Found]:
-        """Probe each layer of each source; several at a time, on a thread each, as their problems are small."""
+        """Probe each layer of each source; several at a time, as their problems are small, but not all in memory."""
         wanted = [(source, layer) for source in sources for layer in source.layers]
         found: dict[Place, Found] = {}
         progress(0, len(wanted))
@@ -77,8 +79,9 @@ class Probing:
             found[source.name, layer] = self._kept(source, layer)
             progress(len(found), len(wanted))
 
-        with threadpool_limits(1):
-            for_each(work, wanted)
+        jobs = min(_AT_ONCE, processors())
+        with threadpool_limits(processors() // jobs):
+            for_each(work, wanted, jobs)
         return found
 
     def _kept(self, source: Source, layer: int | None) -> Found:

@@ -222,6 +222,7 @@ class _Study:
         for fold in split.folds:
             for numbers in (fold.train, fold.validation, fold.test):
                 folds.update(b"none" if numbers is None else numbers.tobytes() + b"|")
+        folds.update(repr(split.clusters).encode())
         usual = EmbedOptions()
         # how it is said, and what does not decide, make no other study
         embedding = {
