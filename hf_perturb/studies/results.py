@@ -164,12 +164,6 @@ class Results:
         return tuple(sorted(map(_in_one, groups.values()), key=lambda score: score.network != "guess"))
 
     @property
-    def zero_shot(self) -> tuple[Score, ...]:
-        """What base and controls predict without a probe."""
-        found = (score for score in self.scores if score.kind != "baseline" and score.metric == self.metric)
-        return tuple(score for score in found if score.layer is None and not score.chosen)
-
-    @property
     def groups(self) -> tuple[str, ...]:
         """The controls by name without seed, in the order in which they were asked for."""
         return tuple(dict.fromkeys(score.group for score in self.scores if score.kind == "control"))

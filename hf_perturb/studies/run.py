@@ -114,8 +114,6 @@ class _Study:
                 return read_report(self.out)
             predicted = {} if wildtype is None else zero_shot_scores(networks, dataset, wildtype, self.embedding)
             sources, said = self._sources(networks, dataset, rows, there)
-            if predicted and metrics[0] != "spearman":
-                said.append("without a probe: Spearman alone, in scores.parquet, as the main metric is another")
             found = self._probed(sources, dataset, rows, probe, metrics[0], key)
             entries = entries_of(sources, found, [len(fold.test) for fold in rows.folds])
             evaluation = Evaluation(dataset, split, rows, probe, entries, metrics, resamples)

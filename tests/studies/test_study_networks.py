@@ -308,8 +308,9 @@ def test_zero_shot_scores_can_be_redone(places, tmp_path):
                 )
     table = write_csv(tmp_path / "a.csv", ["sequence", "target", "set"], rows)
     found = hf_perturb.study(places / "base", table, tmp_path / "out", ["reinit"], **OPTIONS, zero_shot=wild)
-    assert {score.network for score in found.zero_shot} == {"base", "reinit-seed42"}
-    for score in found.zero_shot:
+    scored = [score for score in found.scores if score.probe == "masked marginals"]
+    assert {score.network for score in scored} == {"base", "reinit-seed42"}
+    for score in scored:
         each = [
             row
             for row in predictions(tmp_path / "out")
@@ -321,8 +322,7 @@ def test_zero_shot_scores_can_be_redone(places, tmp_path):
     other = hf_perturb.study(
         places / "base", table, tmp_path / "r2", ["reinit"], **OPTIONS, zero_shot=wild, metrics="r2"
     )
-    assert not other.zero_shot
-    assert "without a probe: Spearman alone, in scores.parquet, as the main metric is another" in other.notes
+    assert [score.metric for score in other.scores if score.probe == "masked marginals"] == ["spearman"] * 2
     for other in (None, wild[:-1] + ("A" if wild[-1] != "A" else "C")):
         with pytest.raises(FolderExistsError, match=r"zero_shot: .* in the folder, "):
             hf_perturb.study(places / "base", table, tmp_path / "out", ["reinit"], **OPTIONS, zero_shot=other)
