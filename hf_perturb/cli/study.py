@@ -44,7 +44,7 @@ def add_study(study: argparse.ArgumentParser) -> None:
     group.add_argument("--pool", choices=POOLS, default=StudyOptions.pool, help=pool)
     there = "a folder of embeddings of these proteins, as embed writes it with --method, to use in place of new ones"
     group.add_argument("--embeddings", type=nonempty, metavar="FOLDER", help=there)
-    saved = "keep the vectors of all residues, in OUT/h5: a file a network and layer, as biotrainer reads them"
+    saved = "keep the vectors of all residues that are made, in OUT/h5: a file a network and layer, for biotrainer"
     group.add_argument("--save-embeddings", choices=SAVED, help=saved)
     add_running(group)
     add_long(group)
@@ -85,7 +85,10 @@ def _add_probes(group: Any) -> None:
     )
     plain = "leave out length, composition, one-hot, representation 0 and shuffled labels"
     group.add_argument("--no-baselines", action="store_false", dest="baselines", help=plain)
-    wild = "the wild type, a FASTA or its sequence: score its mutants without a probe, too, as hf-perturb score does"
+    wild = (
+        "of a regression of mutants: their wild type, a FASTA or its sequence; score them without a probe, too, as"
+        " hf-perturb score does"
+    )
     group.add_argument("--zero-shot", type=nonempty, metavar="WILDTYPE", help=wild)
     draws = "resamples of the test proteins, for the intervals; default: %(default)s"
     group.add_argument("--resamples", type=int, default=StudyOptions.resamples, metavar="N", help=draws)

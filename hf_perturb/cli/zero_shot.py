@@ -106,7 +106,11 @@ def run_score(options: argparse.Namespace) -> None:
         output.print_json(done.to_dict())
     else:
         output.print_table(done.rows())
-        print(f"{options.out}: {done.mutants:,} mutants, {len(done.networks)} network{'s'[: len(done.networks) != 1]}")
+        print(f"{options.out}: {_count(done.mutants, 'mutant')}, {_count(len(done.networks), 'network')}")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s'[: number != 1]}"
 
 
 def run_contacts(options: argparse.Namespace) -> None:
@@ -130,4 +134,4 @@ def run_contacts(options: argparse.Namespace) -> None:
         new = f"{each.computed:,} of them made now" if each.computed else "nothing left to make"
         print(f"{each.path}: {each.records:,} maps, {each.residues:,} residues, {new}")
     if first.pictures:
-        print(f"{first.pictures[0].parent}: {len(first.pictures):,} pictures")
+        print(f"{first.pictures[0].parent}: {_count(len(first.pictures), 'picture')}")

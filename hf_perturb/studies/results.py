@@ -101,6 +101,11 @@ class Contrast:
     share_high: float | None
     withheld: str | None
 
+    @property
+    def is_base(self) -> bool:
+        """Whether the control leaves the representation as it is: no resample tells it from the base."""
+        return self.difference == self.difference_low == self.difference_high == 0
+
 
 @dataclass(frozen=True)
 class Degeneracy:

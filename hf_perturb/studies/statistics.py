@@ -216,13 +216,15 @@ def contrasts(
 
     Returns:
         Control by control, in the order of the layers. Holm's correction is over layers and controls; of `None`, which
-        is one question a control, over controls.
+        is one question a control, over controls. Where a control leaves a representation as it is, there is no share
+        and no question.
     """
     ahead = _Ahead(base, guess, resamples, least)
     found = [one for group, seeds in controls.items() for one in ahead.of(group, _Seeds(seeds, resamples), layers)]
     corrected = np.empty(len(found))
+    corrected[:] = 1  # of what is the base itself, nothing is asked
     for chosen in (True, False):
-        family = np.array([(one.layer is None) == chosen for one in found], dtype=bool)
+        family = np.array([(one.layer is None) == chosen and not one.is_base for one in found], dtype=bool)
         corrected[family] = _holm(np.array([one.p for one in found])[family])
     return tuple(replace(one, p_holm=float(p)) for one, p in zip(found, corrected, strict=True))
 
@@ -258,7 +260,10 @@ class _Ahead:
         for row, layer in enumerate(layers):
             of_layer = {name: float(values[row]) for name, values in figures.items()}
             apart = f"{above[row]:.3f} [{least[row]:.3f}, {most[row]:.3f}]"
-            there = bool(least[row] > 0)
+            withheld = None if least[row] > 0 else f"the base is not surely above guessing: it is ahead by {apart}"
+            if not draws[row].any() and difference[row] == 0:
+                withheld = "the control leaves this representation as it is: all seeds score as the base does"
+            there = withheld is None
             yield Contrast(
                 group=group,
                 layer=layer,
@@ -269,7 +274,7 @@ class _Ahead:
                 share=float((seeds.mean[row] - self._guess.values[0]) / above[row]) if there else None,
                 share_low=float(share[0][row]) if there else None,
                 share_high=float(share[1][row]) if there else None,
-                withheld=None if there else f"the base is not surely above guessing: it is ahead by {apart}",
+                withheld=withheld,
             )
 
     def _p_values(self, seeds: _Seeds, difference: Array, draws: Array) -> Array:

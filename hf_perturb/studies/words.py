@@ -144,8 +144,8 @@ def _where(base: Score) -> str:
 
 def _beside_guessing(results: Results, best: Sequence[Contrast], number: Numbers) -> str:
     """Say where the base is not above guessing: where there is no share, or, without controls, by its interval."""
-    base = results.base
-    if any(found.share is not None for found in best) or (not best and base.low > results.guess):
+    base, others = results.base, [found for found in best if not found.is_base]
+    if any(found.share is not None for found in others) or (not others and base.low > results.guess):
         return ""
     against = "worse than" if base.high < results.guess else "not told apart from"
     return f", {against} guessing ({number(results.guess)})" + (", so that no share is given" if best else "")
@@ -180,7 +180,9 @@ def _control(results: Results, contrast: Contrast, number: Numbers) -> str:
     count = _NUMBERS[contrast.seeds] if contrast.seeds < len(_NUMBERS) else f"{contrast.seeds:,}"
     networks = _NETWORKS[method][0].format(s="" if contrast.seeds == 1 else "s")
     end = ""
-    if contrast.p_holm >= _LEVEL:
+    if contrast.is_base:
+        end = ", as they leave this representation as it is" if contrast.seeds > 1 else ", as it leaves this as it is"
+    elif contrast.p_holm >= _LEVEL:
         end = ", not told apart from the base"
     elif contrast.difference < 0:
         end = ", better than the base"
@@ -227,6 +229,7 @@ def summary_table(results: Results) -> list[dict[str, str]]:
     def row(name: str, score: str, interval: str = "", layers: Sequence[int | None] = ()) -> dict[str, str]:
         known = sorted({layer for layer in layers if layer is not None})
         which = f"{known[0]}" if len(known) == 1 else f"{known[0]}-{known[-1]}" if known else ""
+        which = "by fold" if None in layers else which
         cells = {"network": name, "layer": which, metric: score, "95%": interval}
         return {**cells, "base less it": "", "p (Holm)": "", "share": ""}
 

@@ -226,11 +226,20 @@ def test_a_p_value_beyond_what_draws_can_count_is_that_of_students_t():
     )
 
 
-def test_networks_that_are_one_do_not_differ():
+def test_what_a_control_leaves_as_it_is_is_no_share_of_what_is_there_without_training():
     base = sampled("base", 0.6)
     found = contrast(base, *[replace(base, network=f"reinit-seed{seed}") for seed in range(3)])
     assert (found.difference, found.difference_low, found.difference_high, found.p) == (0, 0, 0, 1)
-    assert (found.sd, found.share, found.share_low, found.share_high) == (0, 1, 1, 1)
+    assert (found.sd, found.share, found.share_low, found.share_high) == (0, None, None, None)
+    assert found.is_base
+    assert "leaves this representation as it is" in found.withheld
+    # nor does it count where p-values are corrected
+    both = sampled("base", [0.6, 0.5])
+    seeds = [replace(sampled(f"s{seed}", [0.6, 0.45 + 0.01 * seed]), network=f"s{seed}") for seed in range(3)]
+    seeds = [replace(seed, draws=np.vstack([both.draws[:1], seed.draws[1:]])) for seed in seeds]
+    kept, other = contrasts(both, {"reinit": seeds}, GUESS, [0, 5], RESAMPLES)
+    assert (kept.p_holm, other.p_holm) == (1, other.p)
+    assert not other.is_base
 
 
 def test_holm_corrects_over_layers_and_controls_and_best_layers_apart(monkeypatch):

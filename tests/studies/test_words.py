@@ -56,6 +56,16 @@ def test_without_a_share_it_says_why():
     assert "Spearman -0.20 [-0.24, -0.16], worse than guessing (0.00), so that no share" in worse
 
 
+def test_a_representation_that_a_control_leaves_as_it_is_is_no_finding():
+    made = results(3, ("reinit-top1",), 2)
+    kept = {"difference": 0.0, "difference_low": 0.0, "difference_high": 0.0, "p_holm": 1.0, "sd": 0.0}
+    kept |= {"mean": 0.61, "share": None, "share_low": None, "share_high": None, "withheld": "it is as it is"}
+    said = last_line(replace(made, contrasts=tuple(replace(each, **kept) for each in made.contrasts)))
+    assert "0.61 ± 0.00, as they leave this representation as it is" in said
+    assert "%" not in said
+    assert "guessing" not in said
+
+
 def test_a_share_that_one_control_lacks_is_left_out_of_its_part_alone():
     made = results(5, ("resample", "reinit"), 2)
     lacks = {"share": None, "share_low": None, "share_high": None, "withheld": "it is not known"}
@@ -184,7 +194,7 @@ def test_the_table_names_the_layers_that_seeds_chose():
     other = [score("reinit-seed2", 0.3, 4, chosen=True), contrast("reinit", 0.3, base=0.6, guess=0, seeds=3)]
     rows = summary_table(replace(made, scores=(*made.scores, other[0]), contrasts=(other[1],)))
     assert rows[1]["layer"] == "1-4"
-    assert summary_table(results(5, by_fold=True))[0]["layer"] == ""
+    assert summary_table(results(5, by_fold=True))[0]["layer"] == "by fold"
 
 
 def test_the_table_says_what_scored_without_a_probe():
