@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,24 +23,22 @@ from hf_perturb.embedding.any_encoder import trunk_of
 from hf_perturb.embedding.batches import Unit, units_of
 from hf_perturb.embedding.encoder import AlphabetEncoder, Encoder
 from hf_perturb.embedding.fasta import Findings, Record, file_of, stamp_of
-from hf_perturb.embedding.model import Embedder, choose_device, choose_dtype, memory_told, open_embedder
+from hf_perturb.embedding.model import Embedder, choose_device, choose_dtype, memory_told
 from hf_perturb.embedding.options import Choices, with_options
-from hf_perturb.embedding.run import BASE, networks_by_name
 from hf_perturb.embedding.survey import ShardLimits, Survey, iterate_shards, survey
 from hf_perturb.errors import EmbeddingsError, FastaError, FolderExistsError, UnsupportedModuleError
 from hf_perturb.networks.modeling_fair_esm import FairEsmPreTrainedModel
-from hf_perturb.perturbation import Perturbation, select
+from hf_perturb.perturbation import select
 from hf_perturb.storage.folders import nothing_written
 from hf_perturb.storage.pictures import import_matplotlib
-from hf_perturb.variants.matrix import folder_name
 from hf_perturb.zero_shot.contact_options import ContactOptions
 from hf_perturb.zero_shot.contact_plot import draw_maps
 from hf_perturb.zero_shot.maps import PLOTS, Maps, Protein, open_maps, read_map, refuse_foreign
+from hf_perturb.zero_shot.networks import Asked, embedders_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Asked: TypeAlias = "Perturbation | Mapping[str, Any] | str"
 # numbers of attention of all layers and heads at a time; a few such arrays are in memory at once
 _CELLS_ON_CPU, _CELLS_ELSEWHERE = 2**25, 2**28
 _HEAD = "contact_head."
@@ -113,7 +111,7 @@ def contacts(
     if asked.pictures:
         import_matplotlib()
         _refuse_no_folder(parent / PLOTS)
-    embedders = _embedders(model, perturbations, asked)
+    embedders = embedders_of(model, perturbations, asked.embedding, _refuse_mapless)
     [network, *_] = embedders.values()
     dtype, device = choose_dtype(asked.dtype, network), choose_device(asked.device, network)
     for name in embedders:
@@ -132,18 +130,6 @@ def contacts(
         notes.append(f"drew the first {len(drawn):,} of {found.records:,} proteins; --pictures N draws more")
     shared: Any = (found.records, found.residues, tuple(drawn), found.findings.to_dict(), tuple(notes))
     return {name: Contacts(parent / name, *each, *shared) for name, each in done.items()}
-
-
-def _embedders(
-    model: str | Path | PreTrainedModel, perturbations: Iterable[Asked] | Asked, options: ContactOptions
-) -> dict[str, Embedder]:
-    """Open the network, and say what is done to it, by the name of the folder."""
-    asked = networks_by_name(perturbations)
-    network = open_embedder(model, options.embedding, [each for each in asked.values() if each is not None])
-    _refuse_mapless(network)
-    if network.record is not None:  # a control that is given: a base it is not
-        asked = {folder_name(network.record) if name == BASE else name: each for name, each in asked.items()}
-    return {name: network.perturbed(perturbation) for name, perturbation in asked.items()}
 
 
 def _refuse_mapless(embedder: Embedder) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from hf_perturb import loading
 from hf_perturb.embedding.encoder import AlphabetEncoder, Encoder
 from hf_perturb.embedding.model import Embedder, choose_device, choose_dtype, open_embedder, tokens_at_once
+from hf_perturb.embedding.options import EmbedOptions
 from hf_perturb.embedding.run import BASE, networks_by_name
 from hf_perturb.errors import FastaError, ModelInputError, UnsupportedModuleError
 from hf_perturb.perturbation import Perturbation
@@ -58,13 +59,9 @@ class Networks:
             UnsupportedModuleError: if it has no head that predicts a masked residue.
             HfPerturbError: for what `embed` raises of a model.
         """
-        asked, embedding = networks_by_name(perturbations), options.embedding
-        network = open_embedder(model, embedding, [each for each in asked.values() if each is not None])
-        _refuse_headless(network)
-        limit = embedding.choices(network.encoder).limit
-        if network.record is not None:  # a control that is given: a base it is not
-            asked = {folder_name(network.record) if name == BASE else name: each for name, each in asked.items()}
-        each = {name: network.perturbed(perturbation) for name, perturbation in asked.items()}
+        each = embedders_of(model, perturbations, options.embedding, _refuse_headless)
+        [network, *_] = each.values()
+        limit = options.embedding.choices(network.encoder).limit
         dtype, device = choose_dtype(options.dtype, network), choose_device(options.device, network)
         return cls(each, options, limit, dtype, device)
 
@@ -122,6 +119,28 @@ class Networks:
             **self.encoder.to_dict(),
             "versions": {name: version(name) for name in ("hf-perturb", "torch", "transformers")},
         }
+
+
+def embedders_of(
+    model: str | Path | PreTrainedModel,
+    perturbations: Iterable[Asked] | Asked,
+    options: EmbedOptions,
+    refuse: Callable[[Embedder], None],
+) -> dict[str, Embedder]:
+    """Open a network, and say what is done to it for each control, by what each is called.
+
+    Args:
+        model: the base, or a control, which then is called by its record.
+        perturbations: what is done to it.
+        options: of the network.
+        refuse: raises if the network cannot do what is asked of it.
+    """
+    asked = networks_by_name(perturbations)
+    network = open_embedder(model, options, [each for each in asked.values() if each is not None])
+    refuse(network)
+    if network.record is not None:  # a control that is given: a base it is not
+        asked = {folder_name(network.record) if name == BASE else name: each for name, each in asked.items()}
+    return {name: network.perturbed(perturbation) for name, perturbation in asked.items()}
 
 
 class Scorer:
