@@ -19,16 +19,15 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from hf_perturb.embedding.manifest import MANIFEST, Manifest, Schema, Shard, canonical, read_manifest
 from hf_perturb.errors import CheckpointError, EmbeddingsError, FolderExistsError, FolderLockedError
-from hf_perturb.storage.folders import folders_made, lock, replaced_file
+from hf_perturb.storage.folders import LOCK, folders_made, lock, replaced_file, temporary
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_LOCK = ".hf_perturb-lock"
 _SHARD = r"shard-\d{6}\.parquet"
 # whoever reads the folder as one table passes by what begins with a dot or an underscore
-_TEMPORARY = rf"\.({_SHARD}|{MANIFEST})\.hf_perturb-[0-9a-f]{{8}}"
+_TEMPORARY = temporary(f"{_SHARD}|{MANIFEST}")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # what is written from is made for one at a time, and a reader holds one at a time
 GROUP_BYTES = 32 * 2**20
@@ -171,7 +170,7 @@ def store_lock(out: Path) -> Iterator[None]:
         try:
             stack.enter_context(folders_made(out))
             # inside: a folder that a container was given may be all that one may write
-            locked = stack.enter_context(lock(out, out / _LOCK))
+            locked = stack.enter_context(lock(out, out / LOCK))
         except FolderLockedError:
             raise
         except CheckpointError as error:
@@ -196,7 +195,7 @@ def refuse_foreign(out: Path) -> None:
     if not out.is_dir():
         raise FolderExistsError(f"{out} is no folder; choose another name for the folder of embeddings")
     # leftovers of killed runs are nobody's
-    names = sorted(name for name in os.listdir(out) if name != _LOCK and not re.fullmatch(_TEMPORARY, name))
+    names = sorted(name for name in os.listdir(out) if name != LOCK and not re.fullmatch(_TEMPORARY, name))
     if MANIFEST in names:
         read_manifest(out)
     elif names:

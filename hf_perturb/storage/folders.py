@@ -26,6 +26,7 @@ from hf_perturb.errors import CheckpointError, FolderExistsError, FolderLockedEr
 _FILES = ("config.json", "model*.safetensors", "model.safetensors.index.json", "tokenizer*.json", "README.md")
 NOWHERE = "the working directory has been removed; go to another one"
 _OLD = ".old"
+LOCK = ".hf_perturb-lock"  # in a folder that is filled where it stands
 # of Linux, for `renameat2`
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -175,6 +176,11 @@ def replaced_file(path: Path) -> Iterator[BinaryIO]:
     finally:
         fresh.unlink(missing_ok=True)
     sync(path.parent)
+
+
+def temporary(names: str = ".+") -> str:
+    """Return the pattern of what a killed process leaves of `replaced_file`, for files of names of a pattern."""
+    return rf"\.({names})\.hf_perturb-[0-9a-f]{{8}}"
 
 
 @contextmanager

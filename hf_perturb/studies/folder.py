@@ -13,15 +13,14 @@ from typing import Any
 
 from hf_perturb.embedding.manifest import canonical, differences
 from hf_perturb.errors import FolderExistsError
-from hf_perturb.storage.folders import folders_made, lock, nothing_written, replaced_file
+from hf_perturb.storage.folders import LOCK, folders_made, lock, nothing_written, replaced_file, temporary
 from hf_perturb.studies.networks import FASTA
 from hf_perturb.studies.tables import REPORT
 
 STATE, PROBED, H5, PREDICTIONS = "study.json", "probes", "h5", "predictions.parquet"
 FORMAT = "hf_perturb study/1"
 WRITTEN = ("layers.svg", "layers.png", "methods.md", "summary.csv", REPORT, "scores.parquet", PREDICTIONS)
-_LOCK = ".hf_perturb-lock"
-_TEMPORARY = re.compile(r"\..+\.hf_perturb-[0-9a-f]{8}")
+_TEMPORARY = re.compile(temporary())
 _SHOWN = 5  # differences that a message names
 
 
@@ -38,9 +37,9 @@ def held(out: Path, inputs: Mapping[str, Any], force: bool) -> Iterator[str]:
     _state_of(out)
     with ExitStack() as stack:
         stack.enter_context(folders_made(out))
-        if stack.enter_context(lock(out, out / _LOCK)):  # else it may be another's, who is at it
+        if stack.enter_context(lock(out, out / LOCK)):  # else it may be another's, who is at it
             for path in out.iterdir():
-                if _is_left(path) and path.name != _LOCK:
+                if _is_left(path) and path.name != LOCK:
                     path.unlink(missing_ok=True)
         there = _state_of(out)
         if there is not None and there["fingerprint"] != key:
@@ -61,7 +60,7 @@ def held(out: Path, inputs: Mapping[str, Any], force: bool) -> Iterator[str]:
             yield key
         except BaseException:
             # nothing was done, as of a layer that is not there: the right command is not to be refused for it
-            if there is None and {path.name for path in out.iterdir()} <= {STATE, FASTA, _LOCK}:
+            if there is None and {path.name for path in out.iterdir()} <= {STATE, FASTA, LOCK}:
                 for name in (STATE, FASTA):
                     (out / name).unlink(missing_ok=True)
             raise
@@ -106,7 +105,7 @@ def _state_of(out: Path) -> dict[str, Any] | None:
 
 
 def _is_left(path: Path) -> bool:
-    return path.name == _LOCK or _TEMPORARY.fullmatch(path.name) is not None
+    return path.name == LOCK or _TEMPORARY.fullmatch(path.name) is not None
 
 
 def _key(inputs: Mapping[str, Any]) -> str:
